@@ -1,0 +1,63 @@
+"""Typed settings, from the environment and `.env`. Every field's upper-case name is its variable."""
+
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What a person may set. Defaults run everything on this machine."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    data_source: Literal["dhan"] = "dhan"
+    """The broker whose feed is captured."""
+
+    data_dir: Path = Path("data")
+    """Journal, embedded database, downloads. Relative to the working directory unless absolute."""
+
+    database_url: str | None = None
+    """`postgresql://…`. Unset: the embedded PostgreSQL below `data_dir`."""
+
+    postgres_bin_dir: Path | None = None
+    """Where `postgres` and `initdb` are, for the embedded server. Unset: the wheel's, then the system's."""
+
+    dhan_feed_url: str = "wss://api-feed.dhan.co"
+    dhan_scrip_master_url: str = "https://images.dhan.co/api-data/api-scrip-master-detailed.csv"
+    dhan_token_file: Path = Path("/app/data/dhan_token.json")
+    """JSON with `access_token` and `client_id`; read again at every connection."""
+    dhan_client_id: str | None = None
+    dhan_access_token: SecretStr | None = None
+    """Used when the token file does not exist."""
+
+    subscriptions_file: Path = Path("subscriptions.yaml")
+    """Rules that say which instruments to capture."""
+
+    capture: int = Field(default=0, ge=0, le=31)
+    """Number of this capture (shard). It is part of every tick_id."""
+
+    flush_interval_ms: int = Field(default=20, ge=1, le=1000)
+    """Longest time a packet waits for its journal block to be written."""
+
+    sessions: Literal["exchange", "always"] = "exchange"
+    """`always` treats every minute as in session: for the simulator, which never closes."""
+
+    partitions_start: date | None = None
+    """First day of the hourly partitions (IST). Unset: 30 days ago."""
+
+    retention_days: int = Field(default=7, ge=1)
+    """Days of ticks that the native partitions keep. The journal is not touched."""
+
+    parser_error_rate_warn: float = 0.01
+    parser_error_rate_error: float = 0.05
+    latency_p99_ms_warn: float = 1000.0
+    latency_p99_ms_error: float = 2000.0
+
+    @cached_property
+    def journal_dir(self) -> Path:
+        """Where the hourly journal files are."""
+        return self.data_dir / "journal"

@@ -38,9 +38,11 @@ PRICE_DECIMALS = {
 def generate_instrument_token(exchange_segment: ExchangeSegment | str | int, security_id: int | str) -> int:
     """The token of a Dhan instrument: the same in every process, reversible, above every Kite token.
 
-    Raises ValueError for an unknown segment or a security id outside 32 bits.
+    Raises ValueError for an unknown segment number,
+    KeyError for an unknown segment name, ValueError for a security id outside 32 bits.
     """
-    segment = ExchangeSegment[exchange_segment] if isinstance(exchange_segment, str) else ExchangeSegment(exchange_segment)
+    by_name = isinstance(exchange_segment, str)
+    segment = ExchangeSegment[exchange_segment] if by_name else ExchangeSegment(exchange_segment)
     number = int(security_id)
     if not 0 <= number <= _SECURITY_ID_MASK:
         raise ValueError(f"security id {security_id} does not fit 32 bits")

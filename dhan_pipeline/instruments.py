@@ -41,8 +41,9 @@ def generate_instrument_token(exchange_segment: ExchangeSegment | str | int, sec
     Raises ValueError for an unknown segment number,
     KeyError for an unknown segment name, ValueError for a security id outside 32 bits.
     """
-    by_name = isinstance(exchange_segment, str)
-    segment = ExchangeSegment[exchange_segment] if by_name else ExchangeSegment(exchange_segment)
+    if isinstance(exchange_segment, str):
+        exchange_segment = ExchangeSegment[exchange_segment]
+    segment = ExchangeSegment(exchange_segment)
     number = int(security_id)
     if not 0 <= number <= _SECURITY_ID_MASK:
         raise ValueError(f"security id {security_id} does not fit 32 bits")

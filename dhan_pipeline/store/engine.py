@@ -1,0 +1,68 @@
+"""connections to PostgreSQL. One place derives the two spellings of its URL and decides which server is meant."""
+
+from urllib.parse import urlsplit
+
+import psycopg2
+import sqlalchemy
+from psycopg2 import sql
+from psycopg2.extensions import connection
+
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import embedded
+
+
+def libpq_url(url: str) -> str:
+    """The URL as libpq and psycopg2 take it: `postgresql://…`."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme.partition('+')[0]}{separator}{rest}"
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The URL as SQLAlchemy takes it: `postgresql+psycopg2://…`."""
+    return f"postgresql+psycopg2://{url.partition('://')[2]}"
+
+
+def connect(url: str) -> connection:
+    """A psycopg2 connection to either spelling of the URL. Raises psycopg2.OperationalError.
+
+    A server whose machine vanished is noticed within a minute.
+    """
+    return psycopg2.connect(
+        libpq_url(url),
+        application_name="dhan_pipeline",
+        connect_timeout=10,
+        keepalives_idle=30,
+        keepalives_interval=10,
+        keepalives_count=3,
+    )
+
+
+def engine(url: str) -> sqlalchemy.Engine:
+    """A SQLAlchemy engine over either spelling of the URL. Dispose of it when done."""
+    return sqlalchemy.create_engine(sqlalchemy_url(url), pool_pre_ping=True)
+
+
+def database_url(settings: Settings) -> str:
+    """The libpq URL of the database in use: the one set, else the embedded server's, which is started on demand.
+
+    Raises embedded.EmbeddedPostgresError where the embedded server cannot start.
+    """
+    if settings.database_url:
+        return libpq_url(settings.database_url)
+    return embedded.start(settings.data_dir, settings.postgres_bin_dir).url
+
+
+def create_database(url: str, name: str, template: str | None = None) -> str:
+    """Create the database `name` on the server of `url` unless it exists. Returns its libpq URL."""
+    conn = connect(url)
+    try:
+        conn.autocommit = True
+        with conn.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+            if cursor.fetchone() is None:
+                options = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + options)
+    finally:
+        conn.close()
+    parts = urlsplit(libpq_url(url))
+    return parts._replace(path=f"/{name}").geturl()

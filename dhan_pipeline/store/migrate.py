@@ -1,0 +1,80 @@
+"""Brings the schema up to date: the numbered files of `sql/`, each in one transaction, each once."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg2
+from psycopg2.extensions import connection
+
+import dhan_pipeline
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.store.engine import connect
+
+#: Key of the advisory lock that lets one migration run at a time.
+_LOCK = 0x6468616E
+
+
+class MigrationError(PipelineError):
+    """A migration could not run; it changed nothing."""
+
+
+def migration_files() -> list[Path]:
+    """The migrations in order. They are in the package once installed, and beside it in a checkout."""
+    package = Path(dhan_pipeline.__file__).parent
+    folder = package / "sql" if (package / "sql").is_dir() else package.parent / "sql"
+    return sorted(folder.glob("[0-9]*.sql"))
+
+
+def migrate(url: str, dry_run: bool = False) -> list[str]:
+    """Run the migrations that the database lacks and return their names; with `dry_run` print their SQL instead.
+
+    Raises MigrationError: the failing migration changed nothing, those before it stay.
+    """
+    with _connected(url) as conn:
+        files = [file for file in migration_files() if file.stem not in _applied(conn)]
+        for file in files:
+            if dry_run:
+                print(f"-- {file.name}\n{file.read_text()}")
+            else:
+                _run(conn, file)
+    return [file.stem for file in files]
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[connection]:
+    try:
+        conn = connect(url)
+    except psycopg2.OperationalError as error:
+        raise MigrationError(f"The database cannot be reached: {_first_line(error)}") from None
+    with closing(conn):
+        with conn.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        conn.commit()
+        yield conn
+
+
+def _applied(conn: connection) -> set[str]:
+    with conn, conn.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
+        if not cursor.fetchall()[0][0]:
+            return set()
+        cursor.execute("SELECT name FROM schema_migrations")
+        return {name for (name,) in cursor.fetchall()}
+
+
+def _run(conn: connection, file: Path) -> None:
+    try:
+        with conn, conn.cursor() as cursor:
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations ("
+                "name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+            )
+            cursor.execute(file.read_text())
+            cursor.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (file.stem,))
+    except psycopg2.Error as error:
+        raise MigrationError(f"Migration {file.name} failed and changed nothing: {_first_line(error)}") from error
+
+
+def _first_line(error: psycopg2.Error) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,59 @@
+"""Fixtures that every room uses: one real PostgreSQL a session, an empty migrated database a test."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+
+import pytest
+from psycopg2 import sql
+from psycopg2.extensions import connection
+
+from dhan_pipeline.store import embedded
+from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.store.migrate import migrate
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session")
+def open_dir() -> Iterator[Path]:
+    """A temporary directory that other users may enter, unlike pytest's own: root's server runs as another user."""
+    folder = Path(tempfile.mkdtemp(prefix="dhan-pipeline-tests-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(open_dir: Path) -> Iterator[str]:
+    """URL of the session's own server."""
+    server = embedded.start(open_dir / "session")
+    yield server.url
+    embedded.stop(open_dir / "session")
+
+
+@pytest.fixture(scope="session")
+def _template(postgres_url: str) -> str:
+    migrate(create_database(postgres_url, "migrated"))
+    return "migrated"
+
+
+@pytest.fixture
+def database_url(postgres_url: str, _template: str) -> Iterator[str]:
+    """URL of a database of the test's own, with the whole schema and no rows."""
+    name = f"test_{next(_numbers)}"
+    yield create_database(postgres_url, name, template=_template)
+    with closing(connect(postgres_url)) as conn:
+        conn.autocommit = True
+        with conn.cursor() as cursor:
+            cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[connection]:
+    """A connection to the test's database."""
+    with closing(connect(database_url)) as opened:
+        yield opened

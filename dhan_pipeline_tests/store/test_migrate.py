@@ -1,0 +1,106 @@
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from psycopg2.extensions import connection
+
+from dhan_pipeline import ticks
+from dhan_pipeline.store import migrate as module
+from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.store.migrate import MigrationError, migrate, migration_files
+
+
+@pytest.fixture
+def empty_url(database_url: str) -> str:
+    """A database without any table; it shares the life of the test's own."""
+    with connect(database_url) as conn, conn.cursor() as cursor:
+        cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    conn.close()
+    return database_url
+
+
+def test_all_files_run_once_and_in_order(empty_url: str) -> None:
+    assert migrate(empty_url) == [file.stem for file in migration_files()]
+    assert migrate(empty_url) == []
+
+
+def test_a_dry_run_prints_the_sql_and_changes_nothing(empty_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = migrate(empty_url, dry_run=True)
+    assert "CREATE TABLE IF NOT EXISTS ticks" in capsys.readouterr().out
+    assert migrate(empty_url) == names
+
+
+def test_concurrent_migrations_run_each_file_once(empty_url: str) -> None:
+    applied: list[str] = []
+    threads = [threading.Thread(target=lambda: applied.extend(migrate(empty_url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert applied == [file.stem for file in migration_files()]
+
+
+def test_a_failing_file_changes_nothing_and_is_named(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = tmp_path / "0001_good.sql", tmp_path / "0002_bad.sql"
+    good.write_text("CREATE TABLE good (a int);")
+    bad.write_text("CREATE TABLE half (a int); SELECT nonsense;")
+    monkeypatch.setattr(module, "migration_files", lambda: [good, bad])
+    with pytest.raises(MigrationError, match=r'0002_bad.sql failed and changed nothing: column "nonsense"'):
+        migrate(empty_url)
+    with connect(empty_url) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('good') IS NOT NULL, to_regclass('half') IS NULL")
+        assert cursor.fetchone() == (True, True)
+    conn.close()
+    bad.write_text("CREATE TABLE half (a int)")
+    assert migrate(empty_url) == ["0002_bad"]
+
+
+def test_an_unreachable_database_is_one_sentence_without_the_password() -> None:
+    with pytest.raises(MigrationError, match="cannot be reached") as caught:
+        migrate("postgresql://someone:secret@127.0.0.1:1/none")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_files_may_be_run_again_by_hand(database_url: str) -> None:
+    with connect(database_url) as conn, conn.cursor() as cursor:
+        for file in migration_files():
+            cursor.execute(file.read_text())
+    conn.close()
+
+
+def test_ticks_has_the_columns_of_the_schema_with_their_meaning(conn: connection) -> None:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT attname, format_type(atttypid, NULL), attnotnull, col_description(attrelid, attnum) "
+            "FROM pg_attribute WHERE attrelid = 'ticks'::regclass AND attnum > 0 ORDER BY attnum"
+        )
+        found = cursor.fetchall()
+    types = {
+        "int8": "bigint",
+        "int4": "integer",
+        "bool": "boolean",
+        "float8": "double precision",
+        "timestamptz": "timestamp with time zone",
+    }
+    assert found == [
+        (
+            column.name,
+            types.get(column.kind.removesuffix("[]"), column.kind) + "[]" * column.kind.endswith("[]"),
+            column.required,
+            f"{column.meaning} ({column.unit})" if column.unit else column.meaning,
+        )
+        for column in ticks.COLUMNS
+    ]
+
+
+def test_every_table_is_explained(conn: connection) -> None:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') "
+            "AND obj_description(oid) IS NULL"
+        )
+        assert cursor.fetchall() == [("schema_migrations",)]

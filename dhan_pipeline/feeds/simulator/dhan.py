@@ -1,0 +1,400 @@
+"""A server that speaks Dhan's live feed over a synthetic market.
+
+What the documentation says, and what was observed where it is silent: parameters in the URL, JSON requests without
+acknowledgement, one packet a WebSocket message, a snapshot upon subscribing, the limits with their disconnect codes.
+Silence about instruments that do not exist is part of it.
+
+Packets bypass `websockets`' own sending, which costs more than making them: whole frames go to the transport, many at
+once. Its pings, pongs and closing handshake remain; they write whole frames too, so that both can be mixed.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import struct
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import serve as serve_websocket
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.wire import LAYOUTS, RequestCode, ResponseCode
+from dhan_pipeline.feeds.simulator.market import Market, frame_header
+from dhan_pipeline.feeds.simulator.rest import RestServer
+from dhan_pipeline.feeds.simulator.tokens import check_token
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+
+#: Limits of the live feed: https://dhanhq.co/docs/v2/live-market-feed/
+MAX_CONNECTIONS = 5
+MAX_INSTRUMENTS = 5000
+MAX_INSTRUMENTS_A_MESSAGE = 100
+
+#: The feed pings this often, and drops a connection that has not answered for this long.
+PING_INTERVAL_S = 10.0
+PONG_TIMEOUT_S = 40.0
+
+#: A heartbeat and a market status go to every connection this often.
+STATUS_INTERVAL_S = 30.0
+
+#: Time between two bursts of packets, at rates up to and above 20,000 a second.
+_SLICE_S = 0.010
+_FAST_SLICE_S = 0.005
+_FAST_RATE = 20_000.0
+#: What is late by more than this is never sent; and a burst takes no longer to make.
+_CATCH_UP_S = 0.25
+
+#: Unsent bytes above which a connection is given no further packets until it has read some.
+_HIGH_WATER_BYTES = 4 << 20
+
+#: Which packets a connection gets of an instrument, as bits: it may have asked for several.
+_MODE_BITS = {ResponseCode.TICKER: 1, ResponseCode.QUOTE: 2, ResponseCode.FULL: 4}
+
+_SUBSCRIBE = {
+    RequestCode.SUBSCRIBE_TICKER: ResponseCode.TICKER,
+    RequestCode.SUBSCRIBE_QUOTE: ResponseCode.QUOTE,
+    RequestCode.SUBSCRIBE_FULL: ResponseCode.FULL,
+}
+_UNSUBSCRIBE = {
+    RequestCode.UNSUBSCRIBE_TICKER: ResponseCode.TICKER,
+    RequestCode.UNSUBSCRIBE_QUOTE: ResponseCode.QUOTE,
+    RequestCode.UNSUBSCRIBE_FULL: ResponseCode.FULL,
+}
+
+#: `websockets` logs every connection at INFO and, at DEBUG, the request with the token in it.
+_websocket_log = logging.getLogger("dhan_pipeline.feeds.simulator.websockets")
+_websocket_log.setLevel(logging.WARNING)
+
+#: Judges (client id, token): None to let in, else the disconnect code.
+Accept = Callable[[str, str], int | None]
+
+
+class Connection:
+    """One client's connection, and what it asked for."""
+
+    def __init__(self, websocket: ServerConnection, client_id: str, market: Market, packets_a_message: int) -> None:
+        self.client_id = client_id
+        self.sent: Counter[ResponseCode] = Counter()
+        """Packets handed to the socket, by kind."""
+        self.skipped = 0
+        """Events that were not sent because the client reads too slowly."""
+        self.modes: NDArray[np.uint8] = np.zeros(len(market), np.uint8)
+        self._market = market
+        self._packets_a_message = packets_a_message
+        self._websocket = websocket
+
+    @property
+    def is_open(self) -> bool:
+        """Whether packets can still be sent."""
+        return self._websocket.state is State.OPEN and not self._websocket.transport.is_closing()
+
+    @property
+    def subscribed(self) -> int:
+        """Instruments that the connection gets packets of."""
+        return int(np.count_nonzero(self.modes))
+
+    def send(self, code: ResponseCode, index: NDArray[np.intp]) -> None:
+        """The current packets of these instruments."""
+        if not len(index):
+            return
+        stack = self._packets_a_message
+        if stack == 1:
+            frames = self._market.frames(code, index)
+        else:
+            packets = self._market.packets(code, index)
+            messages = (packets[start : start + stack].tobytes() for start in range(0, len(packets), stack))
+            frames = b"".join(frame_header(len(message)) + message for message in messages)
+        self._write(code, frames, len(index))
+
+    def send_control(self, code: ResponseCode, *values: int, segment: int = 0) -> None:
+        """A packet that is about no instrument."""
+        layout = LAYOUTS[code]
+        packet = layout.struct.pack(code, layout.size, segment, 0, *values)
+        self._write(code, frame_header(len(packet)) + packet, 1)
+
+    def send_events(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp]) -> None:
+        """What just moved, as far as the connection asked for it and has read what went before."""
+        modes = self.modes[index]
+        if self._websocket.transport.get_write_buffer_size() > _HIGH_WATER_BYTES:
+            self.skipped += int(np.count_nonzero(modes))
+            return
+        for code, bit in _MODE_BITS.items():
+            self.send(code, index[modes & bit != 0])
+        if len(oi_changed):
+            self.send(
+                ResponseCode.OPEN_INTEREST, oi_changed[self.modes[oi_changed] & _MODE_BITS[ResponseCode.QUOTE] != 0]
+            )
+
+    async def disconnect(self, reason_code: int) -> None:
+        """Say why (code 50), then close. Nothing is sent after."""
+        self.send_control(ResponseCode.DISCONNECT, reason_code)
+        await self._websocket.close()
+
+    def reset(self) -> None:
+        """Drop the connection without a word: the client sees a TCP reset."""
+        transport = self._websocket.transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+    def _write(self, code: ResponseCode, frames: bytes, packets: int) -> None:
+        if self.is_open:
+            self._websocket.transport.write(frames)
+            self.sent[code] += packets
+
+
+class DhanSimulator:
+    """Dhan's live feed and a few pages of its REST API, on this machine. An async context manager.
+
+    `rate` events a second (real seconds, whatever the clock's speed) happen over the instruments that anybody is
+    subscribed to; each goes to all of those subscribers. It may be changed at any time.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[int] | NDArray[np.int64],
+        *,
+        rate: float = 2000.0,
+        seed: int = 0,
+        clock: Clock | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        rest_host: str | None = None,
+        rest_port: int = 0,
+        master_csv: Path | None = None,
+        accept: Accept | None = None,
+        packets_a_message: int = 1,
+        ping_interval: float | None = PING_INTERVAL_S,
+        pong_timeout: float = PONG_TIMEOUT_S,
+        status_interval: float = STATUS_INTERVAL_S,
+    ) -> None:
+        """Make the market of these instrument tokens; nothing listens yet.
+
+        A port of 0 takes a free one. `master_csv` is the scrip master that REST serves, compact or detailed. `accept`
+        replaces `check_token`. With `packets_a_message` above 1, packets come stacked, which the real feed was never
+        seen to do.
+        """
+        clock = clock or Clock()
+        self.rate = rate
+        self.market = Market(instruments, seed=seed, clock=clock)
+        self.connections: list[Connection] = []
+        """Those that are open, oldest first."""
+        self._accept = accept or (lambda client_id, token: check_token(client_id, token, clock))
+        self._packets_a_message = packets_a_message
+        self._status_interval = status_interval
+        self._host = host
+        self._port = port
+        self._ping_interval = ping_interval
+        self._pong_timeout = pong_timeout
+        self._rest = RestServer(clock, master_csv, rest_host or host, rest_port)
+        self._sent_before: Counter[ResponseCode] = Counter()
+        self._skipped_before = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: Server | None = None
+
+    @property
+    def feed_url(self) -> str:
+        """Where the feed is, without the parameters."""
+        assert self._server is not None, "the simulator is not running"
+        return _url("ws", self._host, self._server.sockets[0].getsockname()[1])
+
+    @property
+    def rest_url(self) -> str:
+        """Where REST is; what follows is the real path, such as `/api-data/api-scrip-master.csv`."""
+        return _url("http", self._rest.host, self._rest.port)
+
+    @property
+    def sent(self) -> Counter[ResponseCode]:
+        """Packets handed to sockets, by kind, over all connections that there have been."""
+        return sum((connection.sent for connection in self.connections), self._sent_before.copy())
+
+    @property
+    def skipped(self) -> int:
+        """Events that slow readers did not get, over all connections that there have been."""
+        return self._skipped_before + sum(connection.skipped for connection in self.connections)
+
+    async def __aenter__(self) -> Self:
+        """Listen. Raises OSError where a port is taken."""
+        self._server = await serve_websocket(
+            self._handle,
+            self._host,
+            self._port,
+            process_request=_refuse_malformed,
+            compression=None,
+            ping_interval=self._ping_interval,
+            ping_timeout=self._pong_timeout,
+            close_timeout=2,
+            # `_HIGH_WATER_BYTES` is our own limit; with this one, closing would wait for a client that never reads.
+            write_limit=1 << 30,
+            logger=_websocket_log,
+        )
+        try:
+            await self._rest.start()
+        except OSError:
+            self._server.close()
+            raise
+        self._start(self._stream())
+        self._start(self._send_status())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection (1001, going away) and stop listening."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        await self._rest.aclose()
+
+    async def disconnect(self, reason_code: int) -> None:
+        """Disconnect every client for this reason."""
+        await asyncio.gather(*(connection.disconnect(reason_code) for connection in self.connections))
+
+    def reset(self) -> None:
+        """Reset every client's TCP connection."""
+        for connection in self.connections:
+            connection.reset()
+
+    def _start(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, websocket: ServerConnection) -> None:
+        """One connection, from the end of its handshake to its close."""
+        assert websocket.request is not None
+        query = parse_qs(urlsplit(websocket.request.path).query)
+        client_id = query["clientId"][0]
+        connection = Connection(websocket, client_id, self.market, self._packets_a_message)
+        self.connections.append(connection)
+        try:
+            refusal = self._accept(client_id, query["token"][0])
+            if refusal is None:
+                same_client = [other for other in self.connections if other.client_id == client_id and other.is_open]
+                for oldest in same_client[:-MAX_CONNECTIONS]:
+                    self._start(oldest.disconnect(805))
+                with contextlib.suppress(ConnectionClosed):
+                    refusal = await self._serve_requests(connection, websocket)
+            if refusal is not None:
+                await connection.disconnect(refusal)
+        finally:
+            self._forget(connection)
+
+    async def _serve_requests(self, connection: Connection, websocket: ServerConnection) -> int | None:
+        """Do what the client asks, until it asks to be disconnected (None) or for too much (the disconnect code)."""
+        async for message in websocket:
+            if isinstance(message, bytes):  # the broker's SDK sends one as it leaves; the feed ignores them
+                continue
+            try:
+                request = json.loads(message)
+                code = int(request["RequestCode"])
+                if code == RequestCode.DISCONNECT:
+                    return None
+                if code == RequestCode.CONNECT:
+                    continue
+                listed = [(item["ExchangeSegment"], item["SecurityId"]) for item in request["InstrumentList"]]
+            except (ValueError, KeyError, TypeError):
+                return 814
+            if len(listed) > MAX_INSTRUMENTS_A_MESSAGE:
+                return 804
+            index = self._known(listed)
+            if code in _SUBSCRIBE:
+                mode = _SUBSCRIBE[RequestCode(code)]
+                connection.modes[index] |= _MODE_BITS[mode]
+                if connection.subscribed > MAX_INSTRUMENTS:
+                    return 804
+                self._send_snapshot(connection, mode, index)
+            elif code in _UNSUBSCRIBE:
+                connection.modes[index] &= ~np.uint8(_MODE_BITS[_UNSUBSCRIBE[RequestCode(code)]])
+            else:
+                return 814
+            self._select()
+        return None
+
+    def _known(self, listed: Iterable[tuple[Any, Any]]) -> NDArray[np.intp]:
+        """Those instruments that are in the market, each once."""
+        found: dict[int | None, None] = {}  # keeps the order
+        for segment, security_id in listed:
+            with contextlib.suppress(KeyError, ValueError, TypeError):
+                found[self.market.index_of(generate_instrument_token(ExchangeSegment[segment], security_id))] = None
+        found.pop(None, None)
+        return np.array([*found], np.intp)
+
+    def _send_snapshot(self, connection: Connection, mode: ResponseCode, index: NDArray[np.intp]) -> None:
+        connection.send(ResponseCode.PREVIOUS_CLOSE, index)
+        if mode == ResponseCode.QUOTE:
+            connection.send(ResponseCode.OPEN_INTEREST, self.market.derivatives(index))
+        connection.send(mode, index)
+
+    def _select(self) -> None:
+        """Only what somebody is subscribed to trades."""
+        wanted = np.zeros(len(self.market), np.uint8)
+        for connection in self.connections:
+            wanted |= connection.modes
+        self.market.select(np.flatnonzero(wanted))
+
+    def _forget(self, connection: Connection) -> None:
+        self.connections.remove(connection)
+        self._sent_before += connection.sent
+        self._skipped_before += connection.skipped
+        self._select()
+
+    async def _stream(self) -> None:
+        """Events at `rate`, in small bursts. What is late is caught up with, up to a bound."""
+        loop = asyncio.get_running_loop()
+        last, owed = loop.time(), 0.0
+        while True:
+            await asyncio.sleep(_SLICE_S if self.rate < _FAST_RATE else _FAST_SLICE_S)
+            now = loop.time()
+            owed += self.rate * min(now - last, _CATCH_UP_S)
+            last = now
+            events = int(owed)
+            owed -= events
+            for index, oi_changed in self.market.step(events):
+                for connection in self.connections:
+                    connection.send_events(index, oi_changed)
+                if loop.time() - now > _CATCH_UP_S:
+                    break
+
+    async def _send_status(self) -> None:
+        while True:
+            await asyncio.sleep(self._status_interval)
+            for connection in self.connections:
+                connection.send_control(ResponseCode.HEARTBEAT)
+                connection.send_control(ResponseCode.MARKET_STATUS, segment=ExchangeSegment.NSE_EQ)
+
+
+async def serve(simulator: DhanSimulator, on_ready: Callable[[DhanSimulator], None]) -> None:
+    """Run the exchange until cancelled. `on_ready` is called once it listens and its URLs are known."""
+    async with simulator:
+        on_ready(simulator)
+        await asyncio.get_running_loop().create_future()
+
+
+def _refuse_malformed(connection: ServerConnection, request: Request) -> Response | None:
+    """All four parameters are required; their values are judged after the handshake, with a disconnect code."""
+    query = parse_qs(urlsplit(request.path).query)
+    if query.get("version") == ["2"] and query.get("authType") == ["2"] and "token" in query and "clientId" in query:
+        return None
+    return connection.respond(HTTPStatus.BAD_REQUEST, "version=2, token, clientId and authType=2 are required\n")
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

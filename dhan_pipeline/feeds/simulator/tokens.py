@@ -1,0 +1,36 @@
+"""Access tokens that the simulator accepts: shaped like Dhan's JWT, signed by nobody."""
+
+import base64
+import json
+from typing import Any
+
+from dhan_pipeline.clock import Clock
+
+
+def make_token(client_id: str, *, expires_in: float = 86_400.0, clock: Clock | None = None) -> str:
+    """An access token for `client_id`. It expires in so many seconds of the clock, by default the machine's."""
+    now_s = (clock or Clock()).now_ns() // 1_000_000_000
+    claims = {"iss": "dhan", "exp": int(now_s + expires_in), "tokenConsumerType": "SELF", "dhanClientId": client_id}
+    parts = [json.dumps(part).encode() for part in ({"typ": "JWT", "alg": "HS512"}, claims)] + [b"not signed"]
+    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+def read_claims(token: str) -> dict[str, Any]:
+    """What a token says, unverified. Raises ValueError where it is none."""
+    try:
+        _, payload, _ = token.split(".")
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return {**claims, "exp": int(claims["exp"]), "dhanClientId": str(claims["dhanClientId"])}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("not an access token") from None
+
+
+def check_token(client_id: str, token: str, clock: Clock) -> int | None:
+    """The disconnect code that these credentials earn: 807 expired, 808 another client's, 809 no token; else None."""
+    try:
+        claims = read_claims(token)
+    except ValueError:
+        return 809
+    if claims["exp"] * 1_000_000_000 <= clock.now_ns():
+        return 807
+    return None if claims["dhanClientId"] == client_id else 808

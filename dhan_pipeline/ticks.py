@@ -138,8 +138,13 @@ class StateUpdates:
     """Packets that say something about later ticks of their instrument: open interest, or previous close."""
 
     position: NDArray[np.int64]
+    message: NDArray[np.int64]
     instrument_token: NDArray[np.int64]
     value: NDArray[Any]
+    start: NDArray[np.int64]
+    """Offset of each packet in the block's payload."""
+    size: NDArray[np.int64]
+    """Bytes of each packet."""
 
     def __len__(self) -> int:
         return len(self.position)

@@ -1,0 +1,1 @@
+"""Feeds: what a broker sends, as bytes in and batches out. No database, no orchestration."""

@@ -1,0 +1,147 @@
+"""A frame in words: every packet and every field, with offset, value and meaning. For people, not for speed."""
+
+from math import isfinite
+from struct import calcsize, unpack_from
+from typing import TypedDict
+
+from dhan_pipeline.feeds.dhan.depth import Levels, depth_disconnect_reason, split_depth
+from dhan_pipeline.feeds.dhan.framing import split
+from dhan_pipeline.feeds.dhan.packets import trade_time
+from dhan_pipeline.feeds.dhan.wire import (
+    DEPTH_HEADER,
+    DEPTH_ROW,
+    HEADER,
+    LAYOUTS,
+    DepthCode,
+    Field,
+    Layout,
+    ResponseCode,
+    disconnect_reason,
+)
+from dhan_pipeline.instruments import PRICE_DECIMALS, ExchangeSegment
+from dhan_pipeline.sessions import IST
+
+_SEGMENTS: dict[int, str] = {segment: segment.name for segment in ExchangeSegment}
+_DECIMALS: dict[int, int] = {int(segment): decimals for segment, decimals in PRICE_DECIMALS.items()}
+_KINDS: dict[int, str] = {ResponseCode.INDEX: "index"} | {code: layout.name for code, layout in LAYOUTS.items()}
+_DEPTH_KINDS: dict[int, str] = {code: code.name.lower() for code in DepthCode}
+
+
+class ExplainedField(TypedDict):
+    """One field of a packet."""
+
+    offset: int
+    """From the start of the frame, in bytes."""
+    field: str
+    raw: int | float | str
+    """The number on the wire; bytes that are no known field in hexadecimal."""
+    meaning: str
+
+
+class ExplainedPacket(TypedDict):
+    """One packet of a frame."""
+
+    kind: str
+    offset: int
+    """From the start of the frame, in bytes."""
+    size: int
+    error: str | None
+    """Why the packet cannot be read, or None."""
+    rows: list[ExplainedField]
+
+
+def explain(frame: bytes) -> list[ExplainedPacket]:
+    """Every packet and field of a message of the live feed, or of a 20- or 200-level depth feed. Never raises."""
+    if _is_depth(frame):
+        length = int.from_bytes(frame[:2], "little")
+        levels: Levels = 20 if length == DEPTH_HEADER.size + 20 * DEPTH_ROW.size else 200
+        return [_depth_packet(frame, *packet, levels) for packet in split_depth(frame, levels)]
+    return [_packet(frame, *packet) for packet in split(frame)]
+
+
+def _is_depth(frame: bytes) -> bool:
+    """Depth feeds put the length first, which makes their first byte no code of the live feed."""
+    return len(frame) >= DEPTH_HEADER.size and frame[2] in _DEPTH_KINDS and frame[0] not in LAYOUTS
+
+
+def _packet(frame: bytes, start: int, size: int, code: int, error: str | None) -> ExplainedPacket:
+    at, rows = start, []
+    if size >= HEADER.size:
+        layout = LAYOUTS.get(code, HEADER)
+        if size < layout.size:
+            layout = HEADER
+        decimals = _DECIMALS.get(frame[start + 3], 2)
+        rows = _fields(frame, at, layout, decimals)
+        at += sum(calcsize("<" + field.format) for field in layout.fields)
+        if layout.level is not None:
+            for level in range(layout.levels):
+                rows += _fields(frame, at, layout.level, decimals, f"depth[{level}].")
+                at += layout.level.size
+    rows += _remainder(frame, at, start + size)
+    return {"kind": _KINDS.get(code, "unknown"), "offset": start, "size": size, "error": error, "rows": rows}
+
+
+def _depth_packet(frame: bytes, start: int, size: int, code: int, error: str | None, levels: Levels) -> ExplainedPacket:
+    kind = _DEPTH_KINDS.get(code, "unknown")
+    at, rows = start, []
+    if size >= DEPTH_HEADER.size:
+        rows = _fields(frame, at, DEPTH_HEADER, 2)
+        at += DEPTH_HEADER.size
+        if code == DepthCode.DISCONNECT:
+            reason = depth_disconnect_reason(frame[start : start + size])
+            rows.append({"offset": at, "field": "reason_code", "raw": reason, "meaning": disconnect_reason(reason)})
+        elif levels == 20:
+            rows[-1] |= {"field": "sequence", "meaning": "not used"}
+        if error is None and code != DepthCode.DISCONNECT:
+            count = 20 if levels == 20 else int(rows[-1]["raw"])
+            for level in range(count):
+                rows += _fields(frame, at, DEPTH_ROW, 2, f"{kind}[{level}].")
+                at += DEPTH_ROW.size
+    rows += _remainder(frame, at, start + size)
+    return {"kind": kind, "offset": start, "size": size, "error": error, "rows": rows}
+
+
+def _fields(frame: bytes, at: int, layout: Layout, decimals: int, prefix: str = "") -> list[ExplainedField]:
+    rows: list[ExplainedField] = []
+    for field in layout.fields:
+        (value,) = unpack_from("<" + field.format, frame, at)
+        raw = value if isfinite(value) else str(value)
+        meaning = _meaning(field, value, decimals)
+        rows.append({"offset": at, "field": prefix + field.name, "raw": raw, "meaning": meaning})
+        at += calcsize("<" + field.format)
+    return rows
+
+
+def _remainder(frame: bytes, at: int, end: int) -> list[ExplainedField]:
+    """What follows the known fields: the growth of a packet, or all of one that cannot be read."""
+    if at >= end:
+        return []
+    return [{"offset": at, "field": "rest", "raw": frame[at:end].hex(), "meaning": f"{end - at} bytes, not known"}]
+
+
+def _meaning(field: Field, value: float, decimals: int) -> str:
+    if field.format in "fd":
+        if not isfinite(value) or value < 0:
+            return "impossible price"
+        return f"{value:.{decimals}f} rupees" if value else "no price"
+    number = int(value)
+    match field.name:
+        case "response_code":
+            return (_KINDS | _DEPTH_KINDS).get(number, "unknown")
+        case "message_length":
+            return f"{number} bytes"
+        case "exchange_segment":
+            return _SEGMENTS.get(number, "not assigned")
+        case "security_id":
+            return "security id"
+        case "last_trade_time":
+            time = trade_time(number)
+            return f"{time.astimezone(IST):%Y-%m-%d %H:%M:%S} IST" if time else "never traded"
+        case "reason_code":
+            return disconnect_reason(number)
+        case "rows":
+            return f"{number} rows"
+        case "bid_orders" | "ask_orders" | "orders":
+            return f"{number} orders"
+        case _:
+            return f"{number} units"

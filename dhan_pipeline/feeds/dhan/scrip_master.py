@@ -336,7 +336,7 @@ def _interpret(fields: pd.DataFrame, layout: Layout) -> tuple[pd.DataFrame, dict
     test = symbol.str.contains("NSETEST", regex=False)
     nse_commodity = (fields["exchange"] == "NSE") & (fields["segment"] == "M")
     skipped = {
-        "NSE commodity, which no feed segment carries": int(nse_commodity.sum()),
+        "NSE commodity": int(nse_commodity.sum()),
         "test instrument": int((test & ~nse_commodity).sum()),
     }
     skip = np.asarray(nse_commodity | test, bool)
@@ -468,9 +468,9 @@ def _unambiguous_symbols(
     if not len(bare):
         return symbol
     symbols = symbol.to_numpy(object, copy=True)
-    days = expiry.dt.strftime("%d%b%Y").to_numpy(object)
+    days = expiry.iloc[bare].map({day: day.strftime("%d%b%Y") for day in expiry.iloc[bare].unique()}).to_numpy(object)
     kinds = option_type.to_numpy(object)
-    for i in bare:
+    for i, day in zip(bare, days, strict=True):
         end = "FUT" if np.isnan(strike[i]) else f"{strike[i]:.12g}-{kinds[i]}"
-        symbols[i] = f"{symbols[i]}-{days[i]}-{end}"
+        symbols[i] = f"{symbols[i]}-{day}-{end}"
     return pd.Series(symbols, index=symbol.index, dtype="str")

@@ -20,6 +20,12 @@ def hour_start_ns(at_ns: int) -> int:
     return (at_ns + offset) // HOUR_NS * HOUR_NS - offset
 
 
+def day_start_ns(at_ns: int) -> int:
+    """Midnight, IST, of the day that holds the instant, both in nanoseconds since the Unix epoch, UTC."""
+    offset = IST_OFFSET_S * 1_000_000_000
+    return (at_ns + offset) // (24 * HOUR_NS) * 24 * HOUR_NS - offset
+
+
 def hour_key(at_ns: int) -> str:
     """Partition key of the IST hour that holds the instant (nanoseconds since the Unix epoch, UTC)."""
     return datetime.fromtimestamp(hour_start_ns(at_ns) / 1e9, IST).strftime(HOUR_KEY_FORMAT)
@@ -28,6 +34,6 @@ def hour_key(at_ns: int) -> str:
 def parse_hour_key(key: str) -> int:
     """Start of the hour of a partition key, in nanoseconds since the Unix epoch, UTC. Raises ValueError."""
     start = datetime.strptime(key, HOUR_KEY_FORMAT).replace(tzinfo=IST)
-    if start.minute:
+    if start.minute or start.strftime(HOUR_KEY_FORMAT) != key:
         raise ValueError(f"{key} is not the start of an hour")
     return int(start.astimezone(UTC).timestamp()) * 1_000_000_000

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 #: Looking for a block inside a file ends at a stretch of this size, which is then read in order.
 _SEEK_BYTES = 1 << 20
 
+#: How much larger another version of Arrow may write the schema.
+_SCHEMA_GROWTH = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
@@ -192,8 +195,9 @@ def _scan(path: Path, offset: int, newest: bool, on_corruption: Callable[[Corrup
     with _opened(path) as (fd, size):
 
         def report(end: int) -> None:
-            if offset < end and not (offset == 0 and _is_schema(fd, end)):
-                on_corruption(Corruption(path, offset, end - offset, str(read_message(fd, offset, size))))
+            start = min(_schema_size(fd), end) if offset == 0 else offset
+            if start < end:
+                on_corruption(Corruption(path, start, end - start, str(read_message(fd, start, size))))
 
         for message in iter_messages(fd, offset, size):
             report(message.offset)
@@ -203,15 +207,16 @@ def _scan(path: Path, offset: int, newest: bool, on_corruption: Callable[[Corrup
             report(size)
 
 
-def _is_schema(fd: int, size: int) -> bool:
-    """Whether the file's first `size` bytes are the schema message, as this or another version of Arrow writes it."""
-    data = os.pread(fd, size, 0) if size < 1 << 16 else b""
-    if data == SCHEMA_MESSAGE:
-        return True
+def _schema_size(fd: int) -> int:
+    """Bytes of the schema message that begins the file, as this or another version of Arrow wrote it; 0 without one."""
+    data = os.pread(fd, len(SCHEMA_MESSAGE) + _SCHEMA_GROWTH, 0)
+    if data.startswith(SCHEMA_MESSAGE):
+        return len(SCHEMA_MESSAGE)
+    size = 8 + int.from_bytes(data[4:8], "little")
     try:
-        return bool(ipc.read_schema(pa.py_buffer(data)).equals(SCHEMA))
+        return size if ipc.read_schema(pa.py_buffer(data[:size])).equals(SCHEMA) else 0
     except (pa.ArrowException, OSError):
-        return False
+        return 0
 
 
 def _skip_files(paths: list[Path], after: int) -> list[Path]:

@@ -83,25 +83,25 @@ class JournalWriter:
         if hour_start_ns(last_ns) != hour_ns:
             raise ValueError("a block must not cross an hour")
         offsets = np.zeros(len(payloads) + 1, np.int64)
-        np.cumsum([len(payload) for payload in payloads], out=offsets[1:])
+        np.cumsum(np.fromiter(map(len, payloads), np.int64, len(payloads)), out=offsets[1:])
         block = Block(
             block_id=next_block_id(self._capture, self.last_block_id, first_ns),
             received_ns=received,
-            connection=np.asarray(connection, np.uint8),
-            text=np.asarray(text, np.bool_),
+            connection=np.frombuffer(bytes(connection), np.uint8),
+            text=np.frombuffer(bytes(text), np.bool_),
             payload=b"".join(payloads),
             offsets=offsets,
         )
         data = encode(block)
-        path = hour_path(self._journal_dir, self._capture, hour_key(hour_ns))
         try:
             if self._fd is None or hour_ns != self._hour_start_ns:
-                self._open(path)
+                self._open(hour_path(self._journal_dir, self._capture, hour_key(hour_ns)))
                 self._hour_start_ns = hour_ns
             self._write(data)
         except OSError as error:
             self._abandon_file()
-            raise OSError(error.errno, f"The journal cannot be written ({error.strerror})", str(path)) from error
+            where = str(capture_dir(self._journal_dir, self._capture))
+            raise OSError(error.errno, f"The journal cannot be written ({error.strerror})", where) from error
         self.last_block_id, self.last_received_ns = block.block_id, last_ns
         return block
 

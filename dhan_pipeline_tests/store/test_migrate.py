@@ -1,4 +1,3 @@
-import subprocess
 import threading
 from pathlib import Path
 
@@ -7,7 +6,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline import ticks
 from dhan_pipeline.store import migrate as module
-from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.migrate import MigrationError, migrate, migration_files
 
 

@@ -1,0 +1,189 @@
+"""The books: which blocks are stored, what an hour adds up to, and what each capture says of itself.
+
+Functions that only read leave their transaction open, as psycopg2 does; those that write commit.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg2.extensions import connection
+from psycopg2.extras import Json
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
+from dhan_pipeline.store.partitions import WRITER_LOCK, instant
+
+#: `block_id = capture << CAPTURE_SHIFT | number`.
+CAPTURE_SHIFT = 42
+
+#: Real seconds over which rates and latencies count as recent.
+RECENT_S = 10
+
+_SUMS = ", ".join(
+    f"coalesce(sum({name}), 0)::bigint"
+    for name in ("messages", "packets", "ticks", "state", "control", "rejected", "payload_bytes")
+)
+
+# A block's latency stands for each of its rows, so percentiles are taken over rows.
+_LATENCIES = """
+WITH latencies AS (
+    SELECT latency_ms, sum(ticks) OVER (ORDER BY latency_ms) AS up_to, sum(ticks) OVER () AS total
+    FROM ingest_ledger WHERE {condition} AND ticks > 0 AND latency_ms IS NOT NULL
+)
+SELECT min(latency_ms) FILTER (WHERE up_to >= 0.50 * total), min(latency_ms) FILTER (WHERE up_to >= 0.99 * total)
+FROM latencies
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HourTotals:
+    """One hour: sums of its ledger rows, and what its tables hold."""
+
+    blocks: int
+    messages: int
+    packets: int
+    ticks: int
+    state: int
+    control: int
+    rejected: int
+    payload_bytes: int
+    rows: int
+    """Rows in `ticks`, counted; equal to `ticks` unless something is wrong."""
+    rejected_rows: int
+    """Rows in `rejected_packets`, counted."""
+    first_received: datetime | None
+    last_received: datetime | None
+    latency_p50_ms: float | None
+    """Receive of a block's oldest message to its commit, over rows. None where only rebuilds stored anything."""
+    latency_p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecentTotals:
+    """All that was ever stored, and how it goes now."""
+
+    blocks: int
+    messages: int
+    packets: int
+    ticks: int
+    state: int
+    control: int
+    rejected: int
+    payload_bytes: int
+    last_received: datetime | None
+    messages_per_second: float
+    """Over the last `RECENT_S`, like the rest."""
+    ticks_per_second: float
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureStatus:
+    """What a capture last said of itself."""
+
+    capture: int
+    source: str
+    pid: int
+    host: str
+    started_at: datetime
+    updated_at: datetime
+    status: dict[str, Any]
+
+
+def hour_bounds(hour: str) -> tuple[datetime, datetime]:
+    """Start (inclusive) and end (exclusive) of an hour by its partition key. Raises ValueError."""
+    start_ns = parse_hour_key(hour)
+    return instant(start_ns), instant(start_ns + HOUR_NS)
+
+
+def last_block(conn: connection, capture: int) -> int | None:
+    """The highest block id that is stored of a capture, None if none is."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT max(block_id) FROM ingest_ledger WHERE block_id >= %s AND block_id < %s",
+            (capture << CAPTURE_SHIFT, (capture + 1) << CAPTURE_SHIFT),
+        )
+        found: int | None = cursor.fetchall()[0][0]
+    return found
+
+
+def hours(conn: connection) -> list[str]:
+    """Partition keys of the hours that hold stored blocks, in order."""
+    with conn.cursor() as cursor:
+        # Walks the index from hour to hour instead of over every block.
+        cursor.execute(
+            "WITH RECURSIVE walk AS (SELECT min(hour) AS hour FROM ingest_ledger UNION ALL "
+            "SELECT (SELECT min(hour) FROM ingest_ledger WHERE hour > walk.hour) FROM walk WHERE walk.hour IS NOT NULL)"
+            " SELECT (extract(epoch FROM hour) * 1e9)::bigint FROM walk WHERE hour IS NOT NULL ORDER BY hour"
+        )
+        return [hour_key(start_ns) for (start_ns,) in cursor.fetchall()]
+
+
+def complete_hours(conn: connection, now_ns: int) -> list[str]:
+    """Those of `hours` that were over at `now_ns` (nanoseconds since the Unix epoch)."""
+    open_hour = hour_key(now_ns)
+    return [hour for hour in hours(conn) if hour < open_hour]
+
+
+def hour_totals(conn: connection, hour: str) -> HourTotals:
+    """What the hour of a partition key adds up to; counts its rows, so it takes about a second a few million."""
+    start, end = hour_bounds(hour)
+    with conn.cursor() as cursor:
+        cursor.execute(
+            f"SELECT count(*), {_SUMS}, "
+            "(SELECT count(*) FROM ticks WHERE time >= %(start)s AND time < %(end)s), "
+            "(SELECT count(*) FROM rejected_packets WHERE received >= %(start)s AND received < %(end)s), "
+            "min(first_received), max(last_received) FROM ingest_ledger WHERE hour = %(start)s",
+            {"start": start, "end": end},
+        )
+        totals = cursor.fetchall()[0]
+        cursor.execute(_LATENCIES.format(condition="hour = %s"), (start,))
+        latencies = cursor.fetchall()[0]
+    return HourTotals(*totals, *latencies)
+
+
+def recent_totals(conn: connection, clock: Clock) -> RecentTotals:
+    """Totals for a live line: one pass over the ledger (no tick is touched) and the last seconds of it."""
+    since = clock.now() - timedelta(seconds=RECENT_S * clock.speed)
+    with conn.cursor() as cursor:
+        cursor.execute(f"SELECT count(*), {_SUMS}, max(last_received) FROM ingest_ledger")
+        totals = cursor.fetchall()[0]
+        cursor.execute("SELECT sum(messages), sum(ticks) FROM ingest_ledger WHERE stored_at > %s", (since,))
+        rates = [(count or 0) / RECENT_S for count in cursor.fetchall()[0]]
+        cursor.execute(_LATENCIES.format(condition="stored_at > %s"), (since,))
+        latencies = cursor.fetchall()[0]
+    return RecentTotals(*totals, *rates, *latencies)
+
+
+def lock_writer(conn: connection, capture: int) -> bool:
+    """Take the right to write a capture's blocks, held until the connection closes. False if another holds it."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (WRITER_LOCK, capture))
+        return bool(cursor.fetchall()[0][0])
+
+
+def write_status(conn: connection, capture: int, source: str, status: Mapping[str, Any]) -> None:
+    """Renew this process's row in `captures`, and commit."""
+    with conn, conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO captures AS old (capture, source, pid, host, started_at, updated_at, status) "
+            "VALUES (%s, %s, %s, %s, now(), now(), %s) ON CONFLICT (capture) DO UPDATE SET "
+            "source = excluded.source, pid = excluded.pid, host = excluded.host, updated_at = excluded.updated_at, "
+            "status = excluded.status, started_at = CASE WHEN (old.pid, old.host) = (excluded.pid, excluded.host) "
+            "THEN old.started_at ELSE excluded.started_at END",
+            (capture, source, os.getpid(), socket.gethostname(), Json(dict(status))),
+        )
+
+
+def statuses(conn: connection) -> list[CaptureStatus]:
+    """The latest status of every capture, by number."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT capture, source, pid, host, started_at, updated_at, status FROM captures ORDER BY capture"
+        )
+        return [CaptureStatus(*row) for row in cursor.fetchall()]

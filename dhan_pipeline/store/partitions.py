@@ -1,0 +1,82 @@
+"""Hourly partitions of `ticks`, cut in India Standard Time, made ahead of need and dropped when they expire."""
+
+from datetime import UTC, datetime, timedelta
+
+from psycopg2 import errors, sql
+from psycopg2.extensions import connection
+
+from dhan_pipeline.sessions import HOUR_NS, IST, hour_start_ns
+
+#: First numbers of the advisory locks of the store. The second says what is locked.
+PARTITIONS_LOCK, HOUR_LOCK, WRITER_LOCK = 0x6468_0001, 0x6468_0002, 0x6468_0003
+
+_NAME_FORMAT = "ticks_%Y%m%d_%H"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def instant(at_ns: int) -> datetime:
+    """The instant as PostgreSQL keeps it: cut to the microsecond. Nanoseconds since the Unix epoch, UTC."""
+    return _EPOCH + timedelta(microseconds=at_ns // 1000)
+
+
+def partition_name(at_ns: int) -> str:
+    """Name of the partition that holds the instant (nanoseconds, UTC): `ticks_20261120_09` from 09:00 IST."""
+    return instant(hour_start_ns(at_ns)).astimezone(IST).strftime(_NAME_FORMAT)
+
+
+def ensure_partitions(conn: connection, from_ns: int, to_ns: int) -> list[str]:
+    """Make what is missing of the partitions that hold [from_ns, to_ns), and commit. Returns the names made.
+
+    Neither readers nor writers wait for it. Any number of processes may call it at once.
+    """
+    wanted = {partition_name(start): start for start in range(hour_start_ns(from_ns), to_ns, HOUR_NS)}
+    with conn, conn.cursor() as cursor:
+        if wanted.keys() <= _existing(conn):
+            return []
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (PARTITIONS_LOCK,))
+        missing = sorted(wanted.keys() - _existing(conn))
+        for name in missing:
+            # Attaching a table takes a weaker lock than CREATE TABLE … PARTITION OF, which would stop all queries.
+            table = sql.Identifier(name)
+            cursor.execute(sql.SQL("CREATE TABLE {} (LIKE ticks INCLUDING DEFAULTS)").format(table))
+            cursor.execute(
+                sql.SQL("ALTER TABLE ticks ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
+                    table,
+                    sql.Literal(instant(wanted[name]).isoformat()),
+                    sql.Literal(instant(wanted[name] + HOUR_NS).isoformat()),
+                )
+            )
+    return missing
+
+
+def drop_expired(conn: connection, keep_days: int, now_ns: int) -> list[str]:
+    """Drop the partitions that ended more than `keep_days` before `now_ns`, and commit. Returns the names dropped.
+
+    Dropping waits for every query on `ticks`, and holds up those that come after. So it gives up after a second: what
+    is left goes with the next call.
+    """
+    horizon = instant(now_ns) - timedelta(days=keep_days)
+    with conn:
+        names = sorted(_existing(conn))
+    dropped = []
+    for name in names:
+        start = datetime.strptime(name, _NAME_FORMAT).replace(tzinfo=IST)
+        if start + timedelta(hours=1) > horizon:
+            continue
+        try:
+            with conn, conn.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '1s'")
+                cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
+        except errors.LockNotAvailable:
+            break
+        dropped.append(name)
+    return dropped
+
+
+def _existing(conn: connection) -> set[str]:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid "
+            "WHERE inhparent = 'ticks'::regclass AND relname LIKE 'ticks\\_%'"
+        )
+        return {name for (name,) in cursor.fetchall()}

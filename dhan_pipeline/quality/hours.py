@@ -1,0 +1,38 @@
+"""Measuring a complete hour: one reading of its journal files, its ledger rows and its rows in the table."""
+
+from contextlib import closing
+
+from dhan_pipeline.journal.reader import captures, hour_summary
+from dhan_pipeline.quality.measures import HourMeasures
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import ledger
+from dhan_pipeline.store.engine import connect, database_url
+
+
+def measure_hour(settings: Settings, hour: str) -> HourMeasures:
+    """What is known of an IST hour, given by its partition key, over all captures.
+
+    Every block of the journal's hour is verified. Raises ValueError for what is not the key of an hour, OSError where
+    the journal cannot be read, psycopg2.Error where the database cannot be asked.
+    """
+    journal = [hour_summary(settings.journal_dir, capture, hour) for capture in captures(settings.journal_dir)]
+    with closing(connect(database_url(settings))) as conn:
+        totals = ledger.hour_totals(conn, hour)
+    return HourMeasures(
+        hour=hour,
+        journal_blocks=sum(summary.blocks for summary in journal),
+        journal_messages=sum(summary.messages for summary in journal),
+        journal_bytes=sum(summary.payload_bytes for summary in journal),
+        journal_damage=tuple(str(corruption) for summary in journal for corruption in summary.corruptions),
+        first_received_ns=min((s.first_received_ns for s in journal if s.first_received_ns is not None), default=None),
+        last_received_ns=max((s.last_received_ns for s in journal if s.last_received_ns is not None), default=None),
+        blocks=totals.blocks,
+        messages=totals.messages,
+        packets=totals.packets,
+        ticks=totals.ticks,
+        state=totals.state,
+        control=totals.control,
+        rejected=totals.rejected,
+        rows=totals.rows,
+        latency_p99_ms=totals.latency_p99_ms,
+    )

@@ -1,0 +1,245 @@
+"""Check outcomes from counts: of a sealed hour (history), and of a capture's status line (now).
+
+Pure functions. The ingest run, the checks of a backfill and the live checks all come through here, so that an hour is
+judged by the same numbers whoever asks. Targets and thresholds are those of the data-quality table in the docs; the
+configurable ones are in `Settings`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from dhan_pipeline.settings import Settings
+
+Severity = Literal["WARN", "ERROR"]
+
+#: A capture reports each second; its word is not taken for the present when it is older than this.
+STATUS_STALE_S = 30.0
+
+#: In session something arrives all the time: a feed that says nothing for this long is not a quiet market.
+SILENCE_ERROR_S = 60.0
+
+#: Names of the checks, in the order in which outcomes are returned.
+HOUR_CHECKS = ("parser_error_rate", "latency_p99", "conservation")
+LIVE_CHECKS = (*HOUR_CHECKS, "connected")
+
+
+@dataclass(frozen=True, slots=True)
+class HourMeasures:
+    """What is known of one IST hour, over all captures: in the journal, in the ledger, in the table."""
+
+    hour: str
+    """Partition key, `2026-11-20T09:00` IST."""
+    journal_blocks: int
+    journal_messages: int
+    journal_bytes: int
+    """Payload bytes, before compression."""
+    journal_damage: tuple[str, ...]
+    """What of the journal's files could not be read, a sentence each."""
+    first_received_ns: int | None
+    """Nanoseconds since the Unix epoch, UTC; None where the journal holds nothing of the hour."""
+    last_received_ns: int | None
+    blocks: int
+    """Blocks in the ledger; so are the counts that follow."""
+    messages: int
+    packets: int
+    ticks: int
+    state: int
+    control: int
+    rejected: int
+    rows: int
+    """Rows of `ticks` that are in the table."""
+    latency_p99_ms: float | None
+    """From receipt to commit, in milliseconds; None where no block of the hour was stored live."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """One check, judged. `severity` is that of the failure, and WARN where the check passed."""
+
+    name: str
+    passed: bool
+    severity: Severity
+    value: float | None
+    """The measured number in `unit`; None where there was nothing to measure."""
+    unit: str
+    limits: str
+    """The target and thresholds, in words."""
+    description: str
+    """What was found, what it means, and what to do about it."""
+
+
+def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutcome]:
+    """The outcomes of `HOUR_CHECKS` for a sealed hour."""
+    hour = measures.hour
+    return [
+        _parser_error_rate(measures.rejected, measures.packets, f"of the hour {hour}", settings),
+        _latency(
+            measures.latency_p99_ms,
+            settings,
+            found=f"99 % of the blocks of {hour} were in the database {{value}} after their oldest packet arrived.",
+            unknown=f"No block of {hour} was stored as it arrived (it was rebuilt, or is empty): no latency to judge.",
+        ),
+        _conservation(
+            {
+                "journal blocks = ledger blocks": (measures.journal_blocks, measures.blocks),
+                "journal messages = ledger messages": (measures.journal_messages, measures.messages),
+                **_packet_balance(
+                    measures.packets, measures.ticks, measures.state, measures.control, measures.rejected
+                ),
+                "ticks = rows stored": (measures.ticks, measures.rows),
+            },
+            f"of the hour {hour}",
+            advice=" ".join(
+                [
+                    f"Materialise `ticks` for {hour} again: it rebuilds the hour from the journal.",
+                    *measures.journal_damage,
+                ]
+            ),
+        ),
+    ]
+
+
+def live_outcomes(
+    status: Mapping[str, Any], settings: Settings, earlier: Mapping[str, Any] | None = None
+) -> list[CheckOutcome]:
+    """The outcomes of `LIVE_CHECKS` for a capture's status line.
+
+    Counts of a status run since the capture started. With an `earlier` status of the same capture the error rate is
+    that of the time between the two, else that since the start.
+    """
+    packets, rejected, span = status["packets"], status["rejected"], "since the capture started"
+    if earlier is not None and earlier["packets"] < packets:
+        packets, rejected = packets - earlier["packets"], rejected - earlier["rejected"]
+        span = f"since {_clock_time(earlier['at'])}"
+    behind_ms = 1000.0 * (status["backlog_seconds"] or 0.0)
+    p99 = status["latency_p99_ms"]
+    latency = behind_ms if p99 is None else max(p99, behind_ms)
+    if p99 is None and not behind_ms:
+        latency = None
+    return [
+        _parser_error_rate(rejected, packets, span, settings),
+        _latency(
+            latency,
+            settings,
+            found="Packets are in the database {value} after they arrive, or have waited that long"
+            " (p99 of the last 10 s, or the backlog).",
+            unknown="Nothing was stored in the last 10 s and nothing waits: no latency to judge.",
+        ),
+        _conservation(
+            _packet_balance(status["packets"], status["ticks"], status["state"], status["control"], status["rejected"]),
+            "since the capture started",
+            advice="The decoder loses packets: keep the journal and rebuild the hour once it is mended.",
+        ),
+        _connected(status),
+    ]
+
+
+def absent_outcomes(reason: str) -> list[CheckOutcome]:
+    """The outcomes of `LIVE_CHECKS` where a capture should be running and its status is not known."""
+    return [
+        CheckOutcome(name, False, "ERROR", None, "", "a status each second", f"{reason} Nothing can be said about now.")
+        for name in LIVE_CHECKS
+    ]
+
+
+def closed_outcomes(reason: str) -> list[CheckOutcome]:
+    """The outcomes of `LIVE_CHECKS` where no capture is expected to run."""
+    return [CheckOutcome(name, True, "WARN", None, "", "only judged in session", reason) for name in LIVE_CHECKS]
+
+
+def _packet_balance(packets: int, ticks: int, state: int, control: int, rejected: int) -> dict[str, tuple[int, int]]:
+    return {"packets = ticks + state + control + rejected": (packets, ticks + state + control + rejected)}
+
+
+def _parser_error_rate(rejected: int, packets: int, span: str, settings: Settings) -> CheckOutcome:
+    warn, error = settings.parser_error_rate_warn, settings.parser_error_rate_error
+    rate = rejected / packets if packets else 0.0
+    found = f"{rejected:,} of {packets:,} packets {span} were rejected ({rate:.3%})."
+    if rate > warn:
+        found += (
+            " Rejected packets are kept with their reason and bytes in `rejected_packets`: a new reason means that the"
+            " feed changed or the instruments are out of date; materialise the hour again after mending it."
+        )
+    return CheckOutcome(
+        "parser_error_rate",
+        rate <= warn,
+        _severity(rate, error),
+        100 * rejected / max(packets, 1),
+        "percent",
+        f"target below 0.1 %, warning above {100 * warn:g} %, critical above {100 * error:g} %",
+        found,
+    )
+
+
+def _latency(p99_ms: float | None, settings: Settings, *, found: str, unknown: str) -> CheckOutcome:
+    warn, error = settings.latency_p99_ms_warn, settings.latency_p99_ms_error
+    limits = f"target below 500 ms, warning above {warn:g} ms, critical above {error:g} ms"
+    if p99_ms is None:
+        return CheckOutcome("latency_p99", True, "WARN", None, "ms", limits, unknown)
+    description = found.format(value=f"{p99_ms:,.0f} ms")
+    if p99_ms > warn:
+        description += (
+            " The database does not keep up or was away: look at its load, checkpoints and disk."
+            " Nothing is lost, the journal holds what waits."
+        )
+    return CheckOutcome("latency_p99", p99_ms <= warn, _severity(p99_ms, error), p99_ms, "ms", limits, description)
+
+
+def _conservation(equalities: Mapping[str, tuple[int, int]], span: str, advice: str) -> CheckOutcome:
+    broken = {name: pair for name, pair in equalities.items() if pair[0] != pair[1]}
+    if broken:
+        differences = "; ".join(
+            f"{name} does not hold: {left:,} and {right:,}" for name, (left, right) in broken.items()
+        )
+        description = f"The counts {span} differ: {differences}. {advice}"
+    else:
+        description = f"Every packet {span} is accounted for: {', '.join(equalities)}."
+    return CheckOutcome(
+        "conservation",
+        not broken,
+        "ERROR" if broken else "WARN",
+        float(sum(abs(left - right) for left, right in broken.values())),
+        "difference",
+        "any difference is critical",
+        description,
+    )
+
+
+def _connected(status: Mapping[str, Any]) -> CheckOutcome:
+    up, connections = status["connections_up"], status["connections"]
+    last = status["last_packet_at"]
+    silent_s = (datetime.fromisoformat(status["at"]) - datetime.fromisoformat(last)).total_seconds() if last else None
+    if up < connections:
+        description = (
+            f"{up} of {connections} connections to the feed are up. The capture reconnects by itself; if it does not,"
+            " look at its warnings in the ingest run: token, network, the broker's limits."
+        )
+    elif silent_s is not None and silent_s > SILENCE_ERROR_S:
+        description = (
+            f"The connections are up, but nothing has arrived for {silent_s:,.0f} s. Is the market open, and does the"
+            " subscription hold instruments that trade now?"
+        )
+    else:
+        description = f"All {connections} connections to the feed are up" + (
+            "; nothing has arrived yet." if silent_s is None else f", and the last packet is {silent_s:,.1f} s old."
+        )
+    passed = up >= connections and (silent_s is None or silent_s <= SILENCE_ERROR_S)
+    return CheckOutcome(
+        "connected",
+        passed,
+        "WARN" if passed else "ERROR",
+        silent_s,
+        "seconds since the last packet",
+        f"every connection up, silent for less than {SILENCE_ERROR_S:g} s",
+        description,
+    )
+
+
+def _severity(value: float, error: float) -> Severity:
+    return "ERROR" if value > error else "WARN"
+
+
+def _clock_time(iso: str) -> str:
+    return datetime.fromisoformat(iso).strftime("%H:%M:%S UTC")

@@ -1,0 +1,179 @@
+"""Hours and status lines are judged against the thresholds, in words that say what to do."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dhan_pipeline.quality.measures import (
+    HOUR_CHECKS,
+    LIVE_CHECKS,
+    CheckOutcome,
+    HourMeasures,
+    absent_outcomes,
+    closed_outcomes,
+    hour_outcomes,
+    live_outcomes,
+)
+from dhan_pipeline.settings import Settings
+
+SETTINGS = Settings(_env_file=None)
+GOOD_HOUR = HourMeasures(
+    hour="2026-11-20T09:00",
+    journal_blocks=10,
+    journal_messages=500,
+    journal_bytes=80_000,
+    journal_damage=(),
+    first_received_ns=1,
+    last_received_ns=2,
+    blocks=10,
+    messages=500,
+    packets=1000,
+    ticks=900,
+    state=80,
+    control=20,
+    rejected=0,
+    rows=900,
+    latency_p99_ms=12.0,
+)
+GOOD_STATUS: dict[str, Any] = {
+    "event": "status",
+    "at": "2026-11-20T04:00:00+00:00",
+    "hour": "2026-11-20T09:00",
+    "connections_up": 2,
+    "connections": 2,
+    "messages": 500,
+    "packets": 1000,
+    "ticks": 900,
+    "state": 80,
+    "control": 20,
+    "rejected": 0,
+    "backlog_seconds": 0.0,
+    "latency_p99_ms": 12.0,
+    "last_packet_at": "2026-11-20T03:59:59.500000+00:00",
+}
+
+
+def named(outcomes: list[CheckOutcome], name: str) -> CheckOutcome:
+    return next(outcome for outcome in outcomes if outcome.name == name)
+
+
+def hour(name: str, **changes: Any) -> CheckOutcome:
+    return named(hour_outcomes(replace(GOOD_HOUR, **changes), SETTINGS), name)
+
+
+def live(name: str, earlier: dict[str, Any] | None = None, **changes: Any) -> CheckOutcome:
+    return named(live_outcomes({**GOOD_STATUS, **changes}, SETTINGS, earlier), name)
+
+
+def test_a_good_hour_passes_every_check_in_their_order() -> None:
+    outcomes = hour_outcomes(GOOD_HOUR, SETTINGS)
+    assert [outcome.name for outcome in outcomes] == list(HOUR_CHECKS)
+    assert all(outcome.passed for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "passed", "severity"),
+    [(10, True, "WARN"), (11, False, "WARN"), (50, False, "WARN"), (51, False, "ERROR")],
+)
+def test_rejected_packets_warn_above_one_percent_and_are_critical_above_five(
+    rejected: int, passed: bool, severity: str
+) -> None:
+    outcome = hour("parser_error_rate", rejected=rejected)
+    assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, rejected / 10)
+    assert f"{rejected} of 1,000 packets" in outcome.description
+
+
+@pytest.mark.parametrize(
+    ("p99", "passed", "severity"),
+    [(1000.0, True, "WARN"), (1001.0, False, "WARN"), (2000.0, False, "WARN"), (2001.0, False, "ERROR")],
+)
+def test_latency_warns_above_one_second_and_is_critical_above_two(p99: float, passed: bool, severity: str) -> None:
+    outcome = hour("latency_p99", latency_p99_ms=p99)
+    assert (outcome.passed, outcome.severity, outcome.value, outcome.unit) == (passed, severity, p99, "ms")
+
+
+def test_an_hour_that_was_only_rebuilt_has_no_latency_to_judge() -> None:
+    outcome = hour("latency_p99", latency_p99_ms=None)
+    assert outcome.passed
+    assert outcome.value is None
+
+
+def test_an_hour_without_packets_has_no_errors() -> None:
+    assert hour("parser_error_rate", packets=0, rejected=0).value == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"blocks": 9}, "journal blocks = ledger blocks does not hold: 10 and 9"),
+        ({"messages": 499}, "journal messages = ledger messages does not hold: 500 and 499"),
+        ({"control": 19}, "packets = ticks + state + control + rejected does not hold: 1,000 and 999"),
+        ({"rows": 901}, "ticks = rows stored does not hold: 900 and 901"),
+    ],
+)
+def test_any_difference_breaks_conservation_and_names_both_numbers(changes: dict[str, int], words: str) -> None:
+    outcome = hour("conservation", **changes)
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 1)
+    assert words in outcome.description
+    assert "Materialise `ticks` for 2026-11-20T09:00 again" in outcome.description
+
+
+def test_damage_in_the_journal_breaks_conservation_and_is_told() -> None:
+    outcome = hour("conservation", journal_blocks=9, journal_damage=("09.arrows: 512 bytes are lost",))
+    assert not outcome.passed
+    assert "09.arrows: 512 bytes are lost" in outcome.description
+
+
+def test_thresholds_come_from_the_settings() -> None:
+    strict = SETTINGS.model_copy(update={"latency_p99_ms_warn": 5.0, "latency_p99_ms_error": 10.0})
+    outcome = named(hour_outcomes(GOOD_HOUR, strict), "latency_p99")
+    assert (outcome.passed, outcome.severity) == (False, "ERROR")
+    assert "warning above 5 ms, critical above 10 ms" in outcome.limits
+
+
+def test_a_healthy_capture_passes_every_live_check_in_their_order() -> None:
+    outcomes = live_outcomes(GOOD_STATUS, SETTINGS)
+    assert [outcome.name for outcome in outcomes] == list(LIVE_CHECKS)
+    assert all(outcome.passed for outcome in outcomes)
+
+
+def test_the_live_error_rate_forgets_what_was_before_the_earlier_status() -> None:
+    earlier = {**GOOD_STATUS, "packets": 900, "rejected": 90}
+    assert not live("parser_error_rate", ticks=810, rejected=90).passed
+    assert live("parser_error_rate", earlier, ticks=810, rejected=90).value == 0
+
+
+def test_a_restarted_capture_is_not_compared_with_its_predecessor() -> None:
+    assert live("parser_error_rate", {**GOOD_STATUS, "packets": 5000}).value == 0
+
+
+def test_a_backlog_counts_as_latency_when_the_database_is_away() -> None:
+    outcome = live("latency_p99", latency_p99_ms=None, backlog_seconds=30.0)
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 30_000)
+    assert "the journal holds what waits" in outcome.description
+
+
+def test_a_quiet_capture_has_no_latency_to_judge() -> None:
+    assert live("latency_p99", latency_p99_ms=None).value is None
+
+
+def test_a_connection_that_is_down_is_critical() -> None:
+    outcome = live("connected", connections_up=1)
+    assert (outcome.passed, outcome.severity) == (False, "ERROR")
+    assert "1 of 2 connections" in outcome.description
+
+
+def test_a_socket_that_is_up_and_silent_is_critical() -> None:
+    outcome = live("connected", last_packet_at="2026-11-20T03:58:00+00:00")
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 120)
+
+
+def test_a_capture_that_has_just_connected_may_wait_for_its_first_packet() -> None:
+    assert live("connected", last_packet_at=None).passed
+
+
+def test_every_live_check_fails_where_the_capture_is_missed_and_passes_where_none_is_expected() -> None:
+    assert [outcome.name for outcome in absent_outcomes("Gone.")] == list(LIVE_CHECKS)
+    assert {(outcome.passed, outcome.severity) for outcome in absent_outcomes("Gone.")} == {(False, "ERROR")}
+    assert all(outcome.passed for outcome in closed_outcomes("Closed."))

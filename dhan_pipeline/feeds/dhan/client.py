@@ -1,0 +1,446 @@
+"""Clients of the live feed: `Feed` for the capture, `DhanWebSocketClient` for one person and a few instruments.
+
+Both keep their connections for as long as they run: what is lost is connected again, with credentials read afresh, and
+subscribed again. What ends them is in `errors`. https://dhanhq.co/docs/v2/live-market-feed/
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.auth import Credentials, check_dhan_token_validity, get_dhan_credentials
+from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, OnMessage
+from dhan_pipeline.feeds.dhan.errors import (
+    CredentialsError,
+    FeedError,
+    RateLimitedError,
+    TokenExpiredError,
+    TokenRefusedError,
+)
+from dhan_pipeline.feeds.dhan.framing import split
+from dhan_pipeline.feeds.dhan.packets import (
+    DhanTick,
+    PacketError,
+    parse_full_packet,
+    parse_oi_packet,
+    parse_prev_close_packet,
+    parse_quote_packet,
+    parse_ticker_packet,
+)
+from dhan_pipeline.feeds.dhan.requests import MAX_CONNECTIONS, MAX_INSTRUMENTS_PER_CONNECTION, shard
+from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.ticks import Mode
+
+log = logging.getLogger(__name__)
+
+#: Where, below the data directory, the end of a rest is kept.
+COOL_OFF_FILE = "dhan_cool_off"
+
+TOO_MANY_CONNECTIONS = 805
+
+
+class CoolOff:
+    """A time without new connections, kept in a file so that restarting does not shorten it.
+
+    Dhan blocks accounts, not addresses, so it counts for every connection and every process with this data directory.
+    """
+
+    def __init__(self, path: Path, policy: FeedPolicy = DEFAULT_POLICY) -> None:
+        self._path = path
+        self._policy = policy
+        self._until_s = 0.0
+        self._times = 0
+
+    def start(self) -> None:
+        """Begin to rest, longer each time until `reset`. A rest that has begun is not prolonged."""
+        if self.remaining_s() > 0:
+            return
+        self._times += 1
+        self._until_s = time.time() + self._policy.rest(self._times)
+        # Where the disk is full, resting still works until the next restart.
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(str(int(self._until_s)))
+
+    def reset(self) -> None:
+        """The server is content: the next rest is a short one."""
+        self._times = 0
+
+    def remaining_s(self) -> float:
+        """Seconds left of the rest, of the machine's time; 0 when there is none."""
+        until_s = self._until_s
+        with contextlib.suppress(OSError, ValueError):
+            until_s = max(until_s, int(self._path.read_text()))
+        # Whatever the file says or the clock did, no rest is longer than the longest.
+        return min(max(until_s - time.time(), 0.0), self._policy.longest_rest_s * 1.25)
+
+    async def wait(self) -> None:
+        """Return when the rest is over."""
+        await asyncio.sleep(self.remaining_s())
+
+
+class Feed:
+    """All connections of one capture. Messages go to `on_message` as they arrive; nothing is decoded."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        subscriptions: Mapping[int, Mode],
+        on_message: OnMessage,
+        warn: Callable[[str], None] = log.warning,
+        *,
+        clock: Clock | None = None,
+        policy: FeedPolicy = DEFAULT_POLICY,
+        in_session: Callable[[], bool] = lambda: False,
+        on_connect: Callable[[int], None] | None = None,
+        on_disconnect: Callable[[int, FeedError], None] | None = None,
+    ) -> None:
+        """`subscriptions`: the mode of each instrument token. `on_message(payload, connection)` has to be cheap.
+
+        `warn` gets a sentence for a person whenever something is amiss. `clock` judges whether a token has expired.
+        `in_session` says whether messages are due, so that silence means a broken connection although the server
+        pings; without it, pings are enough. `on_connect(connection)` is called when a connection stands, and
+        `on_disconnect(connection, reason)` when one that stood was lost. All are called in the event loop.
+
+        Raises SubscriptionLimitError if Dhan's connections cannot hold the subscriptions.
+        """
+        self._settings = settings
+        self._on_message = on_message
+        self._warn = warn
+        self._clock = clock or Clock()
+        self._policy = policy
+        self._in_session = in_session
+        self._on_connect = on_connect
+        self._on_disconnect = on_disconnect
+        self._cool_off = CoolOff(settings.data_dir / COOL_OFF_FILE, policy)
+        self._handshake = asyncio.Lock()
+        self._refused_token: str | None = None
+        self._refused_until = 0.0
+        self._had_credentials = False
+        self._group: asyncio.TaskGroup | None = None
+        self._connections: list[FeedConnection] = []
+        for part in shard(subscriptions) or [{}]:
+            self._add(part)
+
+    @property
+    def connections(self) -> int:
+        """How many connections there should be."""
+        return len(self._connections)
+
+    @property
+    def connections_up(self) -> int:
+        """How many there are."""
+        return sum(connection.up for connection in self._connections)
+
+    @property
+    def subscriptions(self) -> dict[int, Mode]:
+        """The mode of each instrument token that is subscribed."""
+        return {token: mode for connection in self._connections for token, mode in connection.subscriptions.items()}
+
+    async def run(self) -> None:
+        """Connect, subscribe, receive, and do so again whenever a connection is lost. Cancel it to end it, within 2 s.
+
+        Raises what ends it: CredentialsError if there are no usable credentials at the start (later it waits for them),
+        DataPlanError, the last FeedError after `max_reconnects` failed in a row, or whatever `on_message` raised.
+        """
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                for connection in self._connections:
+                    self._group.create_task(self._keep(connection), name=f"connection {connection.number}")
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._group = None
+
+    async def subscribe(self, subscriptions: Mapping[int, Mode]) -> None:
+        """Add subscriptions, or change the mode of some, also while running.
+
+        Raises SubscriptionLimitError if Dhan's connections cannot hold them, and ValueError for a token that is not
+        Dhan's; then nothing changed.
+        """
+        before = self.subscriptions
+        changed = {token: mode for token, mode in subscriptions.items() if before.get(token) != mode}
+        shard(before | changed)
+        await self.unsubscribe(changed)
+        items = list(changed.items())
+        for number in range(MAX_CONNECTIONS):
+            if not items:
+                break
+            if number == len(self._connections):
+                self._add({})
+            connection = self._connections[number]
+            room = MAX_INSTRUMENTS_PER_CONNECTION - len(connection.subscriptions)
+            await connection.subscribe(dict(items[:room]))
+            del items[:room]
+
+    async def unsubscribe(self, instrument_tokens: Iterable[int]) -> None:
+        """End subscriptions; unknown ones are ignored."""
+        tokens = list(instrument_tokens)
+        for connection in self._connections:
+            await connection.unsubscribe(tokens)
+
+    def _add(self, subscriptions: Mapping[int, Mode]) -> None:
+        connection = FeedConnection(
+            len(self._connections), subscriptions, self._on_message, self._policy, self._in_session
+        )
+        self._connections.append(connection)
+        if self._group is not None:
+            self._group.create_task(self._keep(connection), name=f"connection {connection.number}")
+
+    async def _keep(self, connection: FeedConnection) -> None:
+        """Have the connection stand, for ever. Raises what makes that impossible."""
+        failures = 0
+        while True:
+            up = False
+            credentials: Credentials | None = None
+            try:
+                # One handshake at a time: the refusal of one holds for all.
+                async with self._handshake:
+                    await self._cool_off.wait()
+                    credentials = await self._read_credentials()
+                    await connection.open(credentials, self._settings.dhan_feed_url)
+                up = True
+                if self._on_connect is not None:
+                    self._on_connect(connection.number)
+                await connection.receive()
+            except FeedError as error:
+                if up and self._on_disconnect is not None:
+                    self._on_disconnect(connection.number, error)
+                if up and connection.useful_s >= self._policy.stable_s:
+                    failures = 0
+                    self._cool_off.reset()
+                failures += 1
+                limit = self._policy.max_reconnects
+                if not error.retryable or (limit is not None and failures > limit):
+                    raise
+                delay_s = self._policy.delay_s(failures)
+                then = self._react(error, connection, credentials) or f"Trying again in {delay_s:.1f} s."
+                self._warn(f"Connection {connection.number} is down: {error}. {then}")
+            await asyncio.sleep(delay_s)
+
+    def _react(self, error: FeedError, connection: FeedConnection, credentials: Credentials | None) -> str | None:
+        """Do what the error asks for beyond trying again, and say so in a sentence."""
+        if isinstance(error, RateLimitedError):
+            self._cool_off.start()
+            if error.code == TOO_MANY_CONNECTIONS:
+                for other in self._connections:
+                    if other is not connection:
+                        other.drop(FeedError("all connections rest, as the server asked for"))
+            return f"No new connection for {self._cool_off.remaining_s():.0f} s."
+        if isinstance(error, TokenRefusedError) and credentials is not None:
+            self._refused_token = credentials.access_token.get_secret_value()
+            self._refused_until = asyncio.get_running_loop().time() + self._policy.refused_token_rest_s
+            return f"Waiting for another token in {credentials.source}."
+        return None
+
+    async def _read_credentials(self) -> Credentials:
+        """Credentials read afresh. Once there have been usable ones, waits for those that are not to be mended."""
+        loop = asyncio.get_running_loop()
+        told = ""
+        while True:
+            try:
+                credentials = get_dhan_credentials(self._settings)
+                if not check_dhan_token_validity(credentials, timedelta(0), self._clock.now()):
+                    raise TokenExpiredError(f"{_expired(credentials)} Put a new one there.")
+            except CredentialsError as error:
+                if not self._had_credentials:
+                    raise
+                if str(error) != told:
+                    told = str(error)
+                    self._warn(f"{told} Waiting for it.")
+            else:
+                self._had_credentials = True
+                if (
+                    credentials.access_token.get_secret_value() != self._refused_token
+                    or loop.time() >= self._refused_until
+                ):
+                    return credentials
+            await asyncio.sleep(self._policy.token_poll_s)
+
+
+def _expired(credentials: Credentials) -> str:
+    assert credentials.expires_at is not None
+    expired_at = credentials.expires_at.astimezone(IST)
+    return f"The access token in {credentials.source} expired at {expired_at:%Y-%m-%d %H:%M} IST."
+
+
+class DhanWebSocketClient:
+    """The live feed for one person: packets come as `DhanTick`, one at a time.
+
+    Convenient, and some fifty times slower than the capture. Credentials are those of `settings`, by default of the
+    environment; see `auth.get_dhan_credentials`.
+
+        client = DhanWebSocketClient(on_tick=print)
+        await client.connect()
+        await client.subscribe([("NSE_EQ", 2885)], "full")
+        await client.start()
+    """
+
+    def __init__(
+        self,
+        on_tick: Callable[[DhanTick], None],
+        on_connect: Callable[[], None] | None = None,
+        on_error: Callable[[Exception], None] | None = None,
+        on_close: Callable[[], None] | None = None,
+        ping_interval: float | None = None,
+        ping_timeout: float | None = None,
+        max_reconnect_attempts: int | None = None,
+        reconnect_delay: float = DEFAULT_POLICY.first_delay_s,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        """All callbacks are plain functions, called in the event loop.
+
+        `on_tick` gets each ticker, quote, full, open-interest and previous-close packet. `on_connect` is called at
+        every connect, `on_error` with the reason when the connection was lost, with a packet that cannot be read
+        (PacketError) and with what `on_tick` raised; none of these ends the client. `on_close` is called when it ended.
+        `ping_interval` and `ping_timeout` (seconds) add a keepalive of our own to the server's, which suffices.
+        `max_reconnect_attempts` in a row may fail; None: any number. `reconnect_delay` (seconds) is the longest wait
+        before the first of them; it doubles from one to the next, up to a minute.
+        """
+        self._on_tick = on_tick
+        self._on_connect = on_connect
+        self._on_error = on_error
+        self._on_close = on_close
+        policy = FeedPolicy(
+            first_delay_s=reconnect_delay,
+            ping_interval_s=ping_interval,
+            ping_timeout_s=ping_timeout,
+            max_reconnects=max_reconnect_attempts,
+        )
+        self._feed = Feed(
+            settings or Settings(),
+            {},
+            self._receive,
+            policy=policy,
+            on_connect=self._connected,
+            on_disconnect=lambda _, reason: self._report(reason),
+        )
+        self._up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connects = self._messages = self._ticks = self._errors = 0
+        self._last_message_at: datetime | None = None
+
+    async def connect(self) -> None:
+        """Connect, and return once connected; messages begin to come. Does nothing while connected.
+
+        Raises what makes it impossible, as `start` does; failures that may pass are waited out.
+        """
+        if self._task is None or self._task.done():
+            self._up.clear()
+            self._task = asyncio.create_task(self._run(), name="dhan client")
+        up = asyncio.create_task(self._up.wait())
+        try:
+            await asyncio.wait([self._task, up], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            up.cancel()
+        if self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+    async def subscribe(
+        self, instruments: Iterable[Mapping[str, Any] | tuple[str, int | str]], mode: Mode | str = Mode.QUOTE
+    ) -> None:
+        """Subscribe instruments, before or after `connect`; a new mode replaces the old.
+
+        Instruments are pairs of exchange segment and security id, or Dhan's `{"ExchangeSegment": …, "SecurityId": …}`.
+        Raises ValueError or KeyError for a mode, segment or id that does not exist, SubscriptionLimitError.
+        """
+        await self._feed.subscribe(dict.fromkeys(_tokens(instruments), Mode(mode)))
+
+    async def unsubscribe(self, instruments: Iterable[Mapping[str, Any] | tuple[str, int | str]]) -> None:
+        """End subscriptions, in whatever mode they are; those that do not exist are ignored."""
+        await self._feed.unsubscribe(_tokens(instruments))
+
+    async def start(self) -> None:
+        """Connect if need be, and run until `close` is called or the task is cancelled.
+
+        Raises CredentialsError, DataPlanError, or the last FeedError after `max_reconnect_attempts`.
+        """
+        await self.connect()
+        task = self._task
+        assert task is not None
+        try:
+            await asyncio.wait([task])
+        finally:
+            await self.close()
+        if not task.cancelled():
+            task.result()
+
+    async def close(self) -> None:
+        """Take leave and end, within 2 s."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts since the client was made, and its state now. `last_message_at` is UTC."""
+        return {
+            "connected": self._feed.connections_up > 0,
+            "subscriptions": len(self._feed.subscriptions),
+            "messages": self._messages,
+            "ticks": self._ticks,
+            "errors": self._errors,
+            "reconnects": max(self._connects - 1, 0),
+            "last_message_at": self._last_message_at,
+        }
+
+    async def _run(self) -> None:
+        try:
+            await self._feed.run()
+        finally:
+            if self._on_close is not None:
+                self._on_close()
+
+    def _connected(self, connection: int) -> None:
+        self._connects += 1
+        self._up.set()
+        if self._on_connect is not None:
+            self._on_connect()
+
+    def _report(self, error: Exception) -> None:
+        self._errors += 1
+        if self._on_error is not None:
+            self._on_error(error)
+        else:
+            log.warning("%s", error)
+
+    def _receive(self, payload: bytes | str, connection: int) -> None:
+        self._messages += 1
+        self._last_message_at = datetime.now(UTC)
+        if isinstance(payload, str):
+            return
+        for start, size, code, reason in split(payload):
+            try:
+                if reason is not None:
+                    raise PacketError(reason)
+                parse = _PARSERS.get(code)
+                if parse is not None:
+                    self._on_tick(parse(payload[start : start + size]))
+                    self._ticks += 1
+            except Exception as error:  # a script's mistake in on_tick must not cost it the connection
+                self._report(error)
+
+
+_PARSERS: dict[int, Callable[[bytes], DhanTick]] = {
+    ResponseCode.TICKER: parse_ticker_packet,
+    ResponseCode.QUOTE: parse_quote_packet,
+    ResponseCode.FULL: parse_full_packet,
+    ResponseCode.OPEN_INTEREST: parse_oi_packet,
+    ResponseCode.PREVIOUS_CLOSE: parse_prev_close_packet,
+}
+
+
+def _tokens(instruments: Iterable[Mapping[str, Any] | tuple[str, int | str]]) -> list[int]:
+    pairs = (
+        (item["ExchangeSegment"], item["SecurityId"]) if isinstance(item, Mapping) else item for item in instruments
+    )
+    return [generate_instrument_token(ExchangeSegment[segment], security_id) for segment, security_id in pairs]

@@ -1,0 +1,250 @@
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
+from dhan_pipeline.store import ledger, ticks
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.partitions import ensure_partitions, instant
+from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlock, hour_digest, replace_hour, write_blocks
+from dhan_pipeline_tests.store.blocks import StandingClock, make_block
+
+HOUR = "2026-11-20T09:00"
+NINE = parse_hour_key(HOUR)
+CLOCK = Clock()
+
+
+def _all(conn: connection, query: str) -> list[tuple[Any, ...]]:
+    with conn, conn.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchall()
+
+
+def _count(conn: connection, table: str) -> int:
+    return int(_all(conn, f"SELECT count(*) FROM {table}")[0][0])
+
+
+def test_a_block_becomes_rows_a_ledger_row_and_rejected_packets(conn: connection) -> None:
+    block = make_block(1, ticks=2, rejected=2, at_s=5)
+    assert write_blocks(conn, [block], CLOCK) == [1]
+    assert _all(conn, "SELECT tick_id, time, instrument_token, last_price, mode FROM ticks ORDER BY tick_id") == [
+        (1 << 16, instant(NINE + 5 * 10**9), 1 << 40, None, "full"),
+        (1 << 16 | 1, instant(NINE + 5 * 10**9), 1 << 40 | 1, 104.05, "full"),
+        (1 << 16 | 2, instant(NINE + 5 * 10**9), 1 << 40, None, "ticker"),
+        (1 << 16 | 3, instant(NINE + 5 * 10**9), 1 << 40 | 1, 104.05, "ticker"),
+    ]
+    assert _all(
+        conn, "SELECT position, received, connection, reason, encode(payload, 'hex') FROM rejected_packets ORDER BY 1"
+    ) == [
+        (4, instant(NINE + 5 * 10**9 + 10**6), 3, "reason 0", "00"),
+        (5, instant(NINE + 5 * 10**9 + 10**6), 3, "reason 1", "01"),
+    ]
+    assert _all(conn, "SELECT * FROM ingest_ledger")[0][:12] == (
+        *(1, 0, instant(NINE), 2, 9, 4, 2, 1, 2, 324),
+        *(instant(NINE + 5 * 10**9), instant(NINE + 5 * 10**9 + 10**6)),
+    )
+
+
+def test_redelivered_blocks_write_nothing_and_new_ones_beside_them_are_written(conn: connection) -> None:
+    one, two, three = make_block(1, rejected=1), make_block(2), make_block(3)
+    assert write_blocks(conn, [one, two, one], CLOCK) == [1, 2]
+    assert write_blocks(conn, [one, two], CLOCK) == []
+    assert write_blocks(conn, [two, three, one], CLOCK) == [3]
+    assert write_blocks(conn, [], CLOCK) == []
+    assert (_count(conn, "ticks"), _count(conn, "ingest_ledger"), _count(conn, "rejected_packets")) == (18, 3, 1)
+
+
+def test_a_block_of_nothing_but_state_is_booked(conn: connection) -> None:
+    assert write_blocks(conn, [make_block(1, ticks=0)], CLOCK) == [1]
+    assert ledger.last_block(conn, 0) == 1
+
+
+def test_a_missing_partition_is_made_on_demand(conn: connection) -> None:
+    ensure_partitions(conn, NINE, NINE + HOUR_NS)
+    blocks = [make_block(1), make_block(2, hour="2026-11-20T10:00")]
+    assert write_blocks(conn, blocks, CLOCK) == [1, 2]
+    assert _count(conn, "ticks_20261120_09") == _count(conn, "ticks_20261120_10") == 6
+
+
+def test_latency_reaches_from_the_oldest_message_to_the_commit(conn: connection) -> None:
+    write_blocks(conn, [make_block(1, at_s=0.5)], StandingClock(2))
+    assert _all(conn, "SELECT stored_at, latency_ms FROM ingest_ledger") == [(instant(NINE + 2 * 10**9), 1500)]
+
+
+def test_a_writer_killed_between_copy_and_commit_leaves_nothing_and_the_retry_writes_once(
+    database_url: str, conn: connection
+) -> None:
+    ensure_partitions(conn, NINE, NINE + HOUR_NS)
+    block = make_block(1, rejected=1)
+
+    class Killed(Clock):
+        """Kills its process when asked the second time, which is after the COPY."""
+
+        def now(self) -> Any:
+            self.asked = getattr(self, "asked", 0) + 1
+            if self.asked == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().now()
+
+    child = os.fork()
+    if child == 0:
+        try:
+            write_blocks(connect(database_url), [block], Killed())
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert write_blocks(conn, [block], CLOCK) == [1]
+    assert (_count(conn, "ticks"), _count(conn, "ingest_ledger"), _count(conn, "rejected_packets")) == (6, 1, 1)
+
+
+def test_a_lost_connection_stores_nothing_and_the_retry_stores_all(database_url: str, conn: connection) -> None:
+    victim = connect(database_url)
+    _all(conn, f"SELECT pg_terminate_backend({victim.get_backend_pid()}, 5000)")
+    with pytest.raises(psycopg2.Error):
+        write_blocks(victim, [make_block(1)], CLOCK)
+    victim.close()
+    assert write_blocks(conn, [make_block(1)], CLOCK) == [1]
+    assert _count(conn, "ticks") == 6
+
+
+def test_competing_writers_store_every_block_exactly_once(database_url: str, conn: connection) -> None:
+    blocks = [make_block(number, ticks=20, rejected=1) for number in range(1, 41)]
+    written: list[int] = []
+
+    def work(order: list[StoredBlock]) -> None:
+        with closing(connect(database_url)) as own:
+            for start in range(0, len(order), 4):
+                written.extend(write_blocks(own, order[start : start + 4], CLOCK))
+
+    threads = [threading.Thread(target=work, args=(blocks[offset:] + blocks[:offset],)) for offset in (0, 4, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(written) == list(range(1, 41))
+    assert (_count(conn, "ticks"), _count(conn, "rejected_packets")) == (40 * 40, 40)
+
+
+def test_a_rebuilt_hour_has_the_same_rows_and_remembers_when_it_was_first_stored(conn: connection) -> None:
+    blocks = [make_block(number, rejected=1, at_s=number) for number in range(1, 30)]
+    write_blocks(conn, [*blocks, make_block(99, hour="2026-11-20T10:00")], CLOCK)
+    kept = "SELECT block_id, stored_at, latency_ms FROM ingest_ledger ORDER BY 1"
+    before = (_all(conn, kept), hour_digest(conn, HOUR), hour_digest(conn, "2026-11-20T10:00"))
+    assert replace_hour(conn, HOUR, iter(blocks), CLOCK) == 29 * 6
+    assert (_all(conn, kept), hour_digest(conn, HOUR), hour_digest(conn, "2026-11-20T10:00")) == before
+    assert _count(conn, "rejected_packets") == 29
+    assert _all(conn, "SELECT block_id FROM ingest_ledger WHERE rebuilt_at IS NULL") == [(99,)]
+
+
+def test_an_hour_rebuilt_in_several_chunks_is_whole(conn: connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticks, "_REBUILD_ROWS", 15)
+    blocks = [make_block(number) for number in range(1, 12)]
+    assert replace_hour(conn, HOUR, blocks, CLOCK) == 66
+    assert ledger.hour_totals(conn, HOUR).rows == 66
+
+
+def test_a_rebuild_mends_rows_and_adds_blocks_that_were_never_stored(conn: connection) -> None:
+    write_blocks(conn, [make_block(1, price=1.0)], CLOCK)
+    replace_hour(conn, HOUR, [make_block(1, price=2.0), make_block(2)], CLOCK)
+    assert _all(conn, "SELECT max(last_price) FROM ticks WHERE tick_id < 2 << 16") == [(6.0,)]
+    assert _all(conn, "SELECT block_id, latency_ms IS NULL FROM ingest_ledger ORDER BY 1") == [(1, False), (2, True)]
+
+
+def test_a_reader_sees_the_old_rows_until_the_rebuild_commits_and_never_waits(
+    database_url: str, conn: connection
+) -> None:
+    write_blocks(conn, [make_block(1, price=1.0), make_block(2, price=1.0)], CLOCK)
+    seen: list[tuple[Any, ...]] = []
+    with closing(connect(database_url)) as reader:
+
+        def look() -> None:
+            seen.extend(_all(reader, "SELECT count(*), min(last_price), max(last_price) FROM ticks"))
+
+        def blocks() -> Iterator[StoredBlock]:
+            yield make_block(1, ticks=20_000, price=2.0)
+            look()
+            yield make_block(2, ticks=20_000, price=2.0)
+            look()
+
+        replace_hour(conn, HOUR, blocks(), CLOCK)
+        look()
+    assert seen == [(12, 5.0, 5.0), (12, 5.0, 5.0), (80_000, 6.0, 6.0)]
+
+
+def test_a_failing_rebuild_changes_nothing(conn: connection) -> None:
+    write_blocks(conn, [make_block(1), make_block(2)], CLOCK)
+    before = (hour_digest(conn, HOUR), _all(conn, "SELECT * FROM ingest_ledger ORDER BY 1"))
+
+    def breaks() -> Iterator[StoredBlock]:
+        yield make_block(1, ticks=30_000)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        replace_hour(conn, HOUR, breaks(), CLOCK)
+    with pytest.raises(ValueError, match="belongs to 2026-11-20T10:00"):
+        replace_hour(conn, HOUR, [make_block(1), make_block(2, hour="2026-11-20T10:00")], CLOCK)
+    assert (hour_digest(conn, HOUR), _all(conn, "SELECT * FROM ingest_ledger ORDER BY 1")) == before
+
+
+def test_rows_that_the_journal_has_lost_are_not_deleted_by_a_rebuild(conn: connection) -> None:
+    write_blocks(conn, [make_block(1), make_block(2), make_block(3)], CLOCK)
+    before = hour_digest(conn, HOUR)
+    with pytest.raises(JournalIncompleteError, match="lacks 2 blocks of 2026-11-20T09:00"):
+        replace_hour(conn, HOUR, [make_block(2)], CLOCK)
+    assert hour_digest(conn, HOUR) == before
+
+
+def test_a_late_writer_of_the_hour_waits_for_the_rebuild_and_then_writes_nothing_twice(
+    database_url: str, conn: connection
+) -> None:
+    ensure_partitions(conn, NINE, NINE + HOUR_NS)
+    late = threading.Thread(target=lambda: written.extend(write_blocks(other, [make_block(1), make_block(2)], CLOCK)))
+    written: list[int] = []
+    with closing(connect(database_url)) as other, closing(connect(database_url)) as watcher:
+
+        def blocks() -> Iterator[StoredBlock]:
+            late.start()
+            while not _all(watcher, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+                pass
+            yield make_block(1)
+
+        replace_hour(conn, HOUR, blocks(), CLOCK)
+        late.join()
+    assert written == [2]
+    assert _count(conn, "ticks") == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE ticks SET last_price = last_price + 0.01 WHERE tick_id = 1 << 16 | 1",
+        "UPDATE ticks SET bid_prices[3] = NULL WHERE tick_id = 1 << 16",
+        "UPDATE ticks SET order_imbalance = '-0' WHERE tick_id = 1 << 16",
+        "UPDATE ticks SET oi = NULL WHERE tick_id = 1 << 16",
+        "UPDATE ticks SET time = time + '1 microsecond' WHERE tick_id = 1 << 16",
+        "DELETE FROM ticks WHERE tick_id = 1 << 16",
+    ],
+)
+def test_the_digest_notices_any_difference(conn: connection, change: str) -> None:
+    write_blocks(conn, [make_block(1)], CLOCK)
+    _all(conn, "UPDATE ticks SET order_imbalance = 0 RETURNING 1")
+    before = hour_digest(conn, HOUR)
+    _all(conn, f"{change} RETURNING 1")
+    assert hour_digest(conn, HOUR) != before
+
+
+def test_the_digest_depends_neither_on_order_nor_on_the_session(conn: connection) -> None:
+    blocks = [make_block(number) for number in range(1, 5)]
+    write_blocks(conn, blocks, CLOCK)
+    before = hour_digest(conn, HOUR)
+    replace_hour(conn, HOUR, blocks[::-1], CLOCK)
+    _all(conn, "SET TimeZone = 'America/New_York'; SET DateStyle = 'German'; SELECT 1")
+    assert hour_digest(conn, HOUR) == before

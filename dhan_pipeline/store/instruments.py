@@ -1,0 +1,247 @@
+"""The instruments tables: brought up to date from a scrip master, and read back.
+
+A sync is one transaction. What the master no longer names is deactivated, never deleted; each state that an instrument
+was in while active is a row of `instrument_versions`, of which an active instrument has exactly one open.
+"""
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+import pyarrow.csv as pacsv
+from numpy.typing import NDArray
+from psycopg2 import sql
+from psycopg2.extensions import connection, cursor
+
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.store.engine import connect
+
+if TYPE_CHECKING:  # the capture needs `load_tokens` only, and pandas would be a quarter of its memory
+    import pandas as pd
+
+    from dhan_pipeline.feeds.dhan.scrip_master import ScripMaster
+
+#: A master, or a segment of at least SEGMENT_ROWS, with less than this share of the active instruments is refused:
+#: a broken file is likelier than half the market gone overnight.
+COLLAPSED = 0.5
+SEGMENT_ROWS = 1000
+
+#: The columns that a scrip master fills, as they travel to and from the database.
+SCHEMA = pa.schema(
+    [
+        ("instrument_token", pa.int64()),
+        ("security_id", pa.int64()),
+        ("exchange", pa.string()),
+        ("exchange_segment", pa.string()),
+        ("trading_symbol", pa.string()),
+        ("name", pa.string()),
+        ("segment", pa.string()),
+        ("instrument_type", pa.string()),
+        ("series", pa.string()),
+        ("isin", pa.string()),
+        ("underlying_symbol", pa.string()),
+        ("expiry", pa.date32()),
+        ("strike", pa.float64()),
+        ("option_type", pa.string()),
+        ("tick_size", pa.float64()),
+        ("lot_size", pa.int32()),
+    ]
+)
+
+
+class InstrumentSyncError(PipelineError):
+    """The instruments could not be synchronised; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What a sync did. inserted + updated + reactivated + unchanged = rows of the master."""
+
+    inserted: int
+    updated: int
+    unchanged: int
+    deactivated: int
+    reactivated: int
+    quarantined: int
+    seconds: float
+
+
+def sync_to_database(
+    database_url: str, master: "ScripMaster", *, source: str = "dhan", batch_size: int = 50_000, force: bool = False
+) -> SyncResult:
+    """Bring the instruments of a source up to date, in one transaction.
+
+    `batch_size` is the number of rows a COPY. `force` accepts a master in which a segment vanished or the number of
+    instruments collapsed. Raises InstrumentSyncError, having changed nothing.
+    """
+    started = time.perf_counter()
+    try:
+        with closing(connect(database_url)) as conn, conn, conn.cursor() as cur:
+            # Other syncs wait; readers do not.
+            cur.execute("LOCK TABLE instruments, instrument_versions IN SHARE ROW EXCLUSIVE MODE")
+            if not force:
+                _refuse_collapse(_active_counts(cur, source), master.segment_counts)
+            _copy(cur, master.rows, batch_size)
+            inserted, updated, reactivated, deactivated = _merge(cur, source)
+    except psycopg2.errors.UndefinedTable as error:
+        raise InstrumentSyncError("The database has no instruments table yet; migrate it first.") from error
+    except psycopg2.Error as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InstrumentSyncError(f"The instruments could not be written to the database: {reason}.") from error
+    return SyncResult(
+        inserted=inserted,
+        updated=updated,
+        unchanged=len(master.rows) - inserted - updated - reactivated,
+        deactivated=deactivated,
+        reactivated=reactivated,
+        quarantined=len(master.quarantined),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _active_counts(cur: cursor, source: str) -> dict[str, int]:
+    cur.execute(
+        "SELECT exchange_segment, count(*) FROM instruments WHERE source = %s AND is_active GROUP BY 1 ORDER BY 1",
+        (source,),
+    )
+    return dict(cur.fetchall())
+
+
+def _refuse_collapse(active: Mapping[str, int], named: Mapping[str, int]) -> None:
+    end = "; nothing was changed, sync with force if this is right."
+    vanished = [segment for segment in active if not named.get(segment)]
+    if vanished:
+        raise InstrumentSyncError(f"The scrip master names no instrument of {', '.join(vanished)}{end}")
+    total, were = sum(named.values()), sum(active.values())
+    if total < COLLAPSED * were:
+        raise InstrumentSyncError(f"The scrip master names {total} instruments where {were} are active{end}")
+    for segment, count in active.items():
+        if count >= SEGMENT_ROWS and named[segment] < COLLAPSED * count:
+            raise InstrumentSyncError(
+                f"The scrip master names {named[segment]} instruments of {segment} where {count} are active{end}"
+            )
+
+
+def _copy(cur: cursor, rows: "pd.DataFrame", batch_size: int) -> None:
+    cur.execute("CREATE TEMP TABLE incoming (LIKE instruments INCLUDING DEFAULTS) ON COMMIT DROP")
+    table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
+    for start in range(0, len(table), batch_size):
+        buffer = BytesIO()
+        pacsv.write_csv(table.slice(start, batch_size), buffer, pacsv.WriteOptions(include_header=False))
+        buffer.seek(0)
+        cur.copy_expert(f"COPY incoming ({', '.join(SCHEMA.names)}) FROM STDIN (FORMAT csv)", buffer)
+    cur.execute("ANALYZE incoming")
+
+
+_FACTS = [name for name in SCHEMA.names if name != "instrument_token"]
+#: The compact layout has no ISIN; what the detailed one said stays true.
+_INCOMING = ["coalesce(n.isin, i.isin)" if name == "isin" else f"n.{name}" for name in _FACTS]
+
+_FIND_CHANGES = f"""
+CREATE TEMP TABLE changes ON COMMIT DROP AS
+SELECT n.instrument_token, {", ".join(f"{value} AS {name}" for name, value in zip(_FACTS, _INCOMING, strict=True))},
+       i.instrument_token IS NULL AS is_new, i.is_active AS was_active
+FROM incoming n LEFT JOIN instruments i USING (instrument_token)
+WHERE i.instrument_token IS NULL OR NOT i.is_active
+   OR ({", ".join(f"i.{name}" for name in _FACTS)}) IS DISTINCT FROM ({", ".join(_INCOMING)})
+"""
+
+_FIND_GONE = """
+CREATE TEMP TABLE gone ON COMMIT DROP AS
+SELECT instrument_token FROM instruments i
+WHERE source = %(source)s AND is_active
+  AND NOT EXISTS (SELECT FROM incoming n WHERE n.instrument_token = i.instrument_token)
+"""
+
+_CLOSE_VERSIONS = """
+UPDATE instrument_versions v SET valid_to = %(now)s
+FROM (SELECT instrument_token FROM gone UNION ALL SELECT instrument_token FROM changes WHERE was_active) ended
+WHERE v.instrument_token = ended.instrument_token AND v.valid_to IS NULL
+"""
+
+_DEACTIVATE = """
+UPDATE instruments i SET is_active = false, last_updated = %(now)s
+FROM gone WHERE i.instrument_token = gone.instrument_token
+"""
+
+_UPDATE = f"""
+UPDATE instruments i SET {", ".join(f"{name} = c.{name}" for name in _FACTS)}, is_active = true, last_updated = %(now)s
+FROM changes c WHERE i.instrument_token = c.instrument_token AND NOT c.is_new
+"""
+
+# In the key's order, which measured nearly twice as fast.
+_INSERT = f"""
+INSERT INTO instruments (instrument_token, source, {", ".join(_FACTS)}, is_active, last_updated)
+SELECT instrument_token, %(source)s, {", ".join(_FACTS)}, true, %(now)s FROM changes WHERE is_new
+ORDER BY instrument_token
+"""
+
+_OPEN_VERSIONS = f"""
+INSERT INTO instrument_versions (instrument_token, valid_from, source, {", ".join(_FACTS)})
+SELECT instrument_token, %(now)s, %(source)s, {", ".join(_FACTS)} FROM changes
+ORDER BY instrument_token
+"""
+
+
+def _merge(cur: cursor, source: str) -> tuple[int, int, int, int]:
+    """Apply `incoming`. Returns how many were inserted, updated, reactivated, deactivated."""
+    # Of the moment, not of the transaction's start: a sync that waited for another one comes after it.
+    cur.execute("SELECT clock_timestamp()")
+    values = {"source": source, "now": _one(cur)[0]}
+    cur.execute(_FIND_CHANGES)
+    cur.execute(_FIND_GONE, values)
+    cur.execute(
+        "SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE was_active),"
+        " count(*) FILTER (WHERE NOT was_active), (SELECT count(*) FROM gone) FROM changes"
+    )
+    inserted, updated, reactivated, deactivated = _one(cur)
+    for statement in (_CLOSE_VERSIONS, _DEACTIVATE, _UPDATE, _INSERT, _OPEN_VERSIONS):
+        cur.execute(statement, values)
+    return inserted, updated, reactivated, deactivated
+
+
+def _one(cur: cursor) -> tuple[int, ...]:
+    row = cur.fetchone()
+    assert row is not None
+    return row
+
+
+def load_tokens(conn: connection, source: str) -> NDArray[np.int64]:
+    """Tokens of all instruments ever known of a source, active or not, ascending."""
+    query = "COPY (SELECT instrument_token FROM instruments WHERE source = {} ORDER BY 1) TO STDOUT (FORMAT binary)"
+    with conn.cursor() as cur:
+        buffer = BytesIO()
+        cur.copy_expert(sql.SQL(query).format(sql.Literal(source)), buffer)
+    # 19 bytes of header, then rows of one bigint: field count (2), length (4), value (8); 2 bytes of trailer.
+    row = np.dtype([("fields", ">i2"), ("length", ">i4"), ("token", ">i8")])
+    return np.frombuffer(buffer.getvalue()[19:-2], row)["token"].astype(np.int64)
+
+
+def read_instruments(conn: connection, source: str = "dhan") -> "pd.DataFrame":
+    """The active instruments of a source, by token: the columns and types of `ScripMaster.rows`."""
+    query = (
+        "COPY (SELECT {} FROM active_instruments WHERE source = {} ORDER BY instrument_token) TO STDOUT (FORMAT csv)"
+    )
+    columns = sql.SQL(", ").join(map(sql.Identifier, SCHEMA.names))
+    with conn.cursor() as cur:
+        buffer = BytesIO()
+        cur.copy_expert(sql.SQL(query).format(columns, sql.Literal(source)), buffer)
+    if not buffer.tell():
+        table = SCHEMA.empty_table()
+    else:
+        buffer.seek(0)
+        table = pacsv.read_csv(
+            buffer,
+            pacsv.ReadOptions(column_names=SCHEMA.names),
+            convert_options=pacsv.ConvertOptions(
+                column_types=SCHEMA, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+            ),
+        )
+    frame: pd.DataFrame = table.to_pandas(date_as_object=False)
+    return frame.astype({"lot_size": "Int64", "expiry": "datetime64[s]"})

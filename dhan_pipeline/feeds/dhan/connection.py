@@ -215,6 +215,7 @@ class _Socket(ClientConnection):
         self._is_text = False
         self._reason: FeedError | None = None
         self._lost: Exception | None = None
+        self._hang_up: asyncio.TimerHandle | None = None
 
     def drop(self, reason: FeedError) -> None:
         """End the connection at once, for this reason."""
@@ -253,10 +254,15 @@ class _Socket(ClientConnection):
         except Exception as error:  # on_message's; nothing may be received that was not taken
             self.failure = error
             self.transport.abort()
+        if self._hang_up is None and self.state is State.CLOSING:
+            # Hanging up after the closing handshake is the server's part, and some never do.
+            self._hang_up = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remember why."""
         self._lost = exc
+        if self._hang_up is not None:
+            self._hang_up.cancel()
         super().connection_lost(exc)
 
     def process_event(self, event: Event) -> None:

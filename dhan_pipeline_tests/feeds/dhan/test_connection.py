@@ -1,0 +1,371 @@
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import struct
+from contextlib import asynccontextmanager
+
+import pytest
+from pydantic import SecretStr
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+from dhan_pipeline.feeds.dhan.auth import Credentials
+from dhan_pipeline.feeds.dhan.connection import FeedConnection, FeedPolicy
+from dhan_pipeline.feeds.dhan.errors import DataPlanError, FeedError, FeedRefusedError, SilentFeedError
+from dhan_pipeline.instruments import generate_instrument_token
+from dhan_pipeline.ticks import Mode
+
+CREDENTIALS = Credentials("1000000001", SecretStr("a-token"), None, "the token file")
+TICKER = bytes.fromhex("02 1000 01 450b0000 9a99a144 f9c87468")
+RELIANCE = generate_instrument_token("NSE_EQ", 2885)
+NIFTY = generate_instrument_token("IDX_I", 13)
+
+quiet = logging.getLogger("test server")
+quiet.setLevel(logging.CRITICAL)
+
+
+@asynccontextmanager
+async def server(behave):
+    """Serve each connection with `behave(websocket)`; gives the address."""
+    async with serve(behave, "127.0.0.1", 0, compression=None, ping_interval=None, logger=quiet) as listening:
+        yield f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+@asynccontextmanager
+async def raw_server(behave):
+    """Serve each TCP connection with `behave(reader, writer)`; gives the address."""
+
+    async def handle(reader, writer):
+        try:
+            await behave(reader, writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with listening:
+        yield f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+async def answer_handshake(reader) -> bytes:
+    """The answer to a client's handshake, not yet sent."""
+    request = await reader.readuntil(b"\r\n\r\n")
+    key = next(line.split(b": ")[1] for line in request.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key"))
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    lines = [b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade"]
+    return b"\r\n".join([*lines, b"Sec-WebSocket-Accept: " + accept, b"", b""])
+
+
+async def until(condition) -> None:
+    """Return once the condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def until_closed(websocket) -> None:
+    await websocket.wait_closed()
+
+
+def frame(payload: bytes, first: int = 0x82) -> bytes:
+    if len(payload) < 126:
+        return bytes([first, len(payload)]) + payload
+    if len(payload) < 65_536:
+        return bytes([first, 126]) + struct.pack(">H", len(payload)) + payload
+    return bytes([first, 127]) + struct.pack(">Q", len(payload)) + payload
+
+
+class Received(list):
+    """Messages, and whether each was from connection 3."""
+
+    def __call__(self, payload, connection):
+        assert connection == 3
+        self.append(payload)
+
+
+def feed_connection(on_message=lambda payload, connection: None, subscriptions=(), in_session=lambda: False, **policy):
+    return FeedConnection(3, dict(subscriptions), on_message, FeedPolicy(**policy), in_session)
+
+
+async def receive(connection: FeedConnection, url: str) -> None:
+    async with asyncio.timeout(10):
+        await connection.open(CREDENTIALS, url)
+        await connection.receive()
+
+
+LITERAL_FRAMES = [
+    (bytes.fromhex("82 10") + TICKER, [TICKER]),
+    (bytes.fromhex("82 7e 00a2") + bytes(162), [bytes(162)]),
+    (bytes.fromhex("82 7f 0000000000011170") + bytes(70_000), [bytes(70_000)]),
+    (bytes.fromhex("82 00"), [b""]),
+    (bytes.fromhex("81 05") + b"hello", ["hello"]),
+    (bytes.fromhex("81 03 e282ac"), ["€"]),
+    (bytes.fromhex("81 01 ff"), ["\ufffd"]),
+    (bytes.fromhex("02 01 61 80 01 62"), [b"ab"]),
+    (bytes.fromhex("01 01 61 00 01 62 80 01 63"), ["abc"]),
+    (bytes.fromhex("02 01 61 89 00 80 01 62 82 01 63"), [b"ab", b"c"]),
+    (bytes.fromhex("8a 00 82 01 61"), [b"a"]),
+]
+
+
+@pytest.mark.parametrize(("data", "messages"), LITERAL_FRAMES)
+async def test_frames_become_messages(data, messages):
+    async def behave(websocket):
+        websocket.transport.write(data)
+        await websocket.close()
+
+    received = Received()
+    async with server(behave) as url:
+        with pytest.raises(FeedError):
+            await receive(feed_connection(received), url)
+    assert received == messages
+
+
+async def test_frames_become_the_same_messages_however_the_stream_is_cut():
+    stream = b"".join(data for data, _ in LITERAL_FRAMES if len(data) < 1000)
+    messages = [message for data, expected in LITERAL_FRAMES if len(data) < 1000 for message in expected]
+    received = Received()
+    connection = feed_connection(received)
+    async with server(until_closed) as url:
+        await connection.open(CREDENTIALS, url)
+        socket = connection._socket
+        for cut in range(1, len(stream)):
+            socket.data_received(stream[:cut])
+            socket.data_received(stream[cut:])
+            assert received == messages
+            received.clear()
+        for octet in stream:
+            socket.data_received(bytes([octet]))
+        assert received == messages
+        await socket.leave()
+
+
+async def test_frames_that_arrive_together_with_the_handshake_are_received():
+    async def behave(reader, writer):
+        writer.write(await answer_handshake(reader) + frame(TICKER) + frame(bytes(200))[:50])
+        writer.write(frame(bytes(200))[50:] + frame(struct.pack(">H", 1001), 0x88))
+        await reader.read()  # hanging up, which is the server's part, is left to the client
+
+    received = Received()
+    async with raw_server(behave) as url:
+        with pytest.raises(FeedError, match=r"the server closed the connection \(1001\)"):
+            await receive(feed_connection(received, close_timeout_s=0.05), url)
+    assert received == [TICKER, bytes(200)]
+
+
+async def test_an_answer_to_the_handshake_may_come_in_pieces():
+    async def behave(reader, writer):
+        for octet in await answer_handshake(reader) + frame(TICKER):
+            writer.write(bytes([octet]))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    received = Received()
+    async with raw_server(behave) as url:
+        with pytest.raises(FeedError, match="without a word"):
+            await receive(feed_connection(received), url)
+    assert received == [TICKER]
+
+
+async def test_pings_are_answered():
+    async def behave(websocket):
+        await (await websocket.ping(b"are you there"))
+        websocket.transport.write(frame(b"answered"))
+        await websocket.close()
+
+    received = Received()
+    async with server(behave) as url:
+        with pytest.raises(FeedError):
+            await receive(feed_connection(received), url)
+    assert received == [b"answered"]
+
+
+@pytest.mark.parametrize(
+    ("data", "close_code"),
+    [
+        (bytes.fromhex("82 7f 0000000000080001"), 1009),  # one byte more than 512 KiB
+        (bytes.fromhex("02 7f 0000000000080000") + bytes(524_288) + bytes.fromhex("80 01 00"), 1009),
+        (bytes.fromhex("82 81 00000000 61"), 1002),  # masked
+        (bytes.fromhex("83 00"), 1002),  # no such opcode
+    ],
+)
+async def test_frames_that_must_not_be_end_the_connection(data, close_code):
+    codes = []
+
+    async def behave(websocket):
+        websocket.transport.write(data)
+        await websocket.wait_closed()
+        codes.append(websocket.close_code)
+
+    received = Received()
+    async with server(behave) as url:
+        with pytest.raises(FeedError):
+            await receive(feed_connection(received), url)
+    assert codes == [close_code]
+    assert received == []
+
+
+async def test_all_instruments_are_subscribed_when_the_connection_opens():
+    requests = []
+
+    async def behave(websocket):
+        requests.extend([await websocket.recv(), await websocket.recv()])
+
+    async with server(behave) as url:
+        with pytest.raises(FeedError):
+            await receive(feed_connection(subscriptions={RELIANCE: Mode.FULL, NIFTY: Mode.QUOTE}), url)
+    assert [(r["RequestCode"], r["InstrumentCount"]) for r in map(json.loads, requests)] == [(17, 1), (21, 1)]
+
+
+async def test_instruments_come_and_go_while_connected():
+    requests = []
+
+    async def behave(websocket):
+        async for message in websocket:
+            request = json.loads(message)
+            requests.append((request["RequestCode"], [i["SecurityId"] for i in request.get("InstrumentList", [])]))
+
+    connection = feed_connection(subscriptions={NIFTY: Mode.QUOTE})
+    async with server(behave) as url:
+        task = asyncio.create_task(receive(connection, url))
+        await until(lambda: requests)
+        await connection.subscribe({RELIANCE: Mode.FULL})
+        await connection.unsubscribe([NIFTY, 1])
+        await until(lambda: len(requests) == 3)
+        task.cancel()
+        await asyncio.wait([task])
+    assert requests == [(17, ["13"]), (21, ["2885"]), (18, ["13"]), (12, [])]
+    assert connection.subscriptions == {RELIANCE: Mode.FULL}
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_disconnect_packet_is_handed_over_and_says_why_the_connection_ended(ours):
+    packet = struct.pack("<BHBIH", 50, 10, 0, 0, 806 if ours else 800)
+
+    async def behave(websocket):
+        await websocket.send(packet)
+        if ours:  # this server would leave it open
+            await websocket.wait_closed()
+
+    received = Received()
+    async with server(behave) as url:
+        with pytest.raises(FeedRefusedError) as caught:
+            await receive(feed_connection(received), url)
+    assert received == [packet]
+    assert caught.value.code == (806 if ours else 800)
+    assert type(caught.value) is (DataPlanError if ours else FeedRefusedError)
+
+
+async def test_an_abrupt_reset_is_an_error_that_says_so():
+    async def behave(websocket):
+        socket = websocket.transport.get_extra_info("socket")
+        socket.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER of 0: close with RST
+        websocket.transport.abort()
+
+    async with server(behave) as url:
+        with pytest.raises(FeedError, match="the connection was lost"):
+            await receive(feed_connection(), url)
+
+
+async def test_what_the_consumer_raises_ends_the_connection_with_that():
+    def refuse(payload, connection):
+        raise ZeroDivisionError
+
+    async def behave(websocket):
+        await websocket.send(TICKER)
+        await websocket.wait_closed()
+
+    async with server(behave) as url:
+        with pytest.raises(ZeroDivisionError):
+            await receive(feed_connection(refuse), url)
+
+
+async def test_a_connection_through_which_nothing_comes_is_given_up():
+    async with server(until_closed) as url:
+        with pytest.raises(SilentFeedError, match="nothing came for"):
+            await receive(feed_connection(silence_s=0.05), url)
+
+
+async def keep_pinging(websocket, pings: list[int]) -> None:
+    try:
+        while True:
+            await (await websocket.ping())
+            pings.append(1)
+            await asyncio.sleep(0.01)
+    except ConnectionClosed:
+        pass
+
+
+async def test_pings_are_a_sign_of_life_when_no_messages_are_due():
+    pings: list[int] = []
+    async with server(lambda websocket: keep_pinging(websocket, pings)) as url:
+        task = asyncio.create_task(receive(feed_connection(silence_s=0.2), url))
+        await until(lambda: len(pings) > 40)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_pings_are_no_sign_of_life_in_session():
+    pings: list[int] = []
+    async with server(lambda websocket: keep_pinging(websocket, pings)) as url:
+        with pytest.raises(SilentFeedError):
+            await receive(feed_connection(in_session=lambda: True, silence_s=0.2), url)
+    assert pings
+
+
+async def test_leaving_takes_no_longer_than_its_limit_from_a_server_that_never_reads():
+    async def behave(reader, writer):
+        writer.write(await answer_handshake(reader))
+        while True:
+            writer.write(frame(TICKER) * 1000)
+            await writer.drain()
+
+    received = Received()
+    async with raw_server(behave) as url:
+        connection = feed_connection(received, close_timeout_s=0.2)
+        task = asyncio.create_task(receive(connection, url))
+        await until(lambda: received and connection.up)
+        task.cancel()
+        started = asyncio.get_running_loop().time()
+        await asyncio.wait([task])
+        assert asyncio.get_running_loop().time() - started < 1
+        assert not connection.up
+
+
+async def test_the_handshake_carries_the_credentials_in_the_url():
+    paths = []
+
+    async def behave(websocket):
+        paths.append(websocket.request.path)
+
+    async with server(behave) as url:
+        with pytest.raises(FeedError):
+            await receive(feed_connection(), url)
+    assert paths == ["/?version=2&token=a-token&clientId=1000000001&authType=2"]
+
+
+async def test_a_server_that_does_not_answer_is_given_up():
+    async def behave(reader, writer):
+        await reader.read()
+
+    async with raw_server(behave) as url:
+        with pytest.raises(FeedError, match="did not answer the handshake in time"):
+            await receive(feed_connection(open_timeout_s=0.05), url)
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3, 7, 1000])
+def test_waits_double_from_failure_to_failure_and_are_partly_random(failures):
+    policy = FeedPolicy(first_delay_s=1, longest_delay_s=60)
+    longest = min(60, 2 ** (failures - 1))
+    waits = {policy.delay_s(failures) for _ in range(100)}
+    assert all(longest / 2 <= wait <= longest for wait in waits)
+    assert len(waits) > 1
+
+
+@pytest.mark.parametrize(("times", "shortest"), [(1, 60), (2, 120), (3, 240), (4, 300), (1000, 300)])
+def test_rests_last_a_minute_at_least_and_five_in_the_end(times, shortest):
+    assert all(shortest <= FeedPolicy().rest(times) <= shortest * 1.25 for _ in range(100))

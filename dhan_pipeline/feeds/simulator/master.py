@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-#: Below this, some segment would lack what it is known for.
+#: Below, some segment would lack what it is known for; above, there are not enough invented strikes.
 MIN_ROWS = 2_000
+MAX_ROWS = 300_000
 
 #: Share of the rows by exchange and segment, as in the real file; the rest is NSE commodity, which no feed carries.
 _SHARES = {
@@ -134,10 +135,10 @@ def write_synthetic_master(
 ) -> None:
     """Write a scrip master of `rows` rows as it might be published on a day: derivatives expire after it.
 
-    The same arguments give the same bytes. Raises ValueError below `MIN_ROWS`.
+    The same arguments give the same bytes. Raises ValueError for fewer rows than `MIN_ROWS`, and more than `MAX_ROWS`.
     """
-    if rows < MIN_ROWS:
-        raise ValueError(f"a scrip master of {rows} rows is too small; {MIN_ROWS} is the least")
+    if not MIN_ROWS <= rows <= MAX_ROWS:
+        raise ValueError(f"a scrip master of {rows} rows cannot be made; {MIN_ROWS} to {MAX_ROWS} can")
     rng = np.random.default_rng(seed)
     counts = {place: int((rows - _INDEX_COUNT) * share) for place, share in _SHARES.items()}
     names = _invented_symbols(rng)
@@ -369,6 +370,8 @@ def _derivatives(
     chains = [(u, rank, expiry) for u in underlyings for rank, expiry in enumerate(u.expiries)]
     futures = [i for i, (_, rank, _) in enumerate(chains) if rank < 3]
     futures = sorted(futures, key=lambda i: chains[i][1])[: count // 5]
+    if (count - len(futures)) % 2:
+        futures.pop()
     pairs = (count - len(futures)) // 2
 
     # Every strike that may be listed, by how soon it would be.

@@ -8,12 +8,16 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dhan_pipeline.feeds.dhan.framing import split
 from dhan_pipeline.feeds.dhan.wire import DEPTH_LEVEL, HEADER, LAYOUTS, NEVER_TRADED_S, ResponseCode
 from dhan_pipeline.instruments import PRICE_DECIMALS, ExchangeSegment
 from dhan_pipeline.sessions import IST_OFFSET_S
+
+#: Decimals of an average price that the segment's own decimals do not express.
+AVERAGE_DECIMALS = 4
 
 
 class PacketError(ValueError):
@@ -52,7 +56,8 @@ class DhanMarketDepthLevel(BaseModel):
 class DhanTick(DhanResponseHeader):
     """One packet of the live feed. What its kind does not carry is None, and so is a price of zero.
 
-    Prices are in rupees, rounded to the decimals of the segment; quantities in units.
+    Prices are in rupees, rounded to the decimals of the segment (an average price to 4, where it has more than that);
+    quantities in units.
     """
 
     last_price: float | None = None
@@ -166,7 +171,10 @@ def trade_time(raw: int) -> datetime | None:
     return datetime.fromtimestamp(raw - IST_OFFSET_S, UTC) if raw > NEVER_TRADED_S else None
 
 
-def _price(name: str, value: float, decimals: int) -> float | None:
-    if not isfinite(value) or value < 0:
-        raise PacketError(f"{name} of {value} is impossible")
-    return round(value, decimals) if value else None
+def _price(name: str, wire: float, decimals: int) -> float | None:
+    if not isfinite(wire) or wire < 0:
+        raise PacketError(f"{name} of {wire} is impossible")
+    price = round(wire, decimals)
+    if name == "average_traded_price" and np.float32(price) != wire:
+        price = round(wire, AVERAGE_DECIMALS)  # an average is seldom a multiple of the tick
+    return price or None

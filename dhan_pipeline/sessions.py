@@ -1,7 +1,21 @@
-"""Hours and trading sessions of the Indian exchanges, in India Standard Time."""
+"""Hours and trading sessions of the Indian exchanges, in India Standard Time.
 
-from datetime import UTC, datetime
+What is regular stands here, with the date from which it holds; `sessions.csv` beside this module holds the days that
+differ. A day's cell there is empty (a day like others of its weekday), `closed`, `open` (a weekend with the sessions of
+a weekday), `morning` or `evening` (commodities: that half alone), or `HH:MM-HH:MM` (a Muhurat session and nothing
+else). Sources: circulars of NSE, BSE and MCX on holidays; SEBI's of 2026-01-16 on the closing auction.
+"""
+
+import csv
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Literal
 from zoneinfo import ZoneInfo
+
+from dhan_pipeline.instruments import ExchangeSegment
 
 IST = ZoneInfo("Asia/Kolkata")
 
@@ -12,6 +26,8 @@ HOUR_NS = 3_600_000_000_000
 
 #: Format of an hour's partition key, which is the IST wall clock at its start: `2026-11-20T09:00`.
 HOUR_KEY_FORMAT = "%Y-%m-%dT%H:%M"
+
+_NEW_YORK = ZoneInfo("America/New_York")
 
 
 def hour_start_ns(at_ns: int) -> int:
@@ -37,3 +53,131 @@ def parse_hour_key(key: str) -> int:
     if start.minute or start.strftime(HOUR_KEY_FORMAT) != key:
         raise ValueError(f"{key} is not the start of an hour")
     return int(start.astimezone(UTC).timestamp()) * 1_000_000_000
+
+
+Kind = Literal[
+    "pre_open",  # order entry, then matching
+    "continuous",
+    "closing_auction",  # stocks with derivatives only; the others trade on
+    "post_close",  # at the closing price
+    "cross_currency",  # pairs without the rupee only
+    "morning",  # commodities
+    "evening",  # commodities
+    "muhurat",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A stretch in which a segment trades: aware times in IST, the close excluded."""
+
+    kind: Kind
+    open: datetime
+    close: datetime
+
+
+_Times = tuple[Kind, time, time]
+_Rules = tuple[tuple[date, tuple[_Times, ...]], ...]  # each with the day from which it holds
+_Market = Literal["equity", "currency", "commodity"]
+
+_PRE_OPEN: _Times = ("pre_open", time(9, 0), time(9, 15))
+
+_CASH: _Rules = (
+    (date.min, (_PRE_OPEN, ("continuous", time(9, 15), time(15, 30)), ("post_close", time(15, 40), time(16, 0)))),
+    (
+        date(2026, 8, 3),
+        (
+            _PRE_OPEN,
+            ("continuous", time(9, 15), time(15, 30)),
+            ("closing_auction", time(15, 15), time(15, 35)),
+            ("post_close", time(15, 50), time(16, 0)),
+        ),
+    ),
+)
+_DERIVATIVES: _Rules = (
+    (date.min, (("continuous", time(9, 15), time(15, 30)),)),
+    (date(2025, 12, 8), (_PRE_OPEN, ("continuous", time(9, 15), time(15, 30)))),
+    (date(2026, 8, 3), (_PRE_OPEN, ("continuous", time(9, 15), time(15, 40)))),
+)
+_CURRENCY: _Rules = (
+    (date.min, (("continuous", time(9, 0), time(17, 0)), ("cross_currency", time(17, 0), time(19, 30)))),
+)
+_COMMODITY_HALVES = time(17, 0)
+
+_SEGMENTS: dict[ExchangeSegment, tuple[_Market, _Rules]] = {
+    ExchangeSegment.IDX_I: ("equity", _CASH),
+    ExchangeSegment.NSE_EQ: ("equity", _CASH),
+    ExchangeSegment.NSE_FNO: ("equity", _DERIVATIVES),
+    ExchangeSegment.NSE_CURRENCY: ("currency", _CURRENCY),
+    ExchangeSegment.BSE_EQ: ("equity", _CASH),
+    ExchangeSegment.MCX_COMM: ("commodity", ()),
+    ExchangeSegment.BSE_CURRENCY: ("currency", _CURRENCY),
+    ExchangeSegment.BSE_FNO: ("equity", _DERIVATIVES),
+}
+
+_PRE_OPEN_OF_MUHURAT = timedelta(minutes=15)
+
+
+def sessions(segment: ExchangeSegment, day: date) -> list[Session]:
+    """The segment's sessions of an IST day, by opening time; empty on a day without trading. They may overlap."""
+    market, rules = _SEGMENTS[segment]
+    special = _special_days().get(day, {}).get(market, "")
+    if special == "closed" or (not special and day.weekday() >= 5):
+        return []
+    if "-" in special:
+        return _muhurat(day, special, pre_open=market == "equity")
+    if market == "commodity":
+        halves: list[_Times] = [
+            ("morning", time(9, 0), _COMMODITY_HALVES),
+            ("evening", _COMMODITY_HALVES, _commodity_close(day)),
+        ]
+        return [_session(day, *t) for t in halves if special in ("", "open", t[0])]
+    in_force = [times for since, times in rules if since <= day][-1]
+    return [_session(day, *t) for t in in_force]
+
+
+def in_session(at_ns: int, segments: Collection[ExchangeSegment] = tuple(ExchangeSegment)) -> bool:
+    """Whether a session of any of the segments is on (nanoseconds since the Unix epoch, UTC).
+
+    Between two sessions of a segment it is not; to decide whether to capture, use `session_bounds`.
+    """
+    at = datetime.fromtimestamp(at_ns // 1_000_000_000, IST)
+    return any(s.open <= at < s.close for segment in segments for s in sessions(segment, at.date()))
+
+
+def session_bounds(
+    day: date, segments: Collection[ExchangeSegment] = tuple(ExchangeSegment)
+) -> tuple[datetime, datetime] | None:
+    """From the first opening to the last close of the segments' sessions on an IST day; None without any."""
+    of_day = [session for segment in segments for session in sessions(segment, day)]
+    if not of_day:
+        return None
+    return min(session.open for session in of_day), max(session.close for session in of_day)
+
+
+def calendar_known(day: date) -> bool:
+    """Whether the holidays of the day's year are known. If not, every weekday counts as a trading day."""
+    return any(known.year == day.year for known in _special_days())
+
+
+def _session(day: date, kind: Kind, opens: time, closes: time) -> Session:
+    return Session(kind, datetime.combine(day, opens, IST), datetime.combine(day, closes, IST))
+
+
+def _muhurat(day: date, times: str, pre_open: bool) -> list[Session]:
+    opens, closes = map(time.fromisoformat, times.split("-"))
+    session = _session(day, "muhurat", opens, closes)
+    before = [Session("pre_open", session.open - _PRE_OPEN_OF_MUHURAT, session.open)] if pre_open else []
+    return [*before, session]
+
+
+def _commodity_close(day: date) -> time:
+    """Commodities follow the American markets: they close at 23:30 while New York has daylight saving time."""
+    noon = datetime.combine(day, time(12, 0), _NEW_YORK)
+    return time(23, 30) if noon.dst() else time(23, 55)
+
+
+@cache
+def _special_days() -> dict[date, dict[str, str]]:
+    with Path(__file__).with_suffix(".csv").open(newline="") as file:
+        return {date.fromisoformat(row["date"]): row for row in csv.DictReader(file)}

@@ -1,0 +1,195 @@
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dhan_pipeline import sessions as sessions_module
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.sessions import (
+    HOUR_NS,
+    IST,
+    Session,
+    calendar_known,
+    day_start_ns,
+    hour_key,
+    hour_start_ns,
+    in_session,
+    parse_hour_key,
+    session_bounds,
+    sessions,
+)
+
+NSE_EQ, NSE_FNO, NSE_CURRENCY, MCX_COMM, IDX_I, BSE_EQ, BSE_FNO = (
+    ExchangeSegment[name] for name in ("NSE_EQ", "NSE_FNO", "NSE_CURRENCY", "MCX_COMM", "IDX_I", "BSE_EQ", "BSE_FNO")
+)
+FRIDAY = date(2026, 11, 20)
+
+
+def ns(text: str) -> int:
+    """An IST wall time as nanoseconds since the Unix epoch."""
+    return int(datetime.fromisoformat(text).replace(tzinfo=IST).timestamp()) * 1_000_000_000
+
+
+def text(of_day: Iterable[Session]) -> list[str]:
+    return [f"{s.kind} {s.open:%H:%M}-{s.close:%H:%M}" for s in of_day]
+
+
+@given(st.integers(0, 4_000_000_000_000_000_000))
+def test_an_hour_is_named_by_its_start_in_ist(at_ns: int) -> None:
+    start = hour_start_ns(at_ns)
+    assert 0 <= at_ns - start < HOUR_NS
+    assert parse_hour_key(hour_key(at_ns)) == start
+    assert day_start_ns(at_ns) <= start
+
+
+def test_an_ist_hour_starts_at_half_past_in_utc() -> None:
+    assert hour_start_ns(ns("2026-11-20T09:59:59")) == ns("2026-11-20T09:00")
+    assert hour_key(ns("2026-11-20T00:10")) == "2026-11-20T00:00"
+    assert day_start_ns(ns("2026-11-20T00:10")) == ns("2026-11-20T00:00")
+    assert day_start_ns(ns("2026-11-20T23:59:59")) == ns("2026-11-20T00:00")
+
+
+@pytest.mark.parametrize("key", ["2026-11-20T09:30", "2026-11-20T9:00", "2026-11-20", "2026-02-30T09:00", ""])
+def test_a_key_that_names_no_hour_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_hour_key(key)
+
+
+@pytest.mark.parametrize("segment", [NSE_EQ, BSE_EQ, IDX_I])
+def test_the_closing_auction_came_on_2026_08_03(segment: ExchangeSegment) -> None:
+    assert text(sessions(segment, date(2026, 7, 31))) == [
+        "pre_open 09:00-09:15",
+        "continuous 09:15-15:30",
+        "post_close 15:40-16:00",
+    ]
+    assert text(sessions(segment, date(2026, 8, 3))) == [
+        "pre_open 09:00-09:15",
+        "continuous 09:15-15:30",
+        "closing_auction 15:15-15:35",
+        "post_close 15:50-16:00",
+    ]
+
+
+@pytest.mark.parametrize("segment", [NSE_FNO, BSE_FNO])
+def test_derivatives_trade_to_1540_since_2026_08_03(segment: ExchangeSegment) -> None:
+    assert text(sessions(segment, date(2025, 12, 5))) == ["continuous 09:15-15:30"]
+    assert text(sessions(segment, date(2026, 7, 31))) == ["pre_open 09:00-09:15", "continuous 09:15-15:30"]
+    assert text(sessions(segment, date(2026, 8, 3))) == ["pre_open 09:00-09:15", "continuous 09:15-15:40"]
+
+
+@pytest.mark.parametrize(
+    ("day", "close"),
+    [
+        (date(2026, 3, 6), "23:55"),
+        (date(2026, 3, 9), "23:30"),
+        (date(2026, 10, 30), "23:30"),
+        (date(2026, 11, 2), "23:55"),
+        (date(2025, 3, 10), "23:30"),
+        (date(2025, 11, 3), "23:55"),
+    ],
+)
+def test_commodities_close_with_the_daylight_saving_of_new_york(day: date, close: str) -> None:
+    assert text(sessions(MCX_COMM, day)) == ["morning 09:00-17:00", f"evening 17:00-{close}"]
+
+
+def test_currency_trades_to_five_and_cross_currency_to_half_past_seven() -> None:
+    assert text(sessions(NSE_CURRENCY, FRIDAY)) == ["continuous 09:00-17:00", "cross_currency 17:00-19:30"]
+
+
+@pytest.mark.parametrize("segment", list(ExchangeSegment))
+def test_nothing_trades_on_a_weekend_or_a_national_holiday(segment: ExchangeSegment) -> None:
+    for day in (date(2026, 11, 21), date(2026, 11, 22), date(2026, 1, 26), date(2026, 10, 2), date(2025, 12, 25)):
+        assert sessions(segment, day) == []
+        assert session_bounds(day) is None
+
+
+def test_a_market_holiday_leaves_the_evening_of_commodities() -> None:
+    holiday = date(2026, 11, 24)
+    assert sessions(NSE_EQ, holiday) == []
+    assert text(sessions(MCX_COMM, holiday)) == ["evening 17:00-23:55"]
+    assert not in_session(ns("2026-11-24T11:00"))
+    assert in_session(ns("2026-11-24T17:00"))
+
+
+def test_new_year_leaves_the_morning_of_commodities() -> None:
+    assert text(sessions(MCX_COMM, date(2026, 1, 1))) == ["morning 09:00-17:00"]
+    assert len(sessions(NSE_EQ, date(2026, 1, 1))) == 3
+
+
+def test_a_holiday_of_banks_closes_currency_alone() -> None:
+    assert sessions(NSE_CURRENCY, date(2026, 4, 1)) == []
+    assert sessions(NSE_EQ, date(2026, 4, 1)) != []
+    assert sessions(NSE_CURRENCY, date(2025, 9, 5)) != []
+    assert sessions(NSE_CURRENCY, date(2025, 9, 8)) == []
+
+
+@pytest.mark.parametrize("day", [date(2025, 2, 1), date(2026, 2, 1)])
+def test_the_budget_is_traded_on_a_weekend(day: date) -> None:
+    assert day.weekday() >= 5
+    assert "continuous 09:15-15:30" in text(sessions(NSE_FNO, day))
+    assert text(sessions(MCX_COMM, day)) == ["morning 09:00-17:00"]
+    assert sessions(NSE_CURRENCY, day) == []
+
+
+def test_muhurat_trading_replaces_the_day() -> None:
+    diwali = date(2025, 10, 21)
+    assert text(sessions(NSE_EQ, diwali)) == ["pre_open 13:30-13:45", "muhurat 13:45-14:45"]
+    assert text(sessions(MCX_COMM, diwali)) == ["muhurat 13:45-14:45"]
+    assert not in_session(ns("2025-10-21T10:00"))
+    assert in_session(ns("2025-10-21T13:30"))
+    assert in_session(ns("2026-11-08T18:30"))
+
+
+def test_a_session_holds_its_opening_and_not_its_close() -> None:
+    assert not in_session(ns("2026-11-20T09:00") - 1)
+    assert in_session(ns("2026-11-20T09:00"))
+    assert in_session(ns("2026-11-20T23:55") - 1)
+    assert not in_session(ns("2026-11-20T23:55"))
+
+
+def test_between_two_sessions_of_a_segment_is_not_in_session_but_within_its_bounds() -> None:
+    assert not in_session(ns("2026-11-20T15:40"), [NSE_EQ])
+    assert in_session(ns("2026-11-20T15:39"), [NSE_EQ, NSE_FNO])
+    bounds = session_bounds(FRIDAY, [NSE_EQ])
+    assert bounds is not None
+    assert [f"{at:%H:%M}" for at in bounds] == ["09:00", "16:00"]
+
+
+def test_the_bounds_of_a_day_reach_from_the_first_opening_to_the_last_close() -> None:
+    bounds = session_bounds(FRIDAY)
+    assert bounds is not None
+    assert [at.isoformat() for at in bounds] == ["2026-11-20T09:00:00+05:30", "2026-11-20T23:55:00+05:30"]
+
+
+def test_weekdays_of_a_year_without_calendar_are_open_and_said_to_be_unknown() -> None:
+    assert calendar_known(date(2025, 1, 1))
+    assert calendar_known(date(2026, 12, 31))
+    assert not calendar_known(date(2027, 1, 1))
+    assert not calendar_known(date(2024, 12, 31))
+    assert sessions(NSE_EQ, date(2027, 1, 26)) != []
+    assert sessions(NSE_EQ, date(2027, 1, 2)) == []
+
+
+def test_the_table_of_special_days_is_sound() -> None:
+    table = sessions_module._special_days()
+    assert list(table) == sorted(table)
+    for day, row in table.items():
+        assert row["occasion"]
+        weekend = day.weekday() >= 5
+        for market in ("equity", "currency", "commodity"):
+            allowed = r"|closed|\d\d:\d\d-\d\d:\d\d" + (r"|morning|evening" if market == "commodity" else "")
+            assert re.fullmatch(allowed + ("|open" if weekend else ""), row[market]), (day, market)
+            assert not (weekend and row[market] == "closed"), (day, market)
+    for year, trading_days in ((2025, 249), (2026, 247)):
+        days = [date(year, 1, 1) + timedelta(n) for n in range(365)]
+        assert sum(bool(sessions(NSE_EQ, day)) for day in days) == trading_days
+
+
+def test_sessions_do_without_pandas() -> None:
+    code = "import sys, dhan_pipeline.sessions; sys.exit('pandas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

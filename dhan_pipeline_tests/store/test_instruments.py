@@ -1,0 +1,266 @@
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg2.extensions import connection
+
+from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, ScripMaster, generate_instrument_token, parse_dhan_csv
+from dhan_pipeline.feeds.simulator.master import write_synthetic_master
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.instruments import (
+    SCHEMA,
+    SEGMENT_ROWS,
+    InstrumentSyncError,
+    load_tokens,
+    read_instruments,
+    sync_to_database,
+)
+
+#: One share and one index; most tests add to them.
+ABB = {"segment": "E", "id": 13, "symbol": "ABB"}
+NIFTY = {"segment": "I", "id": 13, "symbol": "NIFTY"}
+
+
+def master_of(*instruments: dict[str, Any]) -> ScripMaster:
+    """A master of the detailed layout that names these NSE instruments and nothing else, read by the parser."""
+    header = (
+        "EXCH_ID,SEGMENT,SECURITY_ID,ISIN,INSTRUMENT,UNDERLYING_SYMBOL,SYMBOL_NAME,DISPLAY_NAME,SERIES,LOT_SIZE,"
+        "SM_EXPIRY_DATE,STRIKE_PRICE,OPTION_TYPE,TICK_SIZE"
+    )
+    kinds = {"E": "EQUITY", "I": "INDEX", "D": "OPTIDX"}
+    lines = [header]
+    for i in instruments:
+        option = i["segment"] == "D"
+        lines.append(
+            f"NSE,{i['segment']},{i['id']},{i.get('isin', 'NA')},{kinds[i['segment']]},{i['symbol']},"
+            f"{i['symbol']}{'-Nov2026-CE' if option else ''},{i.get('name', i['symbol'])},NA,{i.get('lot', 1)},"
+            f"{i.get('expiry', '2026-11-24') if option else ''},{i.get('strike', 100) if option else ''},CE,5"
+        )
+    with NamedTemporaryFile("w", suffix=".csv") as file:
+        file.write("\n".join(lines))
+        file.flush()
+        return parse_dhan_csv(Path(file.name))
+
+
+def query(conn: connection, statement: str) -> list[tuple[Any, ...]]:
+    """Rows of a query in a transaction of its own, so that other connections' commits are seen."""
+    with conn, conn.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def counts(result: Any) -> dict[str, int]:
+    """The counts of a result that are not 0."""
+    names = ("inserted", "updated", "unchanged", "deactivated", "reactivated", "quarantined")
+    return {name: getattr(result, name) for name in names if getattr(result, name)}
+
+
+def test_the_table_takes_exactly_what_the_parser_gives() -> None:
+    assert tuple(SCHEMA.names) == COLUMNS
+
+
+def test_a_whole_master_is_stored_and_read_back_the_same(database_url: str, conn: connection, tmp_path: Path) -> None:
+    write_synthetic_master(tmp_path / "master.csv", 5_000, on=date(2026, 11, 20))
+    master = parse_dhan_csv(tmp_path / "master.csv")
+    result = sync_to_database(database_url, master, batch_size=999)
+    assert counts(result) == {"inserted": len(master.rows)}
+    stored = read_instruments(conn)
+    pd.testing.assert_frame_equal(stored, master.rows.sort_values("instrument_token").reset_index(drop=True))
+    assert load_tokens(conn, "dhan").tolist() == stored["instrument_token"].tolist()
+    conn.rollback()
+
+    assert counts(sync_to_database(database_url, master)) == {"unchanged": len(master.rows)}
+    # The compact layout lacks the ISIN, which stays.
+    write_synthetic_master(tmp_path / "compact.csv", 5_000, on=date(2026, 11, 20), layout="compact")
+    compact = parse_dhan_csv(tmp_path / "compact.csv")
+    assert counts(sync_to_database(database_url, compact)) == {"unchanged": len(master.rows)}
+
+
+def test_nothing_is_read_from_an_empty_table(conn: connection) -> None:
+    assert load_tokens(conn, "dhan").dtype == np.int64
+    assert len(load_tokens(conn, "dhan")) == 0
+    frame = read_instruments(conn)
+    assert tuple(frame.columns) == COLUMNS
+    assert frame.empty
+
+
+def test_only_what_changed_is_written(database_url: str, conn: connection) -> None:
+    sync_to_database(database_url, master_of(ABB, NIFTY))
+    before = dict(query(conn, "SELECT trading_symbol, last_updated FROM instruments"))
+    result = sync_to_database(database_url, master_of(ABB | {"lot": 5}, NIFTY))
+    assert counts(result) == {"updated": 1, "unchanged": 1}
+    after = dict(query(conn, "SELECT trading_symbol, last_updated FROM instruments"))
+    assert after["NIFTY"] == before["NIFTY"]
+    assert after["ABB"] > before["ABB"]
+
+
+def test_what_the_master_no_longer_names_is_deactivated_and_reactivated_when_it_returns(
+    database_url: str, conn: connection
+) -> None:
+    both = master_of(ABB, ABB | {"id": 14, "symbol": "ACC"})
+    sync_to_database(database_url, both)
+    assert counts(sync_to_database(database_url, master_of(ABB))) == {"unchanged": 1, "deactivated": 1}
+    assert query(conn, "SELECT trading_symbol FROM active_instruments") == [("ABB",)]
+    assert len(load_tokens(conn, "dhan")) == 2, "ticks of the past still need it"
+    conn.rollback()
+    assert counts(sync_to_database(database_url, master_of(ABB))) == {"unchanged": 1}, "it is deactivated once"
+    assert counts(sync_to_database(database_url, both)) == {"unchanged": 1, "reactivated": 1}
+    versions = query(
+        conn, "SELECT valid_to IS NULL FROM instrument_versions WHERE trading_symbol = 'ACC' ORDER BY valid_from"
+    )
+    assert versions == [(False,), (True,)]
+
+
+def test_a_recycled_derivative_id_closes_the_old_version_and_opens_a_new_one(
+    database_url: str, conn: connection
+) -> None:
+    option = {"segment": "D", "id": 35000, "symbol": "NIFTY", "strike": 24000, "expiry": "2026-11-24"}
+    sync_to_database(database_url, master_of(option))
+    result = sync_to_database(database_url, master_of(option | {"strike": 61000, "symbol": "SENSEX"}))
+    assert counts(result) == {"updated": 1}
+    versions = query(
+        conn,
+        "SELECT instrument_token, underlying_symbol, strike, valid_from, valid_to FROM instrument_versions"
+        " ORDER BY valid_from",
+    )
+    assert [row[:3] for row in versions] == [
+        (generate_instrument_token("NSE_FNO", 35000), "NIFTY", 24000),
+        (generate_instrument_token("NSE_FNO", 35000), "SENSEX", 61000),
+    ]
+    assert versions[0][4] == versions[1][3], "one ends where the other begins"
+    assert versions[1][4] is None
+
+
+def test_quarantined_rows_are_reported(database_url: str) -> None:
+    assert counts(sync_to_database(database_url, master_of(ABB, ABB | {"symbol": ""}))) == {
+        "inserted": 1,
+        "quarantined": 1,
+    }
+
+
+def test_rows_of_another_source_are_left_alone(database_url: str, conn: connection) -> None:
+    insert = (
+        "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES (738561, {}, 'NSE', 'X')"
+    )
+    with conn, conn.cursor() as cursor:
+        cursor.execute(insert.format("'kite'"))
+    kite = query(conn, "SELECT * FROM instruments")
+    sync_to_database(database_url, master_of(ABB))
+    sync_to_database(database_url, master_of(ABB))
+    assert query(conn, "SELECT * FROM instruments WHERE source = 'kite'") == kite
+    assert load_tokens(conn, "kite").tolist() == [738561]
+
+
+def many(segment: str, count: int) -> list[dict[str, Any]]:
+    """So many instruments of a segment."""
+    return [{"segment": segment, "id": i, "symbol": f"S{i}"} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ([*many("E", 10), NIFTY], many("E", 10), "names no instrument of IDX_I"),
+        (many("E", 10), many("E", 4), "names 4 instruments where 10 are active"),
+        (
+            [*many("E", SEGMENT_ROWS), *many("D", 900)],
+            [*many("E", 400), *many("D", 900)],
+            "names 400 instruments of NSE_EQ where 1000 are active",
+        ),
+    ],
+)
+def test_a_collapsed_master_is_refused_and_changes_nothing_unless_forced(
+    database_url: str,
+    conn: connection,
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
+    sentence: str,
+) -> None:
+    sync_to_database(database_url, master_of(*before))
+    stored = query(conn, "SELECT * FROM instruments ORDER BY 1")
+    with pytest.raises(InstrumentSyncError, match=sentence):
+        sync_to_database(database_url, master_of(*after))
+    assert query(conn, "SELECT * FROM instruments ORDER BY 1") == stored
+    result = sync_to_database(database_url, master_of(*after), force=True)
+    assert result.deactivated == len(before) - len(after)
+
+
+def test_syncs_at_the_same_time_take_turns(database_url: str, conn: connection) -> None:
+    masters = [master_of(ABB | {"lot": lot}, NIFTY) for lot in range(1, 7)]
+    threads = [threading.Thread(target=sync_to_database, args=(database_url, master)) for master in masters]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    versions = query(
+        conn, "SELECT valid_from, valid_to FROM instrument_versions WHERE trading_symbol = 'ABB' ORDER BY valid_from"
+    )
+    assert len(versions) == len(masters)
+    assert [end for _, end in versions] == [*(start for start, _ in versions[1:]), None]
+
+
+def test_a_database_without_tables_or_none_at_all_is_said_in_one_sentence(postgres_url: str) -> None:
+    with pytest.raises(InstrumentSyncError, match="migrate it first"):
+        sync_to_database(postgres_url, master_of(ABB))
+    with pytest.raises(InstrumentSyncError, match="could not be written to the database"):
+        sync_to_database("postgresql://nobody@127.0.0.1:9/none", master_of(ABB))
+
+
+_INSTRUMENT = st.fixed_dictionaries(
+    {
+        "lot": st.integers(1, 2),
+        "name": st.sampled_from(["A", "B"]),
+        "expiry": st.sampled_from(["2026-11-24", "2026-12-01"]),
+    }
+)
+_MASTERS = st.lists(
+    st.dictionaries(st.integers(1, 4), _INSTRUMENT, min_size=1).map(
+        lambda named: [{"segment": "D", "id": i, "symbol": "NIFTY"} | facts for i, facts in named.items()]
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_MASTERS)
+def test_after_any_syncs_the_table_is_the_last_master_and_each_active_instrument_has_one_open_version(
+    database_url: str, masters: list[list[dict[str, Any]]]
+) -> None:
+    with closing(connect(database_url)) as conn:
+        with conn, conn.cursor() as cursor:
+            cursor.execute("TRUNCATE instruments, instrument_versions")
+        ever: set[int] = set()
+        for instruments in masters:
+            master = master_of(*instruments)
+            result = sync_to_database(database_url, master, force=True)
+            parts = (result.inserted, result.updated, result.reactivated, result.unchanged)
+            assert sum(parts) == len(instruments)
+            ever |= set(master.rows["instrument_token"])
+        stored = read_instruments(conn)
+        conn.rollback()
+        pd.testing.assert_frame_equal(stored, master.rows.sort_values("instrument_token").reset_index(drop=True))
+        assert set(load_tokens(conn, "dhan").tolist()) == ever
+        conn.rollback()
+        names = ", ".join(COLUMNS)
+        active = query(conn, f"SELECT {names} FROM active_instruments ORDER BY 1")
+        assert query(conn, f"SELECT {names} FROM instrument_versions WHERE valid_to IS NULL ORDER BY 1") == active
+        overlaps = (
+            "SELECT FROM instrument_versions a JOIN instrument_versions b USING (instrument_token)"
+            " WHERE a.valid_from < b.valid_from AND coalesce(a.valid_to, 'infinity') > b.valid_from"
+        )
+        assert query(conn, overlaps) == []
+
+
+def test_the_capture_can_load_tokens_without_pandas() -> None:
+    code = "import sys, dhan_pipeline.store.instruments; sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,244 @@
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
+from dhan_pipeline.feeds.simulator.master import write_synthetic_master
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.subscriptions import (
+    MAX_SUBSCRIPTIONS,
+    Resolution,
+    Subscription,
+    SubscriptionError,
+    load_rules,
+    read_subscriptions,
+    resolve,
+    write_subscriptions,
+)
+from dhan_pipeline.ticks import Mode
+
+ON = date(2026, 11, 20)
+EXAMPLE = Path(__file__).parent.parent / "subscriptions.example.yaml"
+
+
+@pytest.fixture(scope="module")
+def instruments(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """A small market."""
+    path = tmp_path_factory.mktemp("master") / "master.csv"
+    write_synthetic_master(path, 22_800, on=ON)
+    return parse_dhan_csv(path).rows
+
+
+@pytest.fixture
+def rules_file(tmp_path: Path) -> Path:
+    return tmp_path / "subscriptions.yaml"
+
+
+def resolved(rules_file: Path, text: str, instruments: pd.DataFrame, on: date = ON) -> Resolution:
+    """What rules, written as the list under `rules:`, come to."""
+    rules_file.write_text(f"rules:\n{text}\n")
+    return resolve(load_rules(rules_file), instruments, on)
+
+
+def facts(resolution: Resolution, instruments: pd.DataFrame) -> pd.DataFrame:
+    """The instruments selected, in order."""
+    return instruments.set_index("instrument_token").loc[[s.instrument_token for s in resolution.subscriptions]]
+
+
+def test_the_example_is_valid_and_finds_everything_it_names(instruments: pd.DataFrame) -> None:
+    resolution = resolve(load_rules(EXAMPLE), instruments, ON)
+    assert [entry.missing for entry in resolution.summary] == [()] * 6
+    assert [entry.selected for entry in resolution.summary[:3]] == [7, 10, 8]
+    assert resolution.subscriptions[0] == Subscription(ExchangeSegment.IDX_I, 13, Mode.QUOTE, "NIFTY")
+
+
+def test_symbols_come_in_the_order_written_in_the_mode_given(rules_file: Path, instruments: pd.DataFrame) -> None:
+    resolution = resolved(rules_file, " - symbols: [TCS, reliance]\n   mode: ticker", instruments)
+    assert resolution.subscriptions == [
+        Subscription(ExchangeSegment.NSE_EQ, 11536, Mode.TICKER, "TCS"),
+        Subscription(ExchangeSegment.NSE_EQ, 2885, Mode.TICKER, "RELIANCE"),
+    ]
+
+
+def test_a_symbol_means_the_share_unless_a_series_is_given(rules_file: Path, instruments: pd.DataFrame) -> None:
+    share = resolved(rules_file, " - symbols: ELECTCAST", instruments)
+    assert [s.security_id for s in share.subscriptions] == [928]
+    warrant = resolved(rules_file, " - symbols: ELECTCAST\n   series: W1", instruments)
+    assert [s.security_id for s in warrant.subscriptions] == [18116]
+
+
+def test_symbols_that_yaml_would_take_for_something_else_stay_symbols(rules_file: Path) -> None:
+    rules_file.write_text("rules: [{symbols: [ON, NO, 1E5, 0x10, ~]}]")
+    assert load_rules(rules_file)[0].names == ("ON", "NO", "1E5", "0x10", "~")
+
+
+def test_futures_are_of_the_nearest_expiries_and_nearest_first(rules_file: Path, instruments: pd.DataFrame) -> None:
+    resolution = resolved(rules_file, " - futures: [NIFTY, RELIANCE]\n   expiries: 2", instruments)
+    rows = facts(resolution, instruments)
+    assert rows["underlying_symbol"].tolist() == ["NIFTY", "RELIANCE", "NIFTY", "RELIANCE"]
+    assert rows["expiry"].is_monotonic_increasing
+    assert rows["expiry"].nunique() >= 2
+    assert set(rows["instrument_type"]) == {"FUTIDX", "FUTSTK"}
+
+
+def test_an_expiry_is_selected_on_its_day_and_not_after(rules_file: Path, instruments: pd.DataFrame) -> None:
+    rule = " - options: NIFTY\n   expiries: 1"
+    first = facts(resolved(rules_file, rule, instruments), instruments)["expiry"].unique()[0]
+    same = facts(resolved(rules_file, rule, instruments, first.date()), instruments)
+    assert same["expiry"].unique().tolist() == [first]
+    following = date.fromordinal(first.date().toordinal() + 1)
+    later = facts(resolved(rules_file, rule, instruments, following), instruments)
+    assert (later["expiry"] > first).all()
+    assert later["expiry"].nunique() == 1
+
+
+def test_strikes_are_those_in_the_middle_calls_and_puts(rules_file: Path, instruments: pd.DataFrame) -> None:
+    rows = facts(resolved(rules_file, " - options: NIFTY\n   expiries: 2\n   strikes: 5", instruments), instruments)
+    assert len(rows) == 20
+    for _, chain in rows.groupby("expiry"):
+        assert sorted(chain["strike"].unique()) == [23900, 23950, 24000, 24050, 24100]
+        assert chain["option_type"].value_counts().to_dict() == {"CE": 5, "PE": 5}
+
+
+def test_a_limit_keeps_the_nearest(rules_file: Path, instruments: pd.DataFrame) -> None:
+    rows = facts(resolved(rules_file, " - options: [NIFTY, BANKNIFTY]\n   limit: 4", instruments), instruments)
+    assert len(rows) == 4
+    assert set(rows["strike"]) == {24000, 55000}
+
+
+def test_all_selects_a_whole_segment(rules_file: Path, instruments: pd.DataFrame) -> None:
+    resolution = resolved(rules_file, " - indices: all\n - symbols: all\n   segment: BSE_EQ\n   series: A", instruments)
+    assert [entry.selected for entry in resolution.summary] == [
+        191,
+        ((instruments["exchange_segment"] == "BSE_EQ") & (instruments["series"] == "A")).sum(),
+    ]
+
+
+def test_the_first_rule_decides_the_mode_and_the_summary_says_what_each_added(
+    rules_file: Path, instruments: pd.DataFrame
+) -> None:
+    resolution = resolved(rules_file, " - symbols: TCS\n   mode: ticker\n - symbols: [TCS, INFY, NOSUCH]", instruments)
+    assert {s.symbol: s.mode for s in resolution.subscriptions} == {"TCS": Mode.TICKER, "INFY": Mode.FULL}
+    first, second = resolution.summary
+    assert (first.line, first.rule, first.selected, first.added, first.missing) == (2, "symbols: TCS", 1, 1, ())
+    assert (second.line, second.selected, second.added, second.missing) == (4, 2, 1, ("NOSUCH",))
+
+
+def test_a_list_names_instruments_by_id(rules_file: Path, instruments: pd.DataFrame) -> None:
+    (rules_file.parent / "ids.csv").write_text("security_id,exchange_segment,note\n13,IDX_I,x\n2885,,y\n1,NSE_FNO,z\n")
+    resolution = resolved(rules_file, " - list: ids.csv\n   segment: NSE_EQ\n   mode: quote", instruments)
+    assert [(s.exchange_segment.name, s.symbol) for s in resolution.subscriptions] == [
+        ("IDX_I", "NIFTY"),
+        ("NSE_EQ", "RELIANCE"),
+    ]
+    assert resolution.summary[0].missing == ("NSE_FNO:1",)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", r"line 1: a file of rules holds the one key `rules`"),
+        ("rules: []", r"line 1: there is no rule"),
+        ("rules:\n - symbols: [TCS\n", r"line 3: not valid YAML"),
+        ("rule:\n - symbols: TCS", r"line 1: a file of rules holds the one key"),
+        ("rules:\n - symbols: TCS\n - mode: full", r"line 3: a rule has one of indices, symbols"),
+        ("rules:\n - symbols: TCS\n   indices: NIFTY", r"line 2: a rule has one of"),
+        ("rules:\n - symbols: TCS\n   strikes: 4", r"line 3: strikes does not apply to symbols"),
+        ("rules:\n - symbols: TCS\n   mode: depth", r"line 3: depth is none of ticker, quote, full"),
+        ("rules:\n - symbols: TCS\n   segment: NSE", r"line 3: NSE is none of IDX_I, NSE_EQ"),
+        ("rules:\n - symbols: TCS\n   limit: 0", r"line 3: 0 is not a number from 1"),
+        ("rules:\n - symbols: TCS\n   limit: many", r"line 3: many is not a number from 1"),
+        ("rules:\n - symbols: TCS\n   symbols: INFY", r"line 3: symbols is given twice"),
+        ("rules:\n - symbols: []", r"line 2: the list is empty"),
+        ("rules:\n - symbols: {a: b}", r"line 2: a list is expected here"),
+        ("rules:\n - symbols: [TCS, [INFY]]", r"line 2: a word is expected here"),
+        ("rules:\n - TCS", r"line 2: `key: value` lines are expected here"),
+        ("rules:\n - list: none.csv", r"line 2: the list .*none.csv cannot be read"),
+        ("rules:\n - list: bad.csv", r"bad.csv, line 3: NSE_EQ x is not an instrument"),
+        ("rules:\n - list: headless.csv", r"headless.csv has no column security_id"),
+        ("rules:\n - list: ids.csv", r"ids.csv, line 2: no segment 13 is not an instrument"),
+    ],
+)
+def test_a_wrong_rule_is_told_with_its_line(rules_file: Path, text: str, sentence: str) -> None:
+    (rules_file.parent / "bad.csv").write_text("exchange_segment,security_id\nNSE_EQ,1\nNSE_EQ,x\n")
+    (rules_file.parent / "headless.csv").write_text("13\n25\n")
+    (rules_file.parent / "ids.csv").write_text("security_id\n13\n")
+    rules_file.write_text(text)
+    with pytest.raises(SubscriptionError, match=sentence):
+        load_rules(rules_file)
+
+
+def test_a_missing_file_of_rules_is_told_with_the_example_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(SubscriptionError, match=r"There is no file of rules .*subscriptions\.example\.yaml"):
+        load_rules(tmp_path / "subscriptions.yaml")
+
+
+def test_rules_that_select_nothing_are_an_error(rules_file: Path, instruments: pd.DataFrame) -> None:
+    with pytest.raises(SubscriptionError, match="select no instrument"):
+        resolved(rules_file, " - symbols: NOSUCH", instruments)
+    with pytest.raises(SubscriptionError, match="select no instrument"):
+        resolved(rules_file, " - futures: all", instruments, date(2036, 1, 1))
+
+
+def test_more_than_can_be_subscribed_is_an_error_that_names_the_rule(rules_file: Path) -> None:
+    count = MAX_SUBSCRIPTIONS + 1
+    many = pd.DataFrame(
+        {
+            "exchange_segment": "NSE_EQ",
+            "security_id": range(count),
+            "trading_symbol": [f"S{i}" for i in range(count)],
+            "series": "EQ",
+        }
+    )
+    with pytest.raises(SubscriptionError, match=r"25001 instruments .* rule in line 3 adds 25000, give it a limit"):
+        resolved(rules_file, " - symbols: S7\n - symbols: all", many)
+    assert len(resolved(rules_file, " - symbols: all\n   limit: 25000", many).subscriptions) == MAX_SUBSCRIPTIONS
+
+
+def test_a_written_list_reads_back_the_same(tmp_path: Path, instruments: pd.DataFrame) -> None:
+    subscriptions = resolve(load_rules(EXAMPLE), instruments, ON).subscriptions
+    path = tmp_path / "data" / "subscriptions.csv"
+    write_subscriptions(path, subscriptions[:3])
+    write_subscriptions(path, subscriptions)
+    assert read_subscriptions(path) == subscriptions
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text().splitlines()[:2] == [
+        "exchange_segment,security_id,mode,instrument_token,symbol",
+        "IDX_I,13,quote,1099511627789,NIFTY",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty"),
+        ("exchange_segment,security_id,mode,instrument_token,symbol\n", "is empty"),
+        ("exchange_segment,security_id\nIDX_I,13\n", "line 2: not a resolved subscription"),
+        (
+            "exchange_segment,security_id,mode,instrument_token,symbol\nIDX_I,13,quote,738561,NIFTY\n",
+            "line 2: not a resolved subscription",
+        ),
+        (
+            "exchange_segment,security_id,mode,instrument_token,symbol\nIDX_I,13,loud,1099511627789,NIFTY\n",
+            "line 2: not a resolved subscription",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "subscriptions.csv").write_text(text)
+    with pytest.raises(SubscriptionError, match=sentence):
+        read_subscriptions(tmp_path / "subscriptions.csv")
+
+
+def test_no_list_is_told_with_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(SubscriptionError, match="materialise the asset `subscriptions` first"):
+        read_subscriptions(tmp_path / "subscriptions.csv")
+
+
+def test_the_capture_reads_the_list_without_pandas() -> None:
+    code = "import sys, dhan_pipeline.subscriptions; sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

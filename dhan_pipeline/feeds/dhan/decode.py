@@ -46,7 +46,7 @@ _SIZES[list(SIZES)] = list(SIZES.values())
 _SEGMENT_TOKENS = dhan_tokens(np.arange(256), np.zeros(256))
 
 #: Where a column is found in the levels of a full packet.
-_DEPTH_COLUMNS = {
+_DEPTH_COLUMNS: dict[str, str | None] = {
     "bid_prices": "bid_price",
     "bid_quantities": "bid_quantity",
     "bid_orders": "bid_orders",
@@ -56,12 +56,13 @@ _DEPTH_COLUMNS = {
 }
 
 
-def _column_names(code: int) -> tuple[str, ...]:
-    fields = tuple(field.name for field in LAYOUTS[code].fields[len(HEADER.fields) :])
-    return fields + tuple(_DEPTH_COLUMNS) if LAYOUTS[code].levels else fields
+def _column_fields(code: int) -> dict[str, str | None]:
+    """Columns of a kind of packet, each with its field in the levels of depth, None for those outside of them."""
+    columns: dict[str, str | None] = {field.name: None for field in LAYOUTS[code].fields[len(HEADER.fields) :]}
+    return columns | _DEPTH_COLUMNS if LAYOUTS[code].levels else columns
 
 
-_COLUMN_NAMES = {code: _column_names(code) for code in _MODES}
+_COLUMN_FIELDS = {code: _column_fields(code) for code in _MODES}
 
 _NO_INTS = np.empty(0, np.int64)
 _NO_OPEN_INTEREST = StateUpdates(_NO_INTS, _NO_INTS, _NO_INTS, np.empty(0, np.uint32), _NO_INTS, _NO_INTS)
@@ -71,27 +72,26 @@ _NO_PREVIOUS_CLOSE = StateUpdates(_NO_INTS, _NO_INTS, _NO_INTS, np.empty(0, np.f
 class _Columns(Mapping[str, NDArray[Any]]):
     """Columns of packets of one kind, made when asked for: a view into the packets costs little, but not nothing."""
 
-    __slots__ = ("_names", "_rows")
+    __slots__ = ("_fields", "_rows")
 
-    def __init__(self, rows: NDArray[np.void], names: tuple[str, ...]) -> None:
+    def __init__(self, rows: NDArray[np.void], fields: Mapping[str, str | None]) -> None:
         self._rows = rows
-        self._names = names
+        self._fields = fields
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._names:
-            raise KeyError(name)
-        if name in _DEPTH_COLUMNS:
-            return self._rows["depth"][_DEPTH_COLUMNS[name]]
+        depth_field = self._fields[name]
+        if depth_field is not None:
+            return self._rows["depth"][depth_field]
         if name == "last_trade_time":
             raw = self._rows[name]
             return np.where(raw > NEVER_TRADED_S, raw.astype(np.int64) - IST_OFFSET_S, 0)
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._fields)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._fields)
 
 
 def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None) -> Decoded:
@@ -132,7 +132,7 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
         rows = _rows(payload, starts, kind)
         tokens = _SEGMENT_TOKENS.take(rows["exchange_segment"]) + rows["security_id"]
         if kind in _MODES:
-            columns = _Columns(rows, _COLUMN_NAMES[kind])
+            columns = _Columns(rows, _COLUMN_FIELDS[kind])
             ticks.append(RawTicks(_MODES[kind], positions, messages, tokens, columns, starts, sizes))
         elif kind == ResponseCode.OPEN_INTEREST:
             open_interest = StateUpdates(positions, messages, tokens, rows["oi"], starts, sizes)

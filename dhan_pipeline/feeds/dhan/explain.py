@@ -72,7 +72,7 @@ def _packet(frame: bytes, start: int, size: int, code: int, error: str | None) -
             layout = HEADER
         decimals = _DECIMALS.get(frame[start + 3], 2)
         rows = _fields(frame, at, layout, decimals)
-        at += sum(calcsize("<" + field.format) for field in layout.fields)
+        at += layout.levels_start
         if layout.level is not None:
             for level in range(layout.levels):
                 rows += _fields(frame, at, layout.level, decimals, f"depth[{level}].")

@@ -155,8 +155,7 @@ def _parse(data: bytes, code: ResponseCode) -> DhanTick:
     if "last_trade_time" in values:
         values["last_trade_time"] = trade_time(values["last_trade_time"])
     if layout.level is not None:
-        first = layout.size - layout.levels * layout.level.size
-        offsets = range(first, layout.size, layout.level.size)
+        offsets = range(layout.levels_start, layout.size, layout.level.size)
         values["depth"] = tuple(parse_market_depth_level(data, offset, decimals) for offset in offsets)
     values |= {
         "exchange_segment": segment.name,

@@ -88,7 +88,7 @@ class Field(NamedTuple):
 
 
 class Layout:
-    """Fields of a packet in order, then `levels` repetitions of `level`."""
+    """Fields of a packet in order, then `levels` repetitions of `level`, which begin at `levels_start`."""
 
     def __init__(self, name: str, fields: Iterable[Field], levels: int = 0, level: "Layout | None" = None) -> None:
         self.name = name
@@ -100,6 +100,7 @@ class Layout:
         if level is not None:
             body += level.struct.format[1:] * levels
             columns.append(("depth", level.dtype, (levels,)))
+        self.levels_start = struct.calcsize("<" + body[: len(self.fields)])
         self.struct: struct.Struct = struct.Struct("<" + body)
         self.dtype: np.dtype[np.void] = np.dtype(columns)
         self.size = self.struct.size

@@ -33,7 +33,12 @@ from dhan_pipeline.feeds.dhan.packets import (
     parse_quote_packet,
     parse_ticker_packet,
 )
-from dhan_pipeline.feeds.dhan.requests import MAX_CONNECTIONS, MAX_INSTRUMENTS_PER_CONNECTION, shard
+from dhan_pipeline.feeds.dhan.requests import (
+    MAX_CONNECTIONS,
+    MAX_INSTRUMENTS_PER_CONNECTION,
+    shard,
+    subscribe_messages,
+)
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.sessions import IST
@@ -169,7 +174,9 @@ class Feed:
         """
         before = self.subscriptions
         changed = {token: mode for token, mode in subscriptions.items() if before.get(token) != mode}
+        # Both raise what is wrong before anything is changed.
         shard(before | changed)
+        subscribe_messages(changed)
         await self.unsubscribe(changed)
         items = list(changed.items())
         for number in range(MAX_CONNECTIONS):

@@ -1,0 +1,616 @@
+import asyncio
+import json
+import logging
+import struct
+import traceback
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.auth import save_token
+from dhan_pipeline.feeds.dhan.client import COOL_OFF_FILE, CoolOff, DhanWebSocketClient, Feed
+from dhan_pipeline.feeds.dhan.connection import FeedPolicy
+from dhan_pipeline.feeds.dhan.errors import (
+    CredentialsError,
+    DataPlanError,
+    DhanError,
+    FeedError,
+    FeedRefusedError,
+    RateLimitedError,
+    SubscriptionLimitError,
+    TokenExpiredError,
+    TokenRefusedError,
+)
+from dhan_pipeline.feeds.dhan.packets import DhanTick, PacketError
+from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.instruments import generate_instrument_token
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.ticks import Mode
+
+CLIENT_ID = "1000000001"
+RELIANCE = generate_instrument_token("NSE_EQ", 2885)
+NIFTY = generate_instrument_token("IDX_I", 13)
+QUICK = FeedPolicy(
+    first_delay_s=0.01,
+    longest_delay_s=0.02,
+    rest_s=0.2,
+    longest_rest_s=0.3,
+    token_poll_s=0.01,
+    refused_token_rest_s=60,
+    close_timeout_s=0.2,
+)
+
+quiet = logging.getLogger("test server")
+quiet.setLevel(logging.CRITICAL)
+
+
+def tokens(count: int) -> list[int]:
+    return [generate_instrument_token("NSE_FNO", 40_000 + number) for number in range(count)]
+
+
+def disconnect_packet(code: int) -> bytes:
+    return struct.pack("<BHBIH", 50, 10, 0, 0, code)
+
+
+async def until(condition) -> None:
+    """Return once the condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Exchange:
+    """A server that behaves as a test says, and remembers who came when and what they asked for."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.tokens: list[str] = []
+        """The token of each handshake."""
+        self.times: list[float] = []
+        self.requests: list[tuple[int, int, int]] = []
+        """Number of the connection, request code, instruments."""
+        self.open: set = set()
+        self.statuses: list[HTTPStatus] = []
+        """Refusals of the next handshakes."""
+        self.packets: list[bytes | None] = []
+        """What the next connections are sent first; None: nothing."""
+
+    def judge(self, connection, request):
+        self.tokens.append(parse_qs(urlsplit(request.path).query)["token"][0])
+        self.times.append(now_s())
+        return connection.respond(self.statuses.pop(0), "no\n") if self.statuses else None
+
+    async def behave(self, websocket):
+        number = len(self.tokens) - 1
+        self.open.add(websocket)
+        try:
+            packet = self.packets.pop(0) if self.packets else None
+            if packet is not None:
+                await websocket.send(packet)
+            async for message in websocket:
+                request = json.loads(message)
+                self.requests.append((number, request["RequestCode"], request.get("InstrumentCount", 0)))
+        except ConnectionClosed:
+            pass
+        finally:
+            self.open.discard(websocket)
+
+
+@pytest.fixture
+async def exchange():
+    exchange = Exchange()
+    async with serve(
+        exchange.behave,
+        "127.0.0.1",
+        0,
+        compression=None,
+        ping_interval=None,
+        process_request=exchange.judge,
+        logger=quiet,
+    ) as listening:
+        exchange.url = f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        yield exchange
+
+
+@pytest.fixture
+def token_file(tmp_path, monkeypatch) -> Path:
+    for name in ("DHAN_TOKEN_FILE", "DHAN_CLIENT_ID", "DHAN_ACCESS_TOKEN", "DHAN_FEED_URL"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "dhan_token.json"
+    save_token(path, "first", CLIENT_ID)
+    return path
+
+
+@pytest.fixture
+def settings(token_file):
+    def make(url: str) -> Settings:
+        return Settings(
+            _env_file=None, dhan_feed_url=url, dhan_token_file=token_file, data_dir=token_file.parent / "data"
+        )
+
+    return make
+
+
+class Watcher:
+    """What a feed told its caller."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[bytes | str, int]] = []
+        self.connected: list[int] = []
+        self.lost: list[tuple[int, FeedError]] = []
+        self.warnings: list[str] = []
+
+    def feed(self, settings: Settings, subscriptions=(), policy: FeedPolicy = QUICK, **options) -> Feed:
+        return Feed(
+            settings,
+            dict(subscriptions),
+            lambda payload, connection: self.messages.append((payload, connection)),
+            self.warnings.append,
+            policy=policy,
+            on_connect=self.connected.append,
+            on_disconnect=lambda connection, reason: self.lost.append((connection, reason)),
+            **options,
+        )
+
+
+@asynccontextmanager
+async def running(feed: Feed):
+    """The feed runs inside, and has ended cleanly and quickly after."""
+    task = asyncio.create_task(feed.run())
+    try:
+        yield task
+    finally:
+        started = now_s()
+        task.cancel()
+        with suppress(asyncio.CancelledError, DhanError):
+            await task
+        assert now_s() - started < 2
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return Watcher()
+
+
+async def test_everything_that_the_exchange_sends_is_received(settings, token_file, watcher):
+    save_token(token_file, make_token(CLIENT_ID), CLIENT_ID)
+    async with DhanSimulator(tokens(150), rate=20_000) as simulator:
+        feed = watcher.feed(settings(simulator.feed_url), dict.fromkeys(tokens(150), Mode.FULL))
+        async with running(feed):
+            await until(lambda: len(watcher.messages) > 2000)
+            assert (feed.connections_up, feed.connections) == (1, 1)
+            simulator.rate = 0
+            await until(lambda: len(watcher.messages) == sum(simulator.sent.values()))
+    sizes = {len(payload) for payload, _ in watcher.messages}
+    assert sizes == {LAYOUTS[ResponseCode.FULL].size, LAYOUTS[ResponseCode.PREVIOUS_CLOSE].size}
+    assert watcher.warnings == []
+
+
+async def test_after_a_reset_everything_is_subscribed_again(settings, token_file, watcher):
+    save_token(token_file, make_token(CLIENT_ID), CLIENT_ID)
+    async with DhanSimulator(tokens(250), rate=1000) as simulator:
+        feed = watcher.feed(settings(simulator.feed_url), dict.fromkeys(tokens(250), Mode.QUOTE))
+        async with running(feed):
+            await until(lambda: simulator.connections and simulator.connections[0].subscribed == 250)
+            simulator.reset()
+            await until(lambda: watcher.lost)
+            await until(lambda: simulator.connections and simulator.connections[0].subscribed == 250)
+    assert watcher.connected == [0, 0]
+    assert watcher.warnings[0].startswith("Connection 0 is down: the connection was lost")
+
+
+async def test_instruments_are_spread_over_connections_that_number_their_messages(settings, token_file, watcher):
+    save_token(token_file, make_token(CLIENT_ID), CLIENT_ID)
+    subscriptions = dict.fromkeys(tokens(5001), Mode.TICKER)
+    async with DhanSimulator(tokens(5001), rate=100) as simulator:
+        feed = watcher.feed(settings(simulator.feed_url), subscriptions)
+        assert feed.connections == 2
+        async with running(feed):
+            await until(lambda: [c.subscribed for c in simulator.connections] == [5000, 1])
+            await until(lambda: {number for _, number in watcher.messages} == {0, 1})
+
+
+def test_more_instruments_than_an_account_may_have_are_refused(settings, watcher):
+    with pytest.raises(SubscriptionLimitError):
+        watcher.feed(settings("ws://127.0.0.1:1"), dict.fromkeys(tokens(25_001), Mode.TICKER))
+
+
+async def test_instruments_come_and_go_while_running(settings, exchange, watcher):
+    feed = watcher.feed(settings(exchange.url), {NIFTY: Mode.QUOTE})
+    async with running(feed):
+        await until(lambda: len(exchange.requests) == 1)
+        await feed.subscribe({RELIANCE: Mode.FULL, NIFTY: Mode.QUOTE})
+        with pytest.raises(ValueError, match="not a Dhan instrument token"):
+            await feed.subscribe({NIFTY: Mode.FULL, 738561: Mode.FULL})
+        await feed.subscribe({RELIANCE: Mode.TICKER})
+        await feed.unsubscribe([NIFTY])
+        await until(lambda: len(exchange.requests) == 5)
+    assert exchange.requests[:5] == [(0, 17, 1), (0, 21, 1), (0, 22, 1), (0, 15, 1), (0, 18, 1)]
+    assert feed.subscriptions == {RELIANCE: Mode.TICKER}
+
+
+async def test_another_connection_is_opened_for_what_the_first_cannot_hold(settings, exchange, watcher):
+    feed = watcher.feed(settings(exchange.url), dict.fromkeys(tokens(4999), Mode.TICKER))
+    async with running(feed):
+        await until(lambda: len(exchange.requests) == 50)
+        await feed.subscribe({NIFTY: Mode.QUOTE, RELIANCE: Mode.QUOTE})
+        await until(lambda: len(exchange.requests) == 52)
+        with pytest.raises(SubscriptionLimitError):
+            await feed.subscribe(dict.fromkeys(tokens(25_000), Mode.TICKER))
+    assert exchange.requests[50:52] == [(0, 17, 1), (1, 17, 1)]
+    assert len(feed.subscriptions) == 5001
+
+
+async def test_the_session_is_ended_with_a_word_to_the_server(settings, exchange, watcher):
+    async with running(watcher.feed(settings(exchange.url))):
+        await until(lambda: exchange.open)
+    await until(lambda: not exchange.open)
+    assert exchange.requests == [(0, 12, 0)]
+
+
+@pytest.mark.parametrize("code", [807, 808, 809, 810])
+async def test_a_refused_token_is_not_offered_again_and_a_fresh_one_is(settings, token_file, exchange, watcher, code):
+    exchange.packets = [disconnect_packet(code)]
+    async with running(watcher.feed(settings(exchange.url), {NIFTY: Mode.QUOTE})):
+        await until(lambda: watcher.lost)
+        save_token(token_file, "second", CLIENT_ID)
+        await until(lambda: watcher.connected == [0, 0])
+    assert exchange.tokens == ["first", "second"]
+    assert [(type(reason), reason.code) for _, reason in watcher.lost] == [(TokenRefusedError, code)]
+    assert watcher.warnings[0].endswith(f"Waiting for another token in the token file {token_file}.")
+
+
+async def test_a_refused_token_that_nobody_replaces_is_tried_again_after_a_long_rest(settings, exchange, watcher):
+    exchange.packets = [disconnect_packet(808)]
+    policy = FeedPolicy(first_delay_s=0.001, token_poll_s=0.01, refused_token_rest_s=0.2)
+    async with running(watcher.feed(settings(exchange.url), policy=policy)):
+        await until(lambda: len(exchange.times) == 2)
+    assert exchange.tokens == ["first", "first"]
+    assert exchange.times[1] - exchange.times[0] >= 0.2
+
+
+async def test_a_handshake_refused_as_unauthorised_waits_for_another_token(settings, token_file, exchange, watcher):
+    exchange.statuses = [HTTPStatus.UNAUTHORIZED]
+    async with running(watcher.feed(settings(exchange.url))):
+        await until(lambda: watcher.warnings)
+        save_token(token_file, "second", CLIENT_ID)
+        await until(lambda: watcher.connected)
+    assert exchange.tokens == ["first", "second"]
+    assert watcher.warnings[0].startswith("Connection 0 is down: Dhan refused the connection (HTTP status 401).")
+
+
+async def test_too_many_connections_stop_all_connections_for_the_rest(settings, exchange, watcher):
+    feed = watcher.feed(settings(exchange.url), dict.fromkeys(tokens(5001), Mode.TICKER))
+    async with running(feed):
+        await until(lambda: len(exchange.requests) == 51)
+        (websocket, *_) = exchange.open
+        refused_at = now_s()
+        await websocket.send(disconnect_packet(805))
+        await until(lambda: len(watcher.lost) == 2)
+        assert feed.connections_up == 0
+        await until(lambda: feed.connections_up == 2)
+    assert exchange.times[2] - refused_at >= 0.2
+    assert sorted(type(reason) is RateLimitedError for _, reason in watcher.lost) == [False, True]
+    assert any("No new connection for" in warning for warning in watcher.warnings)
+
+
+async def test_a_rate_limited_handshake_rests_and_goes_on(settings, exchange, watcher):
+    exchange.statuses = [HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_MANY_REQUESTS]
+    async with running(watcher.feed(settings(exchange.url))):
+        await until(lambda: watcher.connected)
+    first, second, third = exchange.times
+    assert second - first >= 0.2
+    assert third - second >= 0.3
+    assert watcher.lost == []
+
+
+async def test_a_rest_outlives_a_restart(settings, exchange, watcher):
+    exchange.statuses = [HTTPStatus.TOO_MANY_REQUESTS]
+    policy = FeedPolicy(first_delay_s=0.01, rest_s=2, longest_rest_s=2)
+    async with running(watcher.feed(settings(exchange.url), policy=policy)):
+        await until(lambda: watcher.warnings)
+    async with running(watcher.feed(settings(exchange.url), policy=policy)):
+        await until(lambda: watcher.connected)
+    assert exchange.times[1] - exchange.times[0] >= 0.9  # the file has whole seconds
+
+
+async def test_a_rest_that_cannot_be_kept_in_its_file_is_kept_all_the_same(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    cool_off = CoolOff(tmp_path / "file" / COOL_OFF_FILE)
+    cool_off.start()
+    assert 59 < cool_off.remaining_s() <= 75
+
+
+@pytest.mark.parametrize("content", ["", "nan", "soon", "99999999999999"])
+def test_no_rest_is_longer_than_the_longest_whatever_the_file_says(tmp_path, content):
+    (tmp_path / COOL_OFF_FILE).write_text(content)
+    assert CoolOff(tmp_path / COOL_OFF_FILE).remaining_s() <= 375
+
+
+async def test_an_account_without_data_apis_ends_the_feed_with_one_clear_sentence(settings, exchange, watcher):
+    exchange.packets = [disconnect_packet(806)]
+    with pytest.raises(DataPlanError) as caught:
+        await watcher.feed(settings(exchange.url)).run()
+    assert str(caught.value) == "Dhan refused the connection (806, data APIs are not subscribed)"
+
+
+@pytest.mark.parametrize("code", [800, 804, 813, 999])
+async def test_other_codes_are_retried(settings, exchange, watcher, code):
+    exchange.packets = [disconnect_packet(code)]
+    async with running(watcher.feed(settings(exchange.url))):
+        await until(lambda: exchange.open and watcher.connected)
+        (websocket,) = exchange.open
+        await websocket.close()
+        await until(lambda: len(watcher.connected) == 2)
+    assert [(type(reason), reason.code) for _, reason in watcher.lost] == [(FeedRefusedError, code)]
+
+
+async def test_attempts_never_follow_one_another_in_a_tight_loop(settings, exchange, watcher):
+    exchange.statuses = [HTTPStatus.SERVICE_UNAVAILABLE] * 5
+    policy = FeedPolicy(first_delay_s=0.02, longest_delay_s=0.08)
+    async with running(watcher.feed(settings(exchange.url), policy=policy)):
+        await until(lambda: watcher.connected)
+    waits = [after - before for before, after in zip(exchange.times, exchange.times[1:], strict=False)]
+    assert [wait >= least for wait, least in zip(waits, [0.01, 0.02, 0.04, 0.04, 0.04], strict=True)] == [True] * 5
+
+
+async def test_a_server_that_accepts_and_drops_at_once_is_a_series_of_failures(settings, exchange, watcher):
+    policy = FeedPolicy(first_delay_s=0.001, max_reconnects=3)
+
+    async def drop_all():
+        while True:
+            await until(lambda: exchange.open)
+            for websocket in [*exchange.open]:
+                await websocket.send(b"\x02" + bytes(15))
+                await websocket.close()
+
+    dropping = asyncio.create_task(drop_all())
+    with pytest.raises(FeedError, match="the server closed the connection"):
+        await watcher.feed(settings(exchange.url), policy=policy).run()
+    dropping.cancel()
+    await asyncio.wait([dropping])
+    assert len(exchange.times) == 4
+
+
+async def test_a_stable_connection_ends_a_series_of_failures(settings, exchange, watcher):
+    policy = FeedPolicy(first_delay_s=0.001, max_reconnects=1, stable_s=0)
+    async with running(watcher.feed(settings(exchange.url), policy=policy)):
+        for number in range(1, 5):
+            await until(lambda: exchange.open and len(exchange.times) == number)  # noqa: B023
+            (websocket,) = exchange.open
+            await websocket.send(b"\x02" + bytes(15))
+            await websocket.close()
+            await until(lambda: len(watcher.connected) == number + 1)  # noqa: B023
+
+
+async def test_missing_credentials_at_the_start_are_one_clear_sentence(settings, token_file, exchange, watcher):
+    token_file.unlink()
+    with pytest.raises(CredentialsError, match="There is no token file"):
+        await watcher.feed(settings(exchange.url)).run()
+    assert exchange.times == []
+
+
+async def test_an_expired_token_at_the_start_is_one_clear_sentence(settings, token_file, exchange, watcher):
+    clock = Clock(1_786_022_457_000_000_000)
+    save_token(token_file, make_token(CLIENT_ID, expires_in=-60, clock=clock), CLIENT_ID)
+    with pytest.raises(TokenExpiredError) as caught:
+        await watcher.feed(settings(exchange.url), clock=clock).run()
+    assert str(caught.value) == (
+        f"The access token in the token file {token_file} expired at 2026-08-06 18:49 IST. Put a new one there."
+    )
+    assert exchange.times == []
+
+
+async def test_credentials_that_go_missing_while_running_are_waited_for(settings, token_file, exchange, watcher):
+    async with running(watcher.feed(settings(exchange.url))):
+        await until(lambda: exchange.open)
+        token_file.unlink()
+        (websocket,) = exchange.open
+        await websocket.close()
+        await until(lambda: len(watcher.warnings) == 2)
+        save_token(token_file, "second", CLIENT_ID)
+        await until(lambda: len(watcher.connected) == 2)
+    assert watcher.warnings[1].startswith("There is no token file")
+    assert len(watcher.warnings) == 2
+    assert exchange.tokens == ["first", "second"]
+
+
+async def test_silence_in_session_replaces_the_connection(settings, exchange, watcher):
+    policy = FeedPolicy(first_delay_s=0.001, silence_s=0.05)
+    async with running(watcher.feed(settings(exchange.url), {NIFTY: Mode.QUOTE}, policy)):
+        await until(lambda: len(watcher.connected) == 3)
+    assert [request for _, request, _ in exchange.requests][:2] == [17, 12]
+    assert "nothing came for" in str(watcher.lost[0][1])
+
+
+async def test_what_the_consumer_raises_ends_the_feed_with_that(settings, exchange):
+    def refuse(payload, connection):
+        raise OSError(28, "No space left on device")
+
+    exchange.packets = [b"\x02" + bytes(15)]
+    with pytest.raises(OSError, match="No space left on device"):
+        await Feed(settings(exchange.url), {}, refuse, policy=QUICK).run()
+
+
+async def test_a_feed_stops_promptly_while_it_waits(settings, watcher):
+    async with running(watcher.feed(settings("ws://127.0.0.1:1"), policy=FeedPolicy())):
+        await until(lambda: watcher.warnings)
+
+
+SECRET = "eyJ0eXAi.c2VjcmV0LXRva2Vu.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.FOUND,
+        "no server",
+        "no websocket server",
+        "no such address",
+        "disconnect packet",
+        "reset",
+        None,
+    ],
+)
+async def test_the_token_is_never_seen(settings, token_file, exchange, watcher, caplog, refusal):
+    caplog.set_level(logging.DEBUG)
+    save_token(token_file, SECRET, CLIENT_ID)
+    url = exchange.url
+    policy = FeedPolicy(first_delay_s=0.001, max_reconnects=0)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as no_websocket_server:
+        if isinstance(refusal, HTTPStatus):
+            exchange.statuses = [refusal]
+        elif refusal == "no server":
+            url = "ws://127.0.0.1:1"
+        elif refusal == "no websocket server":
+            url = f"ws://127.0.0.1:{no_websocket_server.sockets[0].getsockname()[1]}"
+        elif refusal == "no such address":
+            url = "ws://127.0.0.1:70000"
+        elif refusal == "disconnect packet":
+            exchange.packets = [disconnect_packet(809)]
+        feed = watcher.feed(settings(url), policy=policy)
+        task = asyncio.create_task(feed.run())
+        if refusal in ("reset", None):
+            await until(lambda: exchange.open)
+            (websocket,) = exchange.open
+            if refusal == "reset":
+                websocket.transport.abort()
+            else:
+                task.cancel()
+        await asyncio.wait([task])
+    seen = [caplog.text, repr(feed), repr(task), *watcher.warnings]
+    if not task.cancelled():
+        error = task.exception()
+        assert isinstance(error, DhanError)
+        trace = traceback.TracebackException.from_exception(error, capture_locals=True)
+        seen += [str(error), repr(error), "".join(trace.format()), *traceback.format_exception(error)]
+        context = error
+        while (context := context.__cause__ or context.__context__) is not None:
+            seen += [str(context), repr(context)]
+    assert not any(SECRET in text for text in seen)
+
+
+async def test_a_person_gets_ticks_from_the_exchange(settings, token_file):
+    save_token(token_file, make_token(CLIENT_ID), CLIENT_ID)
+    ticks: list[DhanTick] = []
+    events: list[str] = []
+    async with DhanSimulator([NIFTY, RELIANCE], rate=500) as simulator:
+        client = DhanWebSocketClient(
+            ticks.append,
+            lambda: events.append("connect"),
+            lambda error: events.append(repr(error)),
+            lambda: events.append("close"),
+            settings=settings(simulator.feed_url),
+        )
+        await client.subscribe([("NSE_EQ", 2885)], "full")
+        await client.connect()
+        await client.subscribe([{"ExchangeSegment": "IDX_I", "SecurityId": "13"}], Mode.TICKER)
+        running = asyncio.create_task(client.start())
+        await until(lambda: {tick.response_code for tick in ticks} >= {2, 6, 8})
+        stats = client.get_stats()
+        assert (stats["connected"], stats["subscriptions"], stats["reconnects"]) == (True, 2, 0)
+        assert stats["ticks"] == len(ticks) == stats["messages"]
+        await client.unsubscribe([("NSE_EQ", "2885"), ("IDX_I", 13)])
+        await until(lambda: simulator.connections[0].subscribed == 0)
+        await client.close()
+        await running
+    assert {(tick.exchange_segment, tick.security_id) for tick in ticks} == {("NSE_EQ", "2885"), ("IDX_I", "13")}
+    full = next(tick for tick in ticks if tick.response_code == ResponseCode.FULL)
+    assert len(full.depth) == 5
+    assert events == ["connect", "close"]
+    assert client.get_stats()["connected"] is False
+
+
+async def test_a_person_is_told_of_losses_and_stays_subscribed(settings, token_file):
+    save_token(token_file, make_token(CLIENT_ID), CLIENT_ID)
+    errors: list[Exception] = []
+    async with DhanSimulator([RELIANCE], rate=500) as simulator:
+        client = DhanWebSocketClient(
+            lambda tick: None, on_error=errors.append, reconnect_delay=0.01, settings=settings(simulator.feed_url)
+        )
+        await client.connect()
+        await client.subscribe([("NSE_EQ", 2885)])
+        await until(lambda: simulator.connections[0].subscribed)
+        simulator.reset()
+        await until(lambda: client.get_stats()["reconnects"] == 1)
+        await until(lambda: simulator.connections and simulator.connections[0].subscribed)
+        await client.close()
+    assert [type(error) for error in errors] == [FeedError]
+
+
+async def test_neither_a_bad_packet_nor_a_mistake_in_on_tick_ends_the_client(settings, exchange):
+    seen, errors = [], []
+
+    def on_tick(tick):
+        seen.append(tick.security_id)
+        raise ZeroDivisionError
+
+    good = struct.pack("<BHBIfI", 2, 16, 1, 2885, 1292.8, 1_786_022_457)
+    exchange.packets = [bytes([99]) + good[1:] + good + good]
+    client = DhanWebSocketClient(on_tick, on_error=errors.append, settings=settings(exchange.url))
+    await client.connect()
+    await until(lambda: len(errors) == 3)
+    assert [type(error) for error in errors] == [PacketError, ZeroDivisionError, ZeroDivisionError]
+    assert seen == ["2885", "2885"]
+    assert client.get_stats()["connected"]
+    assert client.get_stats()["errors"] == 3
+    await client.close()
+
+
+async def test_a_person_may_limit_the_attempts(settings, exchange):
+    exchange.statuses = [HTTPStatus.SERVICE_UNAVAILABLE] * 3
+    closed = []
+    client = DhanWebSocketClient(
+        lambda tick: None,
+        on_close=lambda: closed.append(True),
+        max_reconnect_attempts=2,
+        reconnect_delay=0.001,
+        settings=settings(exchange.url),
+    )
+    with pytest.raises(FeedRefusedError, match="HTTP status 503"):
+        await client.start()
+    assert len(exchange.times) == 3
+    assert closed == [True]
+
+
+async def test_a_keepalive_of_our_own_is_possible(settings, exchange):
+    errors = []
+    client = DhanWebSocketClient(
+        lambda tick: None,
+        on_error=errors.append,
+        ping_interval=0.01,
+        ping_timeout=0.05,
+        reconnect_delay=0.001,
+        settings=settings(exchange.url),
+    )
+    await client.connect()
+    (websocket,) = exchange.open
+    websocket.transport.pause_reading()  # so that it answers no ping
+    await until(lambda: errors)
+    websocket.transport.abort()
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("instrument", "mode", "error"),
+    [(("NSE_EQ", 1), "depth", ValueError), (("NYSE", 1), "full", KeyError), (("NSE_EQ", "INFY"), "full", ValueError)],
+)
+async def test_what_cannot_be_subscribed_is_refused_at_once(settings, exchange, instrument, mode, error):
+    client = DhanWebSocketClient(lambda tick: None, settings=settings(exchange.url))
+    with pytest.raises(error):
+        await client.subscribe([instrument], mode)

@@ -102,12 +102,16 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
 
 
 def live_outcomes(
-    status: Mapping[str, Any], settings: Settings, earlier: Mapping[str, Any] | None = None
+    status: Mapping[str, Any],
+    settings: Settings,
+    feed_expected: bool = True,
+    earlier: Mapping[str, Any] | None = None,
 ) -> list[CheckOutcome]:
     """The outcomes of `LIVE_CHECKS` for a capture's status line.
 
     Counts of a status run since the capture started. With an `earlier` status of the same capture the error rate is
-    that of the time between the two, else that since the start.
+    that of the time between the two, else that since the start. Without `feed_expected`, out of session, connections
+    are not judged.
     """
     packets, rejected, span = status["packets"], status["rejected"], "since the capture started"
     if earlier is not None and earlier["packets"] < packets:
@@ -132,7 +136,7 @@ def live_outcomes(
             "since the capture started",
             advice="The decoder loses packets: keep the journal and rebuild the hour once it is mended.",
         ),
-        _connected(status),
+        _connected(status) if feed_expected else _closed("connected", "No session is on: the feed may be silent."),
     ]
 
 
@@ -146,7 +150,11 @@ def absent_outcomes(reason: str) -> list[CheckOutcome]:
 
 def closed_outcomes(reason: str) -> list[CheckOutcome]:
     """The outcomes of `LIVE_CHECKS` where no capture is expected to run."""
-    return [CheckOutcome(name, True, "WARN", None, "", "only judged in session", reason) for name in LIVE_CHECKS]
+    return [_closed(name, reason) for name in LIVE_CHECKS]
+
+
+def _closed(name: str, reason: str) -> CheckOutcome:
+    return CheckOutcome(name, True, "WARN", None, "", "only judged in session", reason)
 
 
 def _packet_balance(packets: int, ticks: int, state: int, control: int, rejected: int) -> dict[str, tuple[int, int]]:

@@ -63,7 +63,7 @@ def hour(name: str, **changes: Any) -> CheckOutcome:
 
 
 def live(name: str, earlier: dict[str, Any] | None = None, **changes: Any) -> CheckOutcome:
-    return named(live_outcomes({**GOOD_STATUS, **changes}, SETTINGS, earlier), name)
+    return named(live_outcomes({**GOOD_STATUS, **changes}, SETTINGS, earlier=earlier), name)
 
 
 def test_a_good_hour_passes_every_check_in_their_order() -> None:
@@ -167,6 +167,11 @@ def test_a_connection_that_is_down_is_critical() -> None:
 def test_a_socket_that_is_up_and_silent_is_critical() -> None:
     outcome = live("connected", last_packet_at="2026-11-20T03:58:00+00:00")
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 120)
+
+
+def test_out_of_session_a_silent_feed_is_no_fault() -> None:
+    silent = {**GOOD_STATUS, "connections_up": 0, "last_packet_at": "2026-11-20T03:00:00+00:00"}
+    assert named(live_outcomes(silent, SETTINGS, feed_expected=False), "connected").passed
 
 
 def test_a_capture_that_has_just_connected_may_wait_for_its_first_packet() -> None:

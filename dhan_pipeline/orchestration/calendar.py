@@ -1,0 +1,60 @@
+"""When a capture should run, and when its feed should speak.
+
+Belongs here: the sessions of what is subscribed, and the margins around them. Does not: the exchanges' calendar itself
+(`sessions.py`), nor what follows from it (`supervisor.py`, `ingest.py`, `checks.py`).
+"""
+
+from collections.abc import Collection
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.sessions import IST, in_session, session_bounds
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
+
+#: A capture is up and subscribed when the first session opens.
+LEAD = timedelta(minutes=5)
+
+#: After the last close a capture stays until the hour is over, and this much longer to have it materialised.
+SEAL = timedelta(minutes=2)
+
+
+def capture_expected(settings: Settings, clock: Clock) -> bool:
+    """Whether a capture should run now, given the segments that are subscribed."""
+    if settings.sessions == "always":
+        return True
+    now = clock.now().astimezone(IST)
+    segments = _subscribed_segments(settings)
+    # The hour of a close before midnight ends on the next day.
+    return any(_holds(now, (now - timedelta(days=days)).date(), segments) for days in (0, 1))
+
+
+def feed_expected(settings: Settings, clock: Clock) -> bool:
+    """Whether a session of a subscribed segment is on, so that a silent feed means that something is wrong."""
+    return settings.sessions == "always" or in_session(clock.now_ns(), _subscribed_segments(settings))
+
+
+def _holds(now: datetime, day: date, segments: Collection[ExchangeSegment]) -> bool:
+    bounds = session_bounds(day, segments)
+    if bounds is None:
+        return False
+    opens, closes = bounds
+    last_hour_ends = (closes + timedelta(minutes=59, seconds=59)).replace(minute=0, second=0)
+    return opens - LEAD <= now < last_hour_ends + SEAL
+
+
+def _subscribed_segments(settings: Settings) -> Collection[ExchangeSegment]:
+    """The segments of the resolved subscriptions; all of them while there are none."""
+    path = settings.subscriptions_path
+    try:
+        return _segments(path, path.stat().st_mtime_ns)
+    except (OSError, SubscriptionError):
+        return tuple(ExchangeSegment)
+
+
+@lru_cache(maxsize=1)
+def _segments(path: Path, _modified_ns: int) -> frozenset[ExchangeSegment]:
+    return frozenset(subscription.exchange_segment for subscription in read_subscriptions(path))

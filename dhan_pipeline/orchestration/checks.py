@@ -1,0 +1,99 @@
+"""The asset checks that run by themselves: on an hour that is over, and on the feed now.
+
+Belongs here: asking, and handing outcomes to Dagster. Does not: thresholds and words (`quality/`), nor the reports of
+the ingest run (`ingest.py`), which reports the same checks without being asked.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+import dagster as dg
+import psycopg2
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.calendar import capture_expected, feed_expected
+from dhan_pipeline.orchestration.metadata import check_metadata, severity
+from dhan_pipeline.orchestration.names import LIVE_FEED, TICKS
+from dhan_pipeline.quality.hours import measure_hour
+from dhan_pipeline.quality.measures import (
+    HOUR_CHECKS,
+    LIVE_CHECKS,
+    STATUS_STALE_S,
+    CheckOutcome,
+    absent_outcomes,
+    closed_outcomes,
+    hour_outcomes,
+    live_outcomes,
+)
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import ledger
+from dhan_pipeline.store.engine import connect, database_url
+
+DESCRIPTIONS = {
+    "parser_error_rate": "Packets that could not be decoded or make no sense, of all that arrived.",
+    "latency_p99": "From the receipt of a packet to its commit in the database: 99 % are faster.",
+    "conservation": "Nothing is lost between the socket and the table: every packet is accounted for.",
+    "connected": "Every connection to the feed is up, and something arrives.",
+}
+
+
+def build_checks(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+    """The checks of `ticks`, an hour each, and of `live_feed`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks: in use, and covered by our tests
+        hour_specs = [
+            dg.AssetCheckSpec(name, asset=TICKS, partitions_def=hours, description=DESCRIPTIONS[name])
+            for name in HOUR_CHECKS
+        ]
+
+    @dg.multi_asset_check(name="complete_hour", specs=hour_specs, can_subset=True)
+    def complete_hour(
+        context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
+    ) -> Iterator[dg.AssetCheckResult]:
+        yield from _results(context, TICKS, hour_outcomes(measure_hour(settings, context.partition_key), settings))
+
+    @dg.multi_asset_check(
+        name="live",
+        specs=[dg.AssetCheckSpec(name, asset=LIVE_FEED, description=DESCRIPTIONS[name]) for name in LIVE_CHECKS],
+        can_subset=True,
+    )
+    def live(
+        context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+    ) -> Iterator[dg.AssetCheckResult]:
+        yield from _results(context, LIVE_FEED, _live_outcomes(settings, clock))
+
+    return [complete_hour, live]
+
+
+def _live_outcomes(settings: Settings, clock: Clock) -> list[CheckOutcome]:
+    """What the capture last wrote into the database about itself, judged."""
+    absent = absent_outcomes if capture_expected(settings, clock) else closed_outcomes
+    try:
+        with closing(connect(database_url(settings))) as conn:
+            captures = {status.capture: status for status in ledger.statuses(conn)}
+    except psycopg2.OperationalError:
+        return absent_outcomes("The database, where the capture's status is kept, cannot be reached.")
+    capture = captures.get(settings.capture)
+    if capture is None:
+        return absent("No capture has run yet.")
+    if time.time() - capture.updated_at.timestamp() > STATUS_STALE_S:
+        return absent(f"The capture last reported at {capture.updated_at:%Y-%m-%d %H:%M:%S %Z}.")
+    return live_outcomes(capture.status, settings, feed_expected(settings, clock))
+
+
+def _results(
+    context: dg.AssetCheckExecutionContext, key: dg.AssetKey, outcomes: Sequence[CheckOutcome]
+) -> Iterator[dg.AssetCheckResult]:
+    selected = context.selected_asset_check_keys
+    for outcome in outcomes:
+        if dg.AssetCheckKey(key, outcome.name) in selected:
+            yield dg.AssetCheckResult(
+                asset_key=key,
+                check_name=outcome.name,
+                passed=bool(outcome.passed),
+                severity=severity(outcome),
+                description=outcome.description,
+                metadata=check_metadata(outcome),
+            )

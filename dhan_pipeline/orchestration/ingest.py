@@ -1,0 +1,287 @@
+"""The ingest run: an op that keeps the capture as a child process and reports what it says.
+
+Belongs here: which line of the capture becomes which Dagster event, and when. Does not: the capture (`ingest/`), the
+process and its pipes (`child.py`), when a run is started or ended (`supervisor.py`).
+
+Only the op's main thread reports, and only with `context.log_event`: it writes at once, attributes the event to the
+run, and may repeat a check of a partition. Nothing that goes wrong while reporting ends the capture; it is tried again.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.calendar import feed_expected
+from dhan_pipeline.orchestration.child import CaptureChild
+from dhan_pipeline.orchestration.metadata import (
+    check_metadata,
+    heartbeat_metadata,
+    raw_packets_metadata,
+    severity,
+    ticks_metadata,
+)
+from dhan_pipeline.orchestration.names import CAPTURE_TAG, LIVE_FEED, RAW_PACKETS, ROLE_TAG, STOP_TAG, TICKS
+from dhan_pipeline.orchestration.resources import settings_environment
+from dhan_pipeline.quality.hours import measure_hour
+from dhan_pipeline.quality.measures import (
+    CheckOutcome,
+    HourMeasures,
+    absent_outcomes,
+    closed_outcomes,
+    hour_outcomes,
+    live_outcomes,
+)
+from dhan_pipeline.sessions import HOUR_NS, hour_key
+from dhan_pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: The open hour is observed this often: a heartbeat for the supervisor. More would bloat the event log.
+HEARTBEAT_S = 60.0
+
+#: A report that failed, because Dagster's storage or the database is away, is tried again after this long.
+RETRY_S = 5.0
+
+#: How often the run looks whether it was told to stop or declared dead. Costs a read of Dagster's storage.
+POLL_S = 2.0
+
+#: Live checks are judged this often, reported when their state changes, and all of them in the longer interval.
+LIVE_JUDGE_S = 5.0
+LIVE_REPORT_S = 300.0
+
+#: Seconds of status lines over which the live error rate is taken.
+LIVE_WINDOW_S = 60
+
+
+def build_ingest_job(settings: Settings, hours: dg.HourlyPartitionsDefinition) -> dg.JobDefinition:
+    """The job of one capture. It has no end of its own: the supervisor or a person stops it."""
+    first_hour = hours.get_first_partition_key() or ""
+
+    @dg.op(
+        description="Keeps the capture as a child process and reports its heartbeats, its complete hours and checks."
+    )
+    def capture_feed(
+        context: dg.OpExecutionContext,
+        settings: dg.ResourceParam[Settings],
+        clock: dg.ResourceParam[Clock],
+        capture_command: dg.ResourceParam[list[str]],
+    ) -> None:
+        _Supervision(context, settings, clock, capture_command, first_hour).run()
+
+    @dg.job(
+        name="ingest_job",
+        description="Captures the feed for as long as the session lasts. Started and ended by `ingest_supervisor`;"
+        " terminate it to stop capturing until you launch it again.",
+        # Ahead of the queue: each second without capture is lost for good.
+        tags={ROLE_TAG: "ingest", CAPTURE_TAG: str(settings.capture), "dagster/priority": "10"},
+        executor_def=dg.in_process_executor,
+    )
+    def ingest_job() -> None:
+        capture_feed()
+
+    return ingest_job
+
+
+class _Supervision:
+    """One capture from start to end, seen from the run that keeps it."""
+
+    def __init__(
+        self,
+        context: dg.OpExecutionContext,
+        settings: Settings,
+        clock: Clock,
+        command: Sequence[str],
+        first_hour: str,
+    ) -> None:
+        self._context = context
+        self._instance = context.instance
+        self._settings = settings
+        self._clock = clock
+        # Older hours are not shown, or their rows have expired.
+        expired = hour_key(clock.now_ns() - settings.retention_days * 24 * HOUR_NS)
+        self._first_hour = max(first_hour, expired)
+        materialized = self._instance.get_materialized_partitions
+        self._sealed = materialized(RAW_PACKETS) & materialized(TICKS)
+        """Hours that are materialised, or are being measured."""
+        self._to_measure: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._again: dict[str, float] = {}
+        """Hours whose report failed, and when to try again."""
+        self._statuses: deque[dict[str, Any]] = deque(maxlen=LIVE_WINDOW_S)
+        self._live: dict[str, tuple[bool, str]] = {}
+        self._heartbeat_due = self._poll_due = 0.0
+        self._judge_due = time.monotonic() + LIVE_JUDGE_S
+        self._live_due = 0.0
+        self._child = CaptureChild(command, {**os.environ, **settings_environment(settings)})
+
+    def run(self) -> None:
+        """Report until the capture ends or is to end; then let it flush, and report what is left."""
+        threading.Thread(target=self._measure, name="measure-hours", daemon=True).start()
+        asked_to_stop = None
+        ending = "The ingest run was interrupted."
+        try:
+            while asked_to_stop is None and not self._child.ended:
+                if event := self._child.next_event(0.5):
+                    self._handle(event)
+                self._report_what_is_due()
+                asked_to_stop = self._asked_to_stop()
+            ending = "The capture ended by itself."
+        finally:
+            code = self._child.stop()
+            for event in self._child.remaining_events():
+                self._handle(event)
+            if code:
+                ending = f"The capture ended with {_exit(code)}: {self._child.last_words or 'it said nothing.'}"
+            if asked_to_stop is None or code:
+                self._report_live(absent_outcomes(ending), every=True)
+            else:
+                self._report_live(closed_outcomes(f"The capture was asked to stop: {asked_to_stop}"), every=True)
+        if code:
+            raise dg.Failure(description=ending, allow_retries=False)
+
+    def _handle(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"event": "status"}:
+                self._statuses.append(event)
+            case {"event": "hour_complete", "hour": str(hour)}:
+                if hour >= self._first_hour and hour not in self._sealed:
+                    self._sealed.add(hour)
+                    self._to_measure.put(hour)
+            case {"event": "hour_measured", "measures": HourMeasures() as measures}:
+                if not self._safely(f"reporting the hour {measures.hour}", lambda: self._seal(measures)):
+                    self._again[measures.hour] = time.monotonic() + RETRY_S
+            case {"event": "hour_not_measured", "hour": str(hour)}:
+                self._again[hour] = time.monotonic() + RETRY_S
+            case {"event": "started", "pid": pid}:
+                self._log(logging.INFO, f"The capture started as process {pid}.")
+            case {"event": "stopped", "reason": reason}:
+                self._log(logging.INFO, f"The capture stopped: {reason}.")
+            case {"event": "warning", "message": str(message)}:
+                self._log(logging.WARNING, message)
+            case {"event": "error", "message": str(message)}:
+                self._log(logging.ERROR, message)
+            case _:
+                self._log(logging.INFO, f"The capture says: {event}")
+
+    def _report_what_is_due(self) -> None:
+        now = time.monotonic()
+        for hour in [hour for hour, due in self._again.items() if due <= now]:
+            del self._again[hour]
+            self._to_measure.put(hour)
+        if not self._statuses:
+            return
+        if now >= self._heartbeat_due:
+            done = self._safely("the heartbeat", self._beat)
+            self._heartbeat_due = time.monotonic() + (HEARTBEAT_S if done else RETRY_S)
+        if now >= self._judge_due:
+            self._judge_due = now + LIVE_JUDGE_S
+            every = now >= self._live_due
+            if every:
+                self._live_due = now + LIVE_REPORT_S
+            self._report_live(self._judge(), every)
+
+    def _asked_to_stop(self) -> str | None:
+        """Why the run is to end, else None. Raises DagsterExecutionInterruptedError where Dagster has given it up."""
+        if time.monotonic() < self._poll_due:
+            return None
+        self._poll_due = time.monotonic() + POLL_S
+        try:
+            run = self._instance.get_run_by_id(self._context.run_id)
+        except Exception as error:
+            log.warning("The run's status cannot be read, the capture goes on: %s", error)
+            return None
+        if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
+            # Terminated while nobody could signal this process, or declared dead: end now, a successor may be waiting.
+            raise DagsterExecutionInterruptedError
+        return run.tags.get(STOP_TAG)
+
+    def _judge(self) -> list[CheckOutcome]:
+        return live_outcomes(
+            self._statuses[-1], self._settings, feed_expected(self._settings, self._clock), earlier=self._statuses[0]
+        )
+
+    def _beat(self) -> None:
+        status = self._statuses[-1]
+        for key, metadata in zip((RAW_PACKETS, TICKS), heartbeat_metadata(status), strict=True):
+            self._context.log_event(dg.AssetObservation(key, partition=status["hour"], metadata=metadata))
+
+    def _seal(self, measures: HourMeasures) -> None:
+        """Materialise a complete hour, and judge it."""
+        report = self._context.log_event
+        hour = measures.hour
+        report(dg.AssetMaterialization(RAW_PACKETS, partition=hour, metadata=raw_packets_metadata(measures)))
+        report(dg.AssetMaterialization(TICKS, partition=hour, metadata=ticks_metadata(measures)))
+        latest = self._instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=TICKS, asset_partitions=[hour]), limit=1
+        ).records[0]
+        # Without its target the UI shows the hour's checks as missing.
+        target = AssetCheckEvaluationTargetMaterializationData(
+            run_id=latest.run_id, storage_id=latest.storage_id, timestamp=latest.timestamp
+        )
+        for outcome in hour_outcomes(measures, self._settings):
+            evaluation = _evaluation(TICKS, outcome, partition=hour, target_materialization_data=target)
+            report(evaluation)  # type: ignore[arg-type]  # its annotation forgets evaluations
+
+    def _report_live(self, outcomes: Sequence[CheckOutcome], every: bool) -> None:
+        """Report live checks: `every` one, or those whose state changed.
+
+        Runless, because a run's evaluations of one check overwrite each other and keep the time of the first.
+        """
+        for outcome in outcomes:
+            state = (outcome.passed, outcome.severity)
+            if every or self._live.get(outcome.name) != state:
+                evaluation = _evaluation(LIVE_FEED, outcome)
+                if self._safely("a live check", partial(self._instance.report_runless_asset_event, evaluation)):
+                    self._live[outcome.name] = state
+
+    def _measure(self) -> None:
+        """Measure complete hours, in a thread: reading a busy hour of the journal takes longer than a heartbeat may."""
+        while True:
+            hour = self._to_measure.get()
+            try:
+                measures = measure_hour(self._settings, hour)
+            except Exception as error:
+                log.warning("The hour %s cannot be measured now and is tried again: %s", hour, error)
+                self._child.put({"event": "hour_not_measured", "hour": hour})
+            else:
+                self._child.put({"event": "hour_measured", "measures": measures})
+
+    def _log(self, level: int, message: str) -> None:
+        self._safely("a message", lambda: self._context.log.log(level, message))
+
+    def _safely(self, what: str, report: Callable[[], object]) -> bool:
+        """Whether reporting succeeded. The capture goes on while Dagster's storage is away."""
+        try:
+            report()
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                log.warning("Dagster could not be told (%s), the capture goes on: %s", what, error)
+            return False
+        return True
+
+
+def _evaluation(key: dg.AssetKey, outcome: CheckOutcome, **kwargs: Any) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=key,
+        check_name=outcome.name,
+        passed=bool(outcome.passed),
+        severity=severity(outcome),
+        description=outcome.description,
+        metadata=check_metadata(outcome),
+        **kwargs,
+    )
+
+
+def _exit(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

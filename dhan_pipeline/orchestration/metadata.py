@@ -1,0 +1,93 @@
+"""What the UI shows beside an asset or an event: tables, units, counts, times.
+
+Belongs here: turning our numbers into Dagster metadata, once for the ingest run, backfills and live checks alike. Does
+not: computing those numbers (`quality/`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures
+from dhan_pipeline.ticks import COLUMNS
+
+Metadata = dict[str, Any]
+
+
+def ticks_schema() -> dg.TableSchema:
+    """The columns of `ticks`, with units in their descriptions."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=column.name,
+                type=column.kind,
+                description=f"{column.meaning} ({column.unit})" if column.unit else column.meaning,
+                constraints=dg.TableColumnConstraints(nullable=not column.required),
+            )
+            for column in COLUMNS
+        ]
+    )
+
+
+def raw_packets_metadata(measures: HourMeasures) -> Metadata:
+    """What the journal holds of an hour."""
+    metadata: Metadata = {
+        "blocks": measures.journal_blocks,
+        "messages": measures.journal_messages,
+        "bytes": measures.journal_bytes,
+        "damaged": len(measures.journal_damage),
+    }
+    for name, at_ns in (("first_received", measures.first_received_ns), ("last_received", measures.last_received_ns)):
+        if at_ns is not None:
+            metadata[name] = dg.MetadataValue.timestamp(at_ns / 1e9)
+    if measures.journal_damage:
+        metadata["damage"] = dg.MetadataValue.md("\n".join(f"- {sentence}" for sentence in measures.journal_damage))
+    return metadata
+
+
+def ticks_metadata(measures: HourMeasures) -> Metadata:
+    """What the ledger and the table hold of an hour."""
+    metadata: Metadata = {
+        "dagster/row_count": measures.rows,
+        "packets": measures.packets,
+        "state": measures.state,
+        "control": measures.control,
+        "rejected": measures.rejected,
+    }
+    if measures.latency_p99_ms is not None:
+        metadata["latency_p99_ms"] = measures.latency_p99_ms
+    return metadata
+
+
+def heartbeat_metadata(status: Mapping[str, Any]) -> tuple[Metadata, Metadata]:
+    """What a status line says about the open hour of `raw_packets` and of `ticks`. Counts run since the start."""
+    raw = {
+        "messages_since_start": status["messages"],
+        "bytes_since_start": status["bytes"],
+        "messages_per_second": status["messages_per_second"],
+        "connections": f"{status['connections_up']} of {status['connections']} up",
+    }
+    ticks = {
+        "ticks_since_start": status["ticks"],
+        "rejected_since_start": status["rejected"],
+        "backlog_seconds": status["backlog_seconds"],
+        "latency_p99_ms": status["latency_p99_ms"],
+        "memory_mb": status["rss_mb"],
+        "cpu_percent": status["cpu_percent"],
+    }
+    return raw, {name: value for name, value in ticks.items() if value is not None}
+
+
+def check_metadata(outcome: CheckOutcome) -> Metadata:
+    """A check's one number, which the UI plots, and its limits in words."""
+    metadata: Metadata = {"limits": outcome.limits}
+    if outcome.value is not None:
+        metadata["value"] = float(outcome.value)
+        metadata["unit"] = outcome.unit
+    return metadata
+
+
+def severity(outcome: CheckOutcome) -> dg.AssetCheckSeverity:
+    """The outcome's severity in Dagster's words."""
+    return dg.AssetCheckSeverity[outcome.severity]

@@ -1,0 +1,191 @@
+"""The sensor that keeps exactly one ingest run alive in session: `decide` has the rules, the sensor is a thin shell.
+
+Belongs here: when an ingest run is started, asked to stop, cancelled or given up. Does not: what happens inside a run.
+Exclusivity is not decided here but by the capture's lock: a wrong decision costs a refused start, not a second writer.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import dagster as dg
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.calendar import capture_expected
+from dhan_pipeline.orchestration.names import (
+    ATTEMPT_TAG,
+    CAPTURE_TAG,
+    SESSION_TAG,
+    STOP_AT_TAG,
+    STOP_TAG,
+)
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.settings import Settings
+
+#: Seconds without a heartbeat after which a started run is given up: two missed heartbeats and some patience. It is
+#: how the death of a whole container is noticed, which Dagster's run monitoring cannot see with the default launcher.
+STALE_S = 150.0
+
+#: A run that was asked to stop flushes within 15 s; after this long it is cancelled.
+STOP_GRACE_S = 30.0
+
+#: A failed run is replaced after 2, 4, 8… seconds, at most this many: each second without capture is lost for good.
+MAX_BACKOFF_S = 60.0
+
+#: A run that lived this long was healthy: its failure starts the count anew.
+HEALTHY_S = 300.0
+
+#: How often the sensor looks, and so how long a dead run goes unnoticed.
+INTERVAL_S = 5
+
+#: Runs that are looked at: more than the failures of a session that the back-off permits to matter.
+RECENT_RUNS = 25
+
+Status = dg.DagsterRunStatus
+
+ALIVE = frozenset({Status.QUEUED, Status.NOT_STARTED, Status.STARTING, Status.STARTED, Status.CANCELING})
+
+
+@dataclass(frozen=True, slots=True)
+class IngestRun:
+    """What `decide` knows of a run of the ingest job. Times are Unix seconds, None where it did not happen."""
+
+    run_id: str
+    status: dg.DagsterRunStatus
+    started_s: float | None = None
+    ended_s: float | None = None
+    heartbeat_s: float | None = None
+    attempt: int | None = None
+    """Its number in this session, None for a run of another session or one that a person launched."""
+    stop_asked: bool = False
+    stop_asked_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now, and why in a sentence. `run_id` is the run that is meant, `attempt` the number to launch."""
+
+    action: Literal["skip", "launch", "ask_to_stop", "cancel", "give_up"]
+    reason: str
+    run_id: str | None = None
+    attempt: int = 0
+
+
+def decide(now_s: float, in_session: bool, subscribed: bool, runs: Sequence[IngestRun]) -> Decision:
+    """The supervisor's rules, the first that applies. `runs` are those of one capture, the newest first."""
+    alive = [run for run in runs if run.status in ALIVE]
+    if not subscribed and not alive:
+        return Decision("skip", "No subscriptions are resolved yet: run instrument_sync_job, or materialise them.")
+    if not in_session:
+        return _close(now_s, alive)
+    for run in alive:
+        if run.status == Status.STARTED:
+            silent_s = now_s - max(run.heartbeat_s or 0.0, run.started_s or now_s)
+            if silent_s > STALE_S:
+                return Decision("give_up", f"The run has sent no heartbeat for {silent_s:.0f} s.", run.run_id)
+    if alive:
+        return Decision("skip", f"Run {alive[0].run_id[:8]} is {alive[0].status.value}.")
+    newest = runs[0] if runs else None
+    if newest and newest.status == Status.CANCELED and not newest.stop_asked:
+        return Decision("skip", "A person stopped the last ingest run; launch ingest_job to capture again.")
+    failures = _failures_in_a_row(runs)
+    if newest and newest.ended_s and failures:
+        wait_s = newest.ended_s + min(2.0**failures, MAX_BACKOFF_S) - now_s
+        if wait_s > 0:
+            return Decision("skip", f"{failures} runs in a row failed; the next one starts in {wait_s:.0f} s.")
+    attempt = 1 + max((run.attempt for run in runs if run.attempt is not None), default=0)
+    return Decision("launch", "In session, and no ingest run is alive.", attempt=attempt)
+
+
+def _close(now_s: float, alive: Sequence[IngestRun]) -> Decision:
+    for run in alive:
+        if not run.stop_asked:
+            return Decision("ask_to_stop", "The session is over.", run.run_id)
+        if run.status != Status.CANCELING and now_s - (run.stop_asked_s or 0.0) > STOP_GRACE_S:
+            return Decision("cancel", "The session is over and the run did not stop when asked.", run.run_id)
+    return Decision("skip", "The session is over; waiting for the run to stop." if alive else "No session is open.")
+
+
+def _failures_in_a_row(runs: Sequence[IngestRun]) -> int:
+    failures = 0
+    for run in runs:
+        if run.status != Status.FAILURE or (run.started_s and run.ended_s and run.ended_s - run.started_s > HEALTHY_S):
+            break
+        failures += 1
+    return failures
+
+
+def build_supervisor(settings: Settings, ingest_job: dg.JobDefinition) -> dg.SensorDefinition:
+    """The sensor over the runs of one capture's ingest job."""
+    capture = str(settings.capture)
+
+    @dg.sensor(
+        name="ingest_supervisor",
+        job_name=ingest_job.name,
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="In session keeps one ingest run alive: replaces a dead one, leaves one that a person stopped, and"
+        " asks it to stop when the session ends.",
+    )
+    def ingest_supervisor(
+        context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+    ) -> dg.SkipReason | dg.RunRequest:
+        # No session crosses midnight in India; one that never closes begins anew there.
+        session = f"{clock.now().astimezone(IST):%Y-%m-%d}"
+        decision = decide(
+            now_s=time.time(),
+            in_session=capture_expected(settings, clock),
+            subscribed=settings.subscriptions_path.exists(),
+            runs=_ingest_runs(context.instance, ingest_job.name, capture, session),
+        )
+        if decision.action == "launch":
+            return dg.RunRequest(
+                # The attempt is part of the key, because Dagster never launches the same key twice.
+                run_key=f"{capture}:{session}#{decision.attempt}",
+                tags={SESSION_TAG: session, ATTEMPT_TAG: str(decision.attempt)},
+            )
+        _carry_out(context.instance, decision)
+        return dg.SkipReason(decision.reason)
+
+    return ingest_supervisor
+
+
+def _carry_out(instance: dg.DagsterInstance, decision: Decision) -> None:
+    if decision.run_id is None:
+        return
+    match decision.action:
+        case "ask_to_stop":
+            instance.add_run_tags(decision.run_id, {STOP_TAG: decision.reason, STOP_AT_TAG: str(time.time())})
+        case "cancel":
+            instance.run_coordinator.cancel_run(decision.run_id)
+        case "give_up":
+            run = instance.get_run_by_id(decision.run_id)
+            if run is not None:
+                instance.report_run_failed(run, decision.reason)
+
+
+def _ingest_runs(instance: dg.DagsterInstance, job_name: str, capture: str, session: str) -> list[IngestRun]:
+    records = instance.get_run_records(dg.RunsFilter(job_name=job_name, tags={CAPTURE_TAG: capture}), limit=RECENT_RUNS)
+    runs = []
+    for record in records:
+        run, tags = record.dagster_run, record.dagster_run.tags
+        heartbeat = None
+        if run.status == Status.STARTED:
+            heartbeats = instance.get_records_for_run(
+                run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION, limit=1, ascending=False
+            ).records
+            heartbeat = heartbeats[0].timestamp if heartbeats else None
+        runs.append(
+            IngestRun(
+                run_id=run.run_id,
+                status=run.status,
+                started_s=record.start_time,
+                ended_s=record.end_time,
+                heartbeat_s=heartbeat,
+                attempt=int(tags[ATTEMPT_TAG]) if tags.get(SESSION_TAG) == session and ATTEMPT_TAG in tags else None,
+                stop_asked=STOP_TAG in tags,
+                stop_asked_s=float(tags[STOP_AT_TAG]) if STOP_AT_TAG in tags else None,
+            )
+        )
+    return runs

@@ -1,0 +1,89 @@
+"""Definitions over a journal and a database of the test's own, a real Dagster instance, and a capture that is fake."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from psycopg2.extensions import connection
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.orchestration.build import build_defs
+from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.partitions import instant
+
+HOUR = "2026-11-20T09:00"
+NEXT_HOUR = "2026-11-20T10:00"
+OPEN_HOUR = "2026-11-20T11:00"
+
+#: A quarter past eleven on the day of these hours. Stands still, nearly.
+NOW = Clock(start_ns=parse_hour_key(OPEN_HOUR) + 15 * 60 * 10**9, speed=1e-9)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a test needs of the whole."""
+
+    settings: Settings
+    instance: dg.DagsterInstance
+
+    def definitions(self, *fake_capture_arguments: str) -> dg.Definitions:
+        fake = str(Path(__file__).with_name("fake_capture.py"))
+        return build_defs(
+            settings=self.settings, clock=NOW, capture_command=[sys.executable, fake, *fake_capture_arguments]
+        )
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, database_url: str, instance: dg.DagsterInstance) -> Pipeline:
+    settings = Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        sessions="always",
+        partitions_start=date(2026, 11, 20),
+    )
+    return Pipeline(settings, instance)
+
+
+Record = Callable[..., None]
+
+
+@pytest.fixture
+def record_hour(pipeline: Pipeline, conn: connection) -> Record:
+    """Puts five blocks of two messages, a heartbeat each, into an hour's journal and ledger; or fewer there."""
+
+    def record_hour(hour: str, blocks_lost: int = 0, latency_ms: float = 12.5) -> None:
+        start_ns = parse_hour_key(hour)
+        with closing(JournalWriter(pipeline.settings.journal_dir, 0)) as writer:
+            blocks = [
+                writer.append([start_ns + i * 10**9] * 2, [0, 0], [False, False], [b"\x00" * 8] * 2) for i in range(5)
+            ]
+        with conn, conn.cursor() as cursor:
+            for block in blocks[blocks_lost:]:
+                cursor.execute(
+                    "INSERT INTO ingest_ledger VALUES (%s, 0, %s, 2, 2, 0, 0, 2, 0, 16, %s, %s, now(), %s)",
+                    (
+                        block.block_id,
+                        instant(start_ns),
+                        instant(block.first_received_ns),
+                        instant(block.last_received_ns),
+                        latency_ms,
+                    ),
+                )
+
+    return record_hour

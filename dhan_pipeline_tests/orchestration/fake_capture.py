@@ -1,0 +1,78 @@
+"""Speaks the capture's side of the protocol: JSON lines out, ends when its standard input closes.
+
+Arguments: hours to announce as complete. Behaviour by environment: FAKE_CAPTURE=refuse|die|noisy|deaf|quit.
+"""
+
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from threading import Thread
+
+OPEN_HOUR = "2026-11-20T11:00"
+
+
+def say(event: str, **facts: object) -> None:
+    print(json.dumps({"event": event, **facts}), flush=True)
+
+
+def status() -> None:
+    say(
+        "status",
+        at=datetime.now(UTC).isoformat(),
+        hour=OPEN_HOUR,
+        connections_up=1,
+        connections=1,
+        messages=10,
+        packets=100,
+        ticks=90,
+        state=8,
+        control=2,
+        rejected=0,
+        blocks=1,
+        bytes=1600,
+        backlog_seconds=0.0,
+        latency_p50_ms=1.0,
+        latency_p99_ms=2.0,
+        latency_total_p50_ms=1.0,
+        latency_total_p99_ms=2.0,
+        messages_per_second=1.0,
+        rss_mb=50.0,
+        cpu_percent=1.0,
+        last_packet_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def main() -> None:
+    mode = os.environ.get("FAKE_CAPTURE", "")
+    if mode == "refuse":
+        print("Process 42 captures already.", file=sys.stderr)
+        sys.exit(1)
+    say("started", capture=int(os.environ["CAPTURE"]), source="dhan", pid=os.getpid())
+    status()
+    for hour in sys.argv[1:]:
+        say("hour_complete", hour=hour)
+    if mode == "quit":
+        return
+    if mode == "die":
+        say("error", message="The token has expired.")
+        sys.exit(1)
+    if mode == "noisy":
+        print("this is no JSON", flush=True)
+    Thread(target=repeat_status, daemon=True).start()
+    sys.stdin.read()
+    if mode == "deaf":
+        time.sleep(3600)
+    status()
+    say("stopped", reason="asked to stop")
+
+
+def repeat_status() -> None:
+    while True:
+        time.sleep(0.2)
+        status()
+
+
+if __name__ == "__main__":
+    main()

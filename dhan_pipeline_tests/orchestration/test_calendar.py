@@ -1,0 +1,77 @@
+"""A capture runs around the sessions of what is subscribed."""
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.orchestration.calendar import capture_expected, feed_expected
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
+
+
+def at(time: str) -> Clock:
+    return Clock(start_ns=int(datetime.fromisoformat(time).replace(tzinfo=IST).timestamp()) * 10**9, speed=1e-9)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(_env_file=None, data_dir=tmp_path)
+
+
+def subscribe(settings: Settings, *segments: ExchangeSegment) -> None:
+    write_subscriptions(settings.subscriptions_path, [Subscription(segment, 1, Mode.FULL, "X") for segment in segments])
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2026-11-20T08:54:59", False),  # a Friday
+        ("2026-11-20T08:55:00", True),  # in time for the opening
+        ("2026-11-20T15:35:00", True),  # between two sessions
+        ("2026-11-20T16:01:59", True),  # the last hour is being sealed
+        ("2026-11-20T16:02:00", False),
+        ("2026-11-21T10:00:00", False),
+    ],
+)
+def test_shares_are_captured_from_before_the_pre_open_to_the_end_of_the_last_hour(
+    settings: Settings, time: str, expected: bool
+) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ)
+    assert capture_expected(settings, at(time)) is expected
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"), [("2026-11-20T23:59:59", True), ("2026-11-21T00:01:59", True), ("2026-11-21T00:02:00", False)]
+)
+def test_the_last_hour_of_commodities_is_sealed_after_midnight(settings: Settings, time: str, expected: bool) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ, ExchangeSegment.MCX_COMM)
+    assert capture_expected(settings, at(time)) is expected
+
+
+def test_new_subscriptions_change_the_hours(settings: Settings) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ)
+    assert not capture_expected(settings, at("2026-11-20T20:00:00"))
+    subscribe(settings, ExchangeSegment.MCX_COMM)
+    assert capture_expected(settings, at("2026-11-20T20:00:00"))
+
+
+def test_without_readable_subscriptions_every_segment_counts(settings: Settings) -> None:
+    settings.subscriptions_path.write_text("nonsense")
+    assert capture_expected(settings, at("2026-11-20T20:00:00"))
+
+
+def test_a_silent_feed_is_a_fault_only_while_a_session_is_on(settings: Settings) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ)
+    assert feed_expected(settings, at("2026-11-20T10:00:00"))
+    assert not feed_expected(settings, at("2026-11-20T08:57:00"))
+
+
+def test_the_simulator_never_closes(settings: Settings) -> None:
+    always = settings.model_copy(update={"sessions": "always"})
+    assert capture_expected(always, at("2026-11-21T03:00:00"))
+    assert feed_expected(always, at("2026-11-21T03:00:00"))

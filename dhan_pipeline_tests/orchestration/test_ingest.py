@@ -1,0 +1,306 @@
+"""The ingest run: what its capture says becomes events, and it ends in each of the ways a run can end."""
+
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import pytest
+from dagster import AssetCheckKey, AssetKey
+from psycopg2.extensions import connection
+
+from dhan_pipeline.orchestration import ingest
+from dhan_pipeline.orchestration.names import LIVE_FEED, RAW_PACKETS, STOP_TAG, TICKS
+from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
+from dhan_pipeline.store.engine import create_database
+from dhan_pipeline_tests.orchestration.conftest import HOUR, NEXT_HOUR, OPEN_HOUR, Pipeline, Record
+
+Result = dg.ExecuteInProcessResult
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks and retries happen in tenths of a second."""
+    monkeypatch.setattr(ingest, "POLL_S", 0.1)
+    monkeypatch.setattr(ingest, "RETRY_S", 0.1)
+    monkeypatch.setattr(ingest, "LIVE_JUDGE_S", 0.1)
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Act in another thread while the run has this one."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            act()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def execute(pipeline: Pipeline, *complete_hours: str) -> Result:
+    job = pipeline.definitions(*complete_hours).resolve_job_def("ingest_job")
+    return job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
+
+
+def stop_when(pipeline: Pipeline, condition: Callable[[], object]) -> Callable[[], None]:
+    """Ask the run to stop once the condition holds; ask anyway at the end of patience."""
+
+    def act() -> None:
+        try:
+            wait_until(condition)
+        finally:
+            pipeline.instance.add_run_tags(pipeline.instance.get_runs()[0].run_id, {STOP_TAG: "the test is over"})
+
+    return act
+
+
+def materialized(pipeline: Pipeline) -> set[str]:
+    return pipeline.instance.get_materialized_partitions(TICKS)
+
+
+def checks(pipeline: Pipeline, key: AssetKey, name: str) -> list[dg.AssetCheckEvaluation]:
+    """Evaluations of a check, the newest first."""
+    records = pipeline.instance.event_log_storage.get_asset_check_execution_history(AssetCheckKey(key, name), limit=100)
+    return [record.evaluation for record in records if record.event and record.evaluation]
+
+
+def live(pipeline: Pipeline) -> dict[str, bool]:
+    """The latest state of the live checks."""
+    return {
+        name: checks(pipeline, LIVE_FEED, name)[0].passed for name in LIVE_CHECKS if checks(pipeline, LIVE_FEED, name)
+    }
+
+
+def capture_pid(pipeline: Pipeline) -> int | None:
+    """Process id of the capture of the newest run, once it has started."""
+    for run in pipeline.instance.get_runs(limit=1):
+        if found := re.search(r"started as process (\d+)", logged(pipeline, run.run_id)):
+            return int(found[1])
+    return None
+
+
+def is_alive(pid: int | None) -> bool:
+    assert pid is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def logged(pipeline: Pipeline, run_id: str) -> str:
+    return "\n".join(entry.user_message for entry in pipeline.instance.all_logs(run_id))
+
+
+def why_failed(result: Result) -> str | None:
+    (event,) = result.filter_events(lambda event: event.is_step_failure)
+    data = event.step_failure_data.user_failure_data
+    return data.description if data else None
+
+
+def test_each_complete_hour_is_materialised_with_its_counts(pipeline: Pipeline, record_hour: Record) -> None:
+    record_hour(HOUR)
+    record_hour(NEXT_HOUR)
+    with meanwhile(stop_when(pipeline, lambda: materialized(pipeline) == {HOUR, NEXT_HOUR})):
+        result = execute(pipeline, HOUR, NEXT_HOUR)
+    assert result.success
+    assert pipeline.instance.get_materialized_partitions(RAW_PACKETS) == {HOUR, NEXT_HOUR}
+    raw, ticks = (
+        pipeline.instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=key, asset_partitions=[HOUR]), limit=1)
+        .records[0]
+        .asset_materialization
+        for key in (RAW_PACKETS, TICKS)
+    )
+    assert raw
+    assert ticks
+    assert {name: raw.metadata[name].value for name in ("blocks", "messages", "bytes", "damaged")} == {
+        "blocks": 5,
+        "messages": 10,
+        "bytes": 80,
+        "damaged": 0,
+    }
+    assert {name: ticks.metadata[name].value for name in ("dagster/row_count", "packets", "control")} == {
+        "dagster/row_count": 0,
+        "packets": 10,
+        "control": 10,
+    }
+
+
+def test_each_check_of_a_complete_hour_lands_on_its_partition(pipeline: Pipeline, record_hour: Record) -> None:
+    record_hour(HOUR)
+    record_hour(NEXT_HOUR, blocks_lost=1)
+    conservation = AssetCheckKey(TICKS, "conservation")
+    with meanwhile(stop_when(pipeline, lambda: len(checks(pipeline, TICKS, "conservation")) == 2)):
+        execute(pipeline, HOUR, NEXT_HOUR)
+    keys = [AssetCheckKey(TICKS, name) for name in HOUR_CHECKS]
+    infos = pipeline.instance.event_log_storage.get_asset_check_partition_info(keys)
+    assert {(info.check_key, info.partition_key) for info in infos} == {(k, h) for k in keys for h in (HOUR, NEXT_HOUR)}
+    # Without this the UI says "Missing" of every hour.
+    assert all(info.is_current and info.latest_target_materialization_storage_id for info in infos)
+    failed = {(info.check_key, info.partition_key) for info in infos if info.latest_execution_status.value == "FAILED"}
+    assert failed == {(conservation, NEXT_HOUR)}
+    (evaluation,) = [e for e in checks(pipeline, TICKS, "conservation") if e.partition == NEXT_HOUR]
+    assert evaluation.severity == dg.AssetCheckSeverity.ERROR
+    assert "journal blocks = ledger blocks does not hold: 5 and 4" in (evaluation.description or "")
+
+
+def test_an_hour_that_is_materialised_already_is_left_alone(pipeline: Pipeline, record_hour: Record) -> None:
+    record_hour(HOUR)
+    record_hour(NEXT_HOUR)
+    for key in (RAW_PACKETS, TICKS):
+        pipeline.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=HOUR))
+    with meanwhile(stop_when(pipeline, lambda: NEXT_HOUR in materialized(pipeline))):
+        execute(pipeline, HOUR, NEXT_HOUR)
+    history = pipeline.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=TICKS, asset_partitions=[HOUR]), limit=10
+    )
+    assert len(history.records) == 1
+
+
+def test_hours_before_the_first_partition_are_left_out(pipeline: Pipeline, record_hour: Record) -> None:
+    record_hour(HOUR)
+    with meanwhile(stop_when(pipeline, lambda: materialized(pipeline))):
+        execute(pipeline, "2026-11-19T15:00", HOUR)
+    assert materialized(pipeline) == {HOUR}
+
+
+def test_the_open_hour_is_observed_as_a_heartbeat(pipeline: Pipeline) -> None:
+    def observed() -> bool:
+        return bool(pipeline.instance.fetch_observations(TICKS, limit=1).records)
+
+    with meanwhile(stop_when(pipeline, observed)):
+        execute(pipeline)
+    for key in (RAW_PACKETS, TICKS):
+        observation = pipeline.instance.fetch_observations(key, limit=1).records[0].asset_observation
+        assert observation is not None
+        assert observation.partition == OPEN_HOUR
+    assert not materialized(pipeline)
+
+
+def test_live_checks_are_reported_again_and_again_without_a_partition(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "LIVE_REPORT_S", 0.1)
+    with meanwhile(stop_when(pipeline, lambda: len(checks(pipeline, LIVE_FEED, "connected")) >= 3)):
+        execute(pipeline)
+    assert live(pipeline) == dict.fromkeys(LIVE_CHECKS, True)
+    assert {evaluation.partition for evaluation in checks(pipeline, LIVE_FEED, "connected")} == {None}
+
+
+def test_live_checks_are_reported_at_once_when_their_state_changes_and_else_seldom(pipeline: Pipeline) -> None:
+    with meanwhile(stop_when(pipeline, lambda: len(live(pipeline)) == len(LIVE_CHECKS))):
+        execute(pipeline)
+    assert [e.passed for e in checks(pipeline, LIVE_FEED, "connected")] == [True, True]  # at its start, at its stop
+
+
+def test_asked_to_stop_it_lets_the_capture_flush_and_succeeds(pipeline: Pipeline) -> None:
+    with meanwhile(stop_when(pipeline, lambda: capture_pid(pipeline))):
+        result = execute(pipeline)
+    assert result.success
+    assert "The capture stopped: asked to stop" in logged(pipeline, result.run_id)
+    assert not is_alive(capture_pid(pipeline))
+
+
+def test_a_capture_that_refuses_to_start_fails_the_run_with_its_sentence(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CAPTURE", "refuse")
+    result = execute(pipeline)
+    assert why_failed(result) == "The capture ended with exit code 1: Process 42 captures already."
+
+
+def test_a_capture_that_dies_of_an_error_fails_the_run_and_the_live_checks(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CAPTURE", "die")
+    result = execute(pipeline)
+    assert not result.success
+    assert why_failed(result) == "The capture ended with exit code 1: The token has expired."
+    assert live(pipeline) == dict.fromkeys(LIVE_CHECKS, False)
+
+
+def test_a_capture_that_is_killed_fails_the_run(pipeline: Pipeline) -> None:
+
+    def kill() -> None:
+        wait_until(lambda: capture_pid(pipeline))
+        pid = capture_pid(pipeline)
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+
+    with meanwhile(kill):
+        result = execute(pipeline)
+    assert (why_failed(result) or "").startswith("The capture ended with signal 9")
+
+
+def test_a_capture_that_ends_by_itself_ends_the_run(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CAPTURE", "quit")
+    assert execute(pipeline).success
+
+
+@pytest.mark.parametrize("declare", ["report_run_failed", "report_run_canceling", "report_run_canceled"])
+def test_a_run_that_was_given_up_from_outside_stops_its_capture(pipeline: Pipeline, declare: str) -> None:
+
+    def give_up() -> None:
+        wait_until(lambda: capture_pid(pipeline))
+        getattr(pipeline.instance, declare)(pipeline.instance.get_runs()[0], message="from outside")
+
+    with meanwhile(give_up):
+        result = execute(pipeline)
+    assert not result.success
+    assert not is_alive(capture_pid(pipeline))
+
+
+def test_a_line_that_is_not_an_event_is_logged_and_does_no_harm(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CAPTURE", "noisy")
+    with meanwhile(stop_when(pipeline, lambda: live(pipeline))):
+        result = execute(pipeline)
+    assert result.success
+    assert "this is no JSON" in logged(pipeline, result.run_id)
+
+
+def test_an_hour_that_cannot_be_measured_now_is_tried_again(
+    pipeline: Pipeline,
+    postgres_url: str,
+    conn: connection,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    absent = "not_there_yet"
+    url = pipeline.settings.database_url
+    assert url is not None
+    away = Pipeline(
+        pipeline.settings.model_copy(update={"database_url": url.rpartition("/")[0] + f"/{absent}"}), pipeline.instance
+    )
+
+    def return_to_life() -> None:
+        try:
+            wait_until(lambda: "tried again" in caplog.text)
+            create_database(postgres_url, absent, template="migrated")
+        finally:
+            stop_when(pipeline, lambda: materialized(pipeline))()
+
+    with caplog.at_level(logging.WARNING), meanwhile(return_to_life):
+        result = execute(away, HOUR)
+    assert result.success
+    assert materialized(pipeline) == {HOUR}

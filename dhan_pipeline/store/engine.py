@@ -1,6 +1,6 @@
 """connections to PostgreSQL. One place derives the two spellings of its URL and decides which server is meant."""
 
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import psycopg2
 import sqlalchemy
@@ -13,8 +13,7 @@ from dhan_pipeline.store import embedded
 
 def libpq_url(url: str) -> str:
     """The URL as libpq and psycopg2 take it: `postgresql://…`."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme.partition('+')[0]}{separator}{rest}"
+    return f"postgresql://{url.partition('://')[2]}"
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -65,4 +64,4 @@ def create_database(url: str, name: str, template: str | None = None) -> str:
     finally:
         conn.close()
     parts = urlsplit(libpq_url(url))
-    return parts._replace(path=f"/{name}").geturl()
+    return parts._replace(path=f"/{quote(name)}").geturl()

@@ -19,6 +19,7 @@ from dhan_pipeline.store import embedded
 from dhan_pipeline.store.embedded import EmbeddedPostgresError
 from dhan_pipeline.store.engine import connect
 
+forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only ever starts a program
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run programs as somebody else")
 _numbers = count()
 
@@ -261,6 +262,7 @@ def test_root_keeps_data_and_programs_elsewhere_when_the_other_user_cannot_enter
 
 
 @as_root
+@forks
 def test_a_plain_user_runs_the_server_as_themselves(data_dir: Path, open_dir: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     os.chown(data_dir, nobody.pw_uid, nobody.pw_gid)
@@ -274,6 +276,7 @@ def test_a_plain_user_runs_the_server_as_themselves(data_dir: Path, open_dir: Pa
 
 
 @as_root
+@forks
 def test_a_plain_user_is_told_that_the_cluster_belongs_to_somebody_else(data_dir: Path, open_dir: Path) -> None:
     embedded.start(data_dir)
     binaries = _copy_binaries(open_dir / f"programs-{next(_numbers)}")

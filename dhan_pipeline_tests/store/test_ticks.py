@@ -1,5 +1,6 @@
-import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +21,24 @@ from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 HOUR = "2026-11-20T09:00"
 NINE = parse_hour_key(HOUR)
 CLOCK = Clock()
+
+_KILLED_WRITER = """
+import os, signal, sys
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.ticks import write_blocks
+from dhan_pipeline_tests.store.blocks import make_block
+
+class Killed(Clock):
+    asked = 0
+    def now(self):
+        self.asked += 1
+        if self.asked == 2:  # after the COPY, before the commit
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().now()
+
+write_blocks(connect(sys.argv[1]), [make_block(1, rejected=1)], Killed())
+"""
 
 
 def _all(conn: connection, query: str) -> list[tuple[Any, ...]]:
@@ -85,22 +104,8 @@ def test_a_writer_killed_between_copy_and_commit_leaves_nothing_and_the_retry_wr
     ensure_partitions(conn, NINE, NINE + HOUR_NS)
     block = make_block(1, rejected=1)
 
-    class Killed(Clock):
-        """Kills its process when asked the second time, which is after the COPY."""
-
-        def now(self) -> Any:
-            self.asked = getattr(self, "asked", 0) + 1
-            if self.asked == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().now()
-
-    child = os.fork()
-    if child == 0:
-        try:
-            write_blocks(connect(database_url), [block], Killed())
-        finally:
-            os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", _KILLED_WRITER, database_url], check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert write_blocks(conn, [block], CLOCK) == [1]
     assert (_count(conn, "ticks"), _count(conn, "ingest_ledger"), _count(conn, "rejected_packets")) == (6, 1, 1)
 

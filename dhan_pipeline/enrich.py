@@ -1,0 +1,354 @@
+"""Raw ticks -> enriched ticks, a block at a time: identity, clean prices, times, and what each row owes to state.
+
+Rows are a pure function of the blocks of an IST day so far and of the instrument table. Whatever a row takes from
+another packet of its instrument comes from packets *before* it, by their place in the journal, and never from one after
+it, be it in the same block.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dhan_pipeline.instruments import InstrumentIndex
+from dhan_pipeline.ticks import (
+    DEPTH_LEVELS,
+    NULL_INT,
+    POSITION_BITS,
+    Decoded,
+    Enriched,
+    Mode,
+    RawTicks,
+    Rejection,
+    StateUpdates,
+    TickBatch,
+)
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+UNKNOWN_INSTRUMENT = "unknown instrument"
+IMPOSSIBLE_PRICE = "impossible price"
+FUTURE_TRADE_TIME = "trade time in the future"
+
+#: A trade later than its packet's arrival by more than this is not believed.
+FUTURE_TOLERANCE_US = 120_000_000
+
+
+class MarketState:
+    """What earlier packets of the IST day said about each instrument, by its index in the `InstrumentIndex`."""
+
+    def __init__(self, size: int) -> None:
+        self.previous_close: Floats = np.full(size, np.nan)
+        """From a previous-close packet, else the latest close field of a quote or full packet. NaN: unknown."""
+        self.announced: NDArray[np.bool_] = np.zeros(size, np.bool_)
+        """Whether `previous_close` comes from a previous-close packet, which no close field overrides."""
+        self.open_interest: Ints = np.full(size, NULL_INT)
+        """From an open-interest packet. NULL_INT: unknown."""
+
+
+class _Layout:
+    """How a batch of one mode keeps its prices: as the rows of one matrix, so that one call cleans all of them."""
+
+    def __init__(self, *, session: bool, depth: bool) -> None:
+        # Derived columns are rounded to 4 decimals, the mid price to 5: half of a currency's tick. Each has the number
+        # that it is multiplied by first: a percentage comes as a ratio, the mid price as the sum of both sides.
+        self.close = 4 if depth else 2
+        self.multiplier = np.array([1e4, 1e6, 1e4, 5e4][: self.close])[:, None]
+        self.divisor = np.array([1e4, 1e4, 1e4, 1e5][: self.close])[:, None]
+        derived = ("change", "change_percent", "bid_ask_spread", "mid_price")[: self.close]
+
+        self.last = self.close + 1
+        self.session = session
+        self.average = self.last + 4
+        prices = ("last_price", "day_open", "day_high", "day_low", "average_traded_price")[: 5 if session else 1]
+        self.names = (*derived, "day_close", *prices)
+
+        self.depth = depth
+        self.bid = len(self.names)
+        self.ask = self.bid + DEPTH_LEVELS
+        self.height = self.ask + DEPTH_LEVELS if depth else self.bid
+        # What comes from the wire; a ticker packet has no close field.
+        self.wire = slice(self.close if session else self.last, self.height)
+        self.wire_names = self.names[self.wire]
+
+        self.quantities: tuple[str, ...] = ()
+        if session:
+            self.quantities += ("last_traded_quantity", "volume_traded", "total_buy_quantity", "total_sell_quantity")
+        if depth:
+            self.quantities += ("oi", "oi_day_high", "oi_day_low")
+            self.quantities += ("bid_quantities", "bid_orders", "ask_quantities", "ask_orders")
+
+
+_LAYOUTS: dict[Mode, _Layout] = {
+    Mode.TICKER: _Layout(session=False, depth=False),
+    Mode.QUOTE: _Layout(session=True, depth=False),
+    Mode.FULL: _Layout(session=True, depth=True),
+}
+
+_IDENTITY = ("tick_id", "time", "last_trade_time", "instrument_token")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Acceptable ticks of one mode, with clean prices."""
+
+    raw: RawTicks
+    layout: _Layout
+    index: Ints
+    prices: Floats
+    """A row a column, as `layout` says; `day_close` is still the packet's close field, derived ones are not yet set."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """What packets of the block say about instruments, by instrument and then by position."""
+
+    index: Ints
+    key: Ints
+    value: NDArray[Any]
+
+
+def enrich(
+    decoded: Decoded, block_id: int, received_ns: Ints, instruments: InstrumentIndex, state: MarketState
+) -> Enriched:
+    """The rows of a block, and `state` moved past it. The blocks of a day come in order, to a state that began empty.
+
+    `received_ns` is when each message arrived: Unix nanoseconds, UTC. Previous close is what a previous-close packet
+    said, else the row's own close field, else the latest close field seen; open interest of a quote row is what an
+    open-interest packet said. Packets with an unknown instrument, an impossible price or a trade time in the future
+    join the rejected, with their bytes. Never raises for what a packet holds.
+    """
+    rejected = list(decoded.rejected)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        accepted = _accept(decoded, instruments, rejected)
+        previous_close, open_interest, updates = _read_state(decoded, instruments, rejected)
+        _set_previous_close(accepted, previous_close, state)
+        received_us = received_ns // 1000
+        ticks = []
+        for rows in accepted:
+            first_id = block_id << POSITION_BITS
+            batch = _batch(rows, first_id, received_us, instruments, state, open_interest, decoded.payload, rejected)
+            if len(batch):
+                ticks.append(batch)
+    _set_open_interest(open_interest, state)
+    if rejected:
+        rejected.sort(key=lambda rejection: rejection.position)
+    return Enriched(decoded.packets, ticks, updates, sum(decoded.control.values()), rejected)
+
+
+def fold(decoded: Decoded, instruments: InstrumentIndex, state: MarketState) -> None:
+    """Move `state` past a block exactly as `enrich` does, without making its rows."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        previous_close, open_interest, _ = _read_state(decoded, instruments, [])
+        _set_previous_close(_accept(decoded, instruments, []), previous_close, state)
+    _set_open_interest(open_interest, state)
+
+
+def _reject(
+    packets: RawTicks | StateUpdates, bad: NDArray[np.bool_], reason: str, payload: bytes, rejected: list[Rejection]
+) -> None:
+    """Keep the bytes of the bad ones."""
+    for at in bad.nonzero()[0].tolist():
+        start = int(packets.start[at])
+        bytes_ = payload[start : start + int(packets.size[at])]
+        rejected.append(Rejection(int(packets.position[at]), int(packets.message[at]), reason, bytes_))
+
+
+def _accept(decoded: Decoded, instruments: InstrumentIndex, rejected: list[Rejection]) -> list[_Rows]:
+    """Ticks of known instruments with possible prices, mode by mode."""
+    accepted = (_clean(raw, instruments, decoded.payload, rejected) for raw in decoded.ticks if len(raw.position))
+    return [rows for rows in accepted if len(rows.index)]
+
+
+def _clean(raw: RawTicks, instruments: InstrumentIndex, payload: bytes, rejected: list[Rejection]) -> _Rows:
+    """The acceptable ones, with the decimals that the exchange meant, and NaN for no price."""
+    layout = _LAYOUTS[raw.mode]
+    columns = raw.columns
+    index = instruments.lookup(raw.instrument_token).astype(np.int64)
+    prices = np.empty((layout.height, len(index)))
+    if not layout.session:
+        prices[layout.close] = np.nan
+    for at, name in enumerate(layout.wire_names, layout.wire.start):
+        prices[at] = columns[name]
+    if layout.depth:
+        prices[layout.bid : layout.ask] = columns["bid_prices"].T
+        prices[layout.ask :] = columns["ask_prices"].T
+
+    wire = prices[layout.wire]
+    lowest, highest = np.minimum.reduce(wire, axis=None), np.maximum.reduce(wire, axis=None)
+    if not (lowest >= 0 and highest < np.inf) or np.count_nonzero(index < 0):
+        unknown = index < 0
+        impossible = ~unknown & ~(np.isfinite(wire) & (wire >= 0)).all(axis=0)
+        _reject(raw, unknown, UNKNOWN_INSTRUMENT, payload, rejected)
+        _reject(raw, impossible, IMPOSSIBLE_PRICE, payload, rejected)
+        keep = ~(unknown | impossible)
+        raw, index, prices, lowest = _select(raw, keep), index[keep], prices[:, keep], 0.0
+        columns, wire = raw.columns, prices[layout.wire]
+
+    scale = instruments.scale.take(index)
+    wire *= scale
+    np.rint(wire, out=wire)
+    wire /= scale
+    if layout.session:
+        # The average of a day is seldom a multiple of the tick: it keeps four decimals where the wire has them.
+        rounded, average = prices[layout.average], columns["average_traded_price"]
+        finer = rounded.astype(average.dtype) != average
+        if np.count_nonzero(finer):
+            rounded[finer] = np.rint(average[finer].astype(np.float64) * 1e4) / 1e4
+    if lowest < 1:  # else none is zero, not even after rounding
+        np.copyto(wire, np.nan, where=wire == 0)
+    return _Rows(raw, layout, index, prices)
+
+
+def _select(raw: RawTicks, keep: NDArray[np.bool_]) -> RawTicks:
+    return replace(
+        raw,
+        position=raw.position[keep],
+        message=raw.message[keep],
+        instrument_token=raw.instrument_token[keep],
+        columns={name: values[keep] for name, values in raw.columns.items()},
+        start=raw.start[keep],
+        size=raw.size[keep],
+    )
+
+
+def _events(index: Ints, position: Ints, value: NDArray[Any]) -> _Events:
+    key = index << 32 | position
+    order = key.argsort()
+    return _Events(index[order], key[order], value[order])
+
+
+def _as_of(events: _Events, index: Ints, position: Ints, before: NDArray[Any]) -> NDArray[Any]:
+    """Value of the instrument's latest event up to each position; `before` where the block has none by then."""
+    at = events.key.searchsorted(index << 32 | position, side="right") - 1
+    found = (at >= 0) & (events.index[at] == index)
+    return np.where(found, events.value[at], before)
+
+
+def _read_state(
+    decoded: Decoded, instruments: InstrumentIndex, rejected: list[Rejection]
+) -> tuple[_Events | None, _Events | None, int]:
+    """(previous closes, open interest, packets accepted); None for none."""
+    announcements = open_interest = None
+    accepted = 0
+    if len(updates := decoded.previous_close):
+        index = instruments.lookup(updates.instrument_token).astype(np.int64)
+        value = updates.value.astype(np.float64)
+        unknown = index < 0
+        impossible = ~(np.isfinite(value) & (value >= 0)) & ~unknown
+        _reject(updates, unknown, UNKNOWN_INSTRUMENT, decoded.payload, rejected)
+        _reject(updates, impossible, IMPOSSIBLE_PRICE, decoded.payload, rejected)
+        keep = ~(unknown | impossible)
+        accepted += int(np.count_nonzero(keep))
+        scale = instruments.scale.take(index[keep])
+        value[keep] = np.rint(value[keep] * scale) / scale
+        keep &= value > 0  # no price: says nothing
+        if np.count_nonzero(keep):
+            announcements = _events(index[keep], updates.position[keep], value[keep])
+    if len(updates := decoded.open_interest):
+        index = instruments.lookup(updates.instrument_token).astype(np.int64)
+        unknown = index < 0
+        _reject(updates, unknown, UNKNOWN_INSTRUMENT, decoded.payload, rejected)
+        keep = ~unknown
+        accepted += int(np.count_nonzero(keep))
+        if np.count_nonzero(keep):
+            open_interest = _events(index[keep], updates.position[keep], updates.value[keep].astype(np.int64))
+    return announcements, open_interest, accepted
+
+
+def _set_previous_close(accepted: list[_Rows], announcements: _Events | None, state: MarketState) -> None:
+    """Replace the close field of all rows by their previous close, and move the state past the block."""
+    known = [state.previous_close.take(rows.index) for rows in accepted]
+    news = [_is_news(rows, close, state) for rows, close in zip(accepted, known, strict=True)]
+    closes = None
+    if any(news):
+        index = np.concatenate([rows.index for rows in accepted])
+        position = np.concatenate([rows.raw.position for rows in accepted])
+        value = np.concatenate([rows.prices[rows.layout.close] for rows in accepted])
+        keep = (value > 0) & ~state.announced.take(index)
+        closes = _events(index[keep], position[keep], value[keep])
+
+    for rows, close in zip(accepted, known, strict=True):
+        for events in (closes, announcements):
+            if events is not None:
+                close = _as_of(events, rows.index, rows.raw.position, close)
+        rows.prices[rows.layout.close] = close
+
+    # Of several events of one instrument the last is the one that stays.
+    if closes is not None:
+        state.previous_close[closes.index] = closes.value
+    if announcements is not None:
+        state.previous_close[announcements.index] = announcements.value
+        state.announced[announcements.index] = True
+
+
+def _is_news(rows: _Rows, known: Floats, state: MarketState) -> bool:
+    """Whether a close field of the rows says other than the state. In a session that happens once an instrument."""
+    field = rows.prices[rows.layout.close]
+    changed = field != known
+    if not np.count_nonzero(changed):
+        return False
+    return bool(np.count_nonzero(changed & (field > 0) & ~state.announced.take(rows.index)))
+
+
+def _set_open_interest(events: _Events | None, state: MarketState) -> None:
+    if events is not None:
+        state.open_interest[events.index] = events.value
+
+
+def _batch(
+    rows: _Rows,
+    first_id: int,
+    received_us: Ints,
+    instruments: InstrumentIndex,
+    state: MarketState,
+    open_interest: _Events | None,
+    payload: bytes,
+    rejected: list[Rejection],
+) -> TickBatch:
+    """The rows with everything that is derived. Those with a trade time in the future are rejected instead."""
+    raw, layout, index, prices = rows.raw, rows.layout, rows.index, rows.prices
+    identity = np.empty((len(_IDENTITY), len(index)), np.int64)
+    tick_id, time, trade_time, token = identity
+    np.add(raw.position, first_id, out=tick_id)
+    received_us.take(raw.message, out=time, mode="clip")
+    np.multiply(raw.columns["last_trade_time"], 1_000_000, out=trade_time, dtype=np.int64)
+    token[:] = raw.instrument_token
+    future = trade_time > time + FUTURE_TOLERANCE_US
+    if np.count_nonzero(future):
+        _reject(raw, future, FUTURE_TRADE_TIME, payload, rejected)
+        keep = ~future
+        rest = _Rows(_select(raw, keep), layout, index[keep], prices[:, keep])
+        return _batch(rest, first_id, received_us, instruments, state, open_interest, payload, rejected)
+    np.copyto(trade_time, NULL_INT, where=trade_time <= 0)
+
+    derived, close = prices[: layout.close], prices[layout.close]
+    np.subtract(prices[layout.last], close, out=derived[0])
+    np.divide(derived[0], close, out=derived[1])
+    if layout.depth:
+        bid, ask = prices[layout.bid], prices[layout.ask]
+        np.subtract(ask, bid, out=derived[2])
+        np.add(ask, bid, out=derived[3])
+    derived *= layout.multiplier
+    np.rint(derived, out=derived)
+    derived /= layout.divisor
+    derived += 0.0  # turns -0.0 into 0.0
+
+    columns: dict[str, NDArray[Any]] = dict(zip(_IDENTITY, identity, strict=True))
+    columns |= zip(layout.names, prices, strict=False)
+    for name in layout.quantities:
+        columns[name] = raw.columns[name]
+    if layout.session:
+        buy, sell = columns["total_buy_quantity"], columns["total_sell_quantity"]
+        surplus, total = np.subtract(buy, sell, dtype=np.int64), np.add(buy, sell, dtype=np.int64)
+        columns["order_imbalance"] = surplus / total
+    if layout.depth:
+        columns["bid_prices"] = prices[layout.bid : layout.ask].T
+        columns["ask_prices"] = prices[layout.ask :].T
+    elif layout.session:
+        oi = state.open_interest.take(index)
+        columns["oi"] = oi if open_interest is None else _as_of(open_interest, index, raw.position, oi)
+    columns["tradable"] = instruments.tradable.take(index)
+    return TickBatch(raw.mode, columns)

@@ -1,10 +1,15 @@
 """The supervisor's rules, each as a sentence."""
 
+import time
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster import DagsterEvent, DagsterEventType
 
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.orchestration import supervisor
 from dhan_pipeline.orchestration.supervisor import (
     HEALTHY_S,
     MAX_BACKOFF_S,
@@ -14,7 +19,13 @@ from dhan_pipeline.orchestration.supervisor import (
     IngestRun,
     decide,
 )
+from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.orchestration.conftest import Pipeline
 
+#: Of a Sunday.
+NOON = Clock(start_ns=parse_hour_key("2026-11-22T12:00"), speed=1e-9)
 NOW = 1_800_000_000.0
 Status = dg.DagsterRunStatus
 
@@ -119,3 +130,81 @@ def test_a_person_who_starts_the_job_again_lifts_the_hold() -> None:
 def test_attempts_count_on_from_the_highest_of_the_session() -> None:
     runs = [run(Status.SUCCESS), run(Status.SUCCESS, attempt=7), run(Status.SUCCESS, attempt=6)]
     assert in_session(*runs).attempt == 8
+
+
+class TestTheSensor:
+    """The thin shell, over runs in a real instance."""
+
+    @staticmethod
+    def evaluate(pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
+        definitions = pipeline.definitions()
+        sensor = definitions.get_repository_def().get_sensor_def("ingest_supervisor")
+        with dg.build_sensor_context(
+            instance=pipeline.instance, resources={"settings": pipeline.settings, "clock": NOON}
+        ) as context:
+            result = sensor(context)
+        assert isinstance(result, dg.RunRequest | dg.SkipReason)
+        return result
+
+    @staticmethod
+    def create_run(pipeline: Pipeline, status: dg.DagsterRunStatus, **tags: str) -> dg.DagsterRun:
+        job = pipeline.definitions().resolve_job_def("ingest_job")
+        return pipeline.instance.create_run_for_job(job, tags={**job.tags, **tags}, status=status)
+
+    @pytest.fixture
+    def subscribed(self, pipeline: Pipeline) -> Pipeline:
+        subscription = Subscription(ExchangeSegment.NSE_EQ, 1, Mode.FULL, "X")
+        write_subscriptions(pipeline.settings.subscriptions_path, [subscription])
+        return pipeline
+
+    @pytest.fixture
+    def closed(self, subscribed: Pipeline) -> Pipeline:
+        weekend = subscribed.settings.model_copy(update={"sessions": "exchange"})
+        return Pipeline(weekend, subscribed.instance)
+
+    def test_waits_for_subscriptions(self, pipeline: Pipeline) -> None:
+        assert isinstance(self.evaluate(pipeline), dg.SkipReason)
+
+    def test_asks_for_a_run_whose_key_names_capture_session_and_attempt(self, subscribed: Pipeline) -> None:
+        request = self.evaluate(subscribed)
+        assert isinstance(request, dg.RunRequest)
+        assert request.run_key == "0:2026-11-22#1"
+        assert request.tags == {"dhan/session": "2026-11-22", "dhan/attempt": "1"}
+
+    def test_counts_attempts_of_this_session_only(self, subscribed: Pipeline) -> None:
+        succeeded = dg.DagsterRunStatus.SUCCESS
+        self.create_run(subscribed, succeeded, **{"dhan/session": "2026-11-21", "dhan/attempt": "9"})
+        self.create_run(subscribed, succeeded, **{"dhan/session": "2026-11-22", "dhan/attempt": "2"})
+        self.create_run(subscribed, succeeded)
+        request = self.evaluate(subscribed)
+        assert isinstance(request, dg.RunRequest)
+        assert request.run_key == "0:2026-11-22#3"
+
+    def test_leaves_a_living_run_alone(self, subscribed: Pipeline) -> None:
+        self.create_run(subscribed, dg.DagsterRunStatus.STARTED)
+        assert isinstance(self.evaluate(subscribed), dg.SkipReason)
+
+    def test_ignores_the_runs_of_another_capture(self, subscribed: Pipeline) -> None:
+        self.create_run(subscribed, dg.DagsterRunStatus.STARTED, **{"dhan/capture": "1"})
+        assert isinstance(self.evaluate(subscribed), dg.RunRequest)
+
+    def test_asks_a_run_to_stop_once_the_session_is_over(self, closed: Pipeline) -> None:
+        run = self.create_run(closed, dg.DagsterRunStatus.STARTED)
+        assert isinstance(self.evaluate(closed), dg.SkipReason)
+        tags = closed.instance.get_runs()[0].tags
+        assert tags["dhan/stop"] == "The session is over."
+        assert float(tags["dhan/stop_at"]) <= time.time()
+        assert closed.instance.get_runs()[0].run_id == run.run_id
+
+    def test_gives_a_run_up_whose_heartbeat_stopped(
+        self, subscribed: Pipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = self.create_run(subscribed, dg.DagsterRunStatus.STARTING)
+        subscribed.instance.report_dagster_event(
+            DagsterEvent(DagsterEventType.RUN_START.value, job_name="ingest_job"), run.run_id
+        )
+        assert isinstance(self.evaluate(subscribed), dg.SkipReason)
+        assert subscribed.instance.get_runs()[0].status == dg.DagsterRunStatus.STARTED
+        monkeypatch.setattr(supervisor, "STALE_S", -1.0)
+        self.evaluate(subscribed)
+        assert subscribed.instance.get_runs()[0].status == dg.DagsterRunStatus.FAILURE

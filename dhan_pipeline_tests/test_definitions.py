@@ -1,0 +1,114 @@
+"""The code location loads alone, and shows what it promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from dhan_pipeline.orchestration.build import build_defs
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.ticks import COLUMNS
+
+#: key: (upstream, group, kinds, hourly, checks)
+ASSETS = {
+    "scrip_master": (set(), "reference", {"csv"}, False, set()),
+    "instruments": ({"scrip_master"}, "reference", {"postgres", "table"}, False, set()),
+    "subscriptions": ({"instruments"}, "reference", {"csv"}, False, set()),
+    "live_feed": (
+        {"subscriptions"},
+        "market_data",
+        {"websocket"},
+        False,
+        {"parser_error_rate", "latency_p99", "conservation", "connected"},
+    ),
+    "raw_packets": ({"subscriptions"}, "market_data", {"arrow"}, True, set()),
+    "ticks": (
+        {"raw_packets"},
+        "market_data",
+        {"postgres", "table"},
+        True,
+        {"parser_error_rate", "latency_p99", "conservation"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def definitions() -> dg.Definitions:
+    # A server that does not exist: definitions must not need one.
+    return build_defs(settings=Settings(_env_file=None, database_url="postgresql://127.0.0.1:1/none"))
+
+
+def test_everything_resolves(definitions: dg.Definitions) -> None:
+    dg.Definitions.validate_loadable(definitions)
+
+
+def test_it_loads_in_a_fresh_process_without_a_warning(tmp_path: Path) -> None:
+    code = "import dagster as dg; from dhan_pipeline.definitions import defs; dg.Definitions.validate_loadable(defs)"
+    loaded = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (loaded.returncode, loaded.stderr) == (0, "")
+
+
+def test_the_assets_are_these(definitions: dg.Definitions) -> None:
+    checks = definitions.resolve_asset_graph().asset_check_keys
+    shown = {
+        spec.key.to_user_string(): (
+            {dependency.asset_key.to_user_string() for dependency in spec.deps},
+            spec.group_name,
+            spec.kinds,
+            isinstance(spec.partitions_def, dg.HourlyPartitionsDefinition),
+            {check.name for check in checks if check.asset_key == spec.key},
+        )
+        for spec in definitions.resolve_all_asset_specs()
+    }
+    assert shown == ASSETS
+
+
+def test_every_asset_says_what_it_is_and_who_owns_it(definitions: dg.Definitions) -> None:
+    for spec in definitions.resolve_all_asset_specs():
+        assert spec.description
+        assert list(spec.owners) == ["team:market-data"]
+
+
+def test_the_live_feed_cannot_be_materialised(definitions: dg.Definitions) -> None:
+    assert not definitions.resolve_asset_graph().get(dg.AssetKey("live_feed")).is_materializable
+
+
+def test_the_columns_of_ticks_are_shown_with_their_units(definitions: dg.Definitions) -> None:
+    (ticks,) = [s for s in definitions.resolve_all_asset_specs() if s.key == dg.AssetKey("ticks")]
+    schema = ticks.metadata["dagster/column_schema"]
+    assert [column.name for column in schema.columns] == [column.name for column in COLUMNS]
+    by_name = {column.name: column for column in schema.columns}
+    assert by_name["last_price"].description == "last traded price (rupees)"
+    assert not by_name["time"].constraints.nullable
+    assert ticks.metadata["dagster/table_name"] == "ticks"
+
+
+def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
+    repository = definitions.get_repository_def()
+    assert {name for name in repository.job_names if not name.startswith("__")} == {
+        "ingest_job",
+        "instrument_sync_job",
+        "retention_job",
+    }
+    assert {(s.name, s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs} == {
+        ("instrument_sync_schedule", "30 8 * * *", "Asia/Kolkata"),
+        ("retention_schedule", "30 0 * * *", "Asia/Kolkata"),
+    }
+    assert [sensor.name for sensor in repository.sensor_defs] == ["ingest_supervisor"]
+    for instigator in (*repository.schedule_defs, *repository.sensor_defs):
+        assert instigator.default_status.value == "RUNNING"
+
+
+def test_an_ingest_run_says_which_capture_it_keeps() -> None:
+    third = build_defs(settings=Settings(_env_file=None, capture=3)).resolve_job_def("ingest_job")
+    assert third.tags["dhan/role"] == "ingest"
+    assert third.tags["dhan/capture"] == "3"

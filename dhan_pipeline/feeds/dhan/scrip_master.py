@@ -426,10 +426,10 @@ def _numbers(values: "pd.Series[str]", pattern: str) -> tuple[NDArray[np.float64
     """Numbers, NaN where there is none, and which values are neither."""
     none = values.isin(_NONE)
     number = values.str.fullmatch(pattern)
-    return (
-        pd.to_numeric(values.where(number)).to_numpy(np.float64, na_value=np.nan, copy=True),
-        np.asarray(~none & ~number, bool),
-    )
+    numbers = pd.to_numeric(values.where(number)).to_numpy(np.float64, na_value=np.nan, copy=True)
+    overflown = np.isinf(numbers)
+    numbers[overflown] = np.nan
+    return numbers, np.asarray(~none & ~number, bool) | overflown
 
 
 def _dates(values: "pd.Series[str]") -> tuple["pd.Series[pd.Timestamp]", NDArray[np.bool_]]:

@@ -205,6 +205,7 @@ def changed(line: str, **values: str) -> str:
         (changed(RELIANCE, SEM_INSTRUMENT_NAME=""), "no instrument type"),
         (changed(RELIANCE, SEM_LOT_UNITS="1.5"), "a lot size that is not a whole number"),
         (changed(RELIANCE, SEM_LOT_UNITS="inf"), "a lot size that is not a whole number"),
+        (changed(RELIANCE, SEM_LOT_UNITS="1e999"), "a lot size that is not a whole number"),
         (changed(RELIANCE, SEM_TICK_SIZE="ten"), "a tick size that is not a price"),
         (changed(CALL, SEM_EXPIRY_DATE=""), "a derivative without expiry"),
         (changed(CALL, SEM_EXPIRY_DATE="2026-02-30"), "an expiry that is not a date"),

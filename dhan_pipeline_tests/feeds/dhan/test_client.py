@@ -90,7 +90,12 @@ class Exchange:
     def judge(self, connection, request):
         self.tokens.append(parse_qs(urlsplit(request.path).query)["token"][0])
         self.times.append(now_s())
-        return connection.respond(self.statuses.pop(0), "no\n") if self.statuses else None
+        if not self.statuses:
+            return None
+        response = connection.respond(self.statuses.pop(0), "no\n")
+        if response.status_code == HTTPStatus.FOUND:
+            response.headers["Location"] = f"https://127.0.0.1{request.path}"  # which a client quotes as not valid
+        return response
 
     async def behave(self, websocket):
         number = len(self.tokens) - 1

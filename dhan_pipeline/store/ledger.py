@@ -131,7 +131,7 @@ def complete_hours(conn: connection, now_ns: int) -> list[str]:
 
 
 def hour_totals(conn: connection, hour: str) -> HourTotals:
-    """What the hour of a partition key adds up to; counts its rows, so it takes about a second a few million."""
+    """What the hour of a partition key adds up to; counts its rows, which takes about half a second a million."""
     start, end = hour_bounds(hour)
     with conn.cursor() as cursor:
         cursor.execute(

@@ -16,6 +16,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -49,10 +50,11 @@ PONG_TIMEOUT_S = 40.0
 #: A heartbeat and a market status go to every connection this often.
 STATUS_INTERVAL_S = 30.0
 
-#: Time between two bursts of packets, at rates up to and above 20,000 a second.
+#: Time between two bursts of packets.
 _SLICE_S = 0.010
-_FAST_SLICE_S = 0.005
-_FAST_RATE = 20_000.0
+#: The market moves this far ahead of what is sent, up to so many events: making few packets costs as much as many.
+_AHEAD_S = 0.05
+_MAX_AHEAD_EVENTS = 2000
 #: What is late by more than this is never sent; and a burst takes no longer to make.
 _CATCH_UP_S = 0.25
 
@@ -81,6 +83,17 @@ _websocket_log.setLevel(logging.WARNING)
 Accept = Callable[[str, str], int | None]
 
 
+@dataclass(slots=True)
+class _Prepared:
+    """Packets of one kind that are to be sent when their events are due."""
+
+    code: ResponseCode
+    frames: bytes
+    due: NDArray[np.intp]
+    """The event that brings each packet, counted from the simulator's start."""
+    messages_sent: int = 0
+
+
 class Connection:
     """One client's connection, and what it asked for."""
 
@@ -89,11 +102,13 @@ class Connection:
         self.sent: Counter[ResponseCode] = Counter()
         """Packets handed to the socket, by kind."""
         self.skipped = 0
-        """Events that were not sent because the client reads too slowly."""
+        """Packets that were not sent because the client reads too slowly."""
         self.modes: NDArray[np.uint8] = np.zeros(len(market), np.uint8)
+        """What it is subscribed to, by index in the market: 1 ticker, 2 quote, 4 full, or a sum of them."""
         self._market = market
         self._packets_a_message = packets_a_message
         self._websocket = websocket
+        self._prepared: list[_Prepared] = []
 
     @property
     def is_open(self) -> bool:
@@ -106,36 +121,43 @@ class Connection:
         return int(np.count_nonzero(self.modes))
 
     def send(self, code: ResponseCode, index: NDArray[np.intp]) -> None:
-        """The current packets of these instruments."""
-        if not len(index):
-            return
-        stack = self._packets_a_message
-        if stack == 1:
-            frames = self._market.frames(code, index)
-        else:
-            packets = self._market.packets(code, index)
-            messages = (packets[start : start + stack].tobytes() for start in range(0, len(packets), stack))
-            frames = b"".join(frame_header(len(message)) + message for message in messages)
-        self._write(code, frames, len(index))
+        """The current packets of these instruments, now."""
+        if len(index):
+            self._write(code, self._encode(code, index), len(index))
 
     def send_control(self, code: ResponseCode, *values: int, segment: int = 0) -> None:
-        """A packet that is about no instrument."""
+        """A packet that is about no instrument, now."""
         layout = LAYOUTS[code]
         packet = layout.struct.pack(code, layout.size, segment, 0, *values)
         self._write(code, frame_header(len(packet)) + packet, 1)
 
-    def send_events(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp]) -> None:
-        """What just moved, as far as the connection asked for it and has read what went before."""
+    def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
+        """Encode what the connection is to get of these instruments, which the events from `event` on have moved."""
         modes = self.modes[index]
-        if self._websocket.transport.get_write_buffer_size() > _HIGH_WATER_BYTES:
-            self.skipped += int(np.count_nonzero(modes))
-            return
         for code, bit in _MODE_BITS.items():
-            self.send(code, index[modes & bit != 0])
-        if len(oi_changed):
-            self.send(
-                ResponseCode.OPEN_INTEREST, oi_changed[self.modes[oi_changed] & _MODE_BITS[ResponseCode.QUOTE] != 0]
-            )
+            (chosen,) = np.nonzero(modes & bit)
+            self._prepare(code, index[chosen], event + chosen)
+        quoted = oi_changed[self.modes[oi_changed] & _MODE_BITS[ResponseCode.QUOTE] != 0]
+        self._prepare(ResponseCode.OPEN_INTEREST, quoted, np.full(len(quoted), event + len(index) - 1))
+
+    def release(self, events: int) -> None:
+        """Send what the events before `events` brought, unless the client has too much to read already."""
+        too_slow = self._websocket.transport.get_write_buffer_size() > _HIGH_WATER_BYTES
+        stack = self._packets_a_message
+        for batch in self._prepared:
+            size = LAYOUTS[batch.code].size * stack
+            size += len(frame_header(size))
+            before = batch.messages_sent
+            messages = -(-int(np.searchsorted(batch.due, events)) // stack)
+            if messages == before:
+                continue
+            batch.messages_sent = messages
+            packets = min(messages * stack, len(batch.due)) - before * stack
+            if too_slow:
+                self.skipped += packets
+            else:
+                self._write(batch.code, batch.frames[before * size : messages * size], packets)
+        self._prepared = [batch for batch in self._prepared if batch.due[-1] >= events]
 
     async def disconnect(self, reason_code: int) -> None:
         """Say why (code 50), then close. Nothing is sent after."""
@@ -147,6 +169,18 @@ class Connection:
         transport = self._websocket.transport
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
+
+    def _prepare(self, code: ResponseCode, index: NDArray[np.intp], due: NDArray[np.intp]) -> None:
+        if len(index):
+            self._prepared.append(_Prepared(code, self._encode(code, index), due))
+
+    def _encode(self, code: ResponseCode, index: NDArray[np.intp]) -> bytes:
+        stack = self._packets_a_message
+        if stack == 1:
+            return self._market.frames(code, index)
+        packets = self._market.packets(code, index)
+        messages = (packets[start : start + stack].tobytes() for start in range(0, len(packets), stack))
+        return b"".join(frame_header(len(message)) + message for message in messages)
 
     def _write(self, code: ResponseCode, frames: bytes, packets: int) -> None:
         if self.is_open:
@@ -198,6 +232,9 @@ class DhanSimulator:
         self._ping_interval = ping_interval
         self._pong_timeout = pong_timeout
         self._rest = RestServer(clock, master_csv, rest_host or host, rest_port)
+        self._clock = clock
+        self._owed = 0.0
+        self._prepared = self._released = 0  # events since the start
         self._sent_before: Counter[ResponseCode] = Counter()
         self._skipped_before = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -221,7 +258,7 @@ class DhanSimulator:
 
     @property
     def skipped(self) -> int:
-        """Events that slow readers did not get, over all connections that there have been."""
+        """Packets that slow readers did not get, over all connections that there have been."""
         return self._skipped_before + sum(connection.skipped for connection in self.connections)
 
     async def __aenter__(self) -> Self:
@@ -266,6 +303,10 @@ class DhanSimulator:
     async def disconnect(self, reason_code: int) -> None:
         """Disconnect every client for this reason."""
         await asyncio.gather(*(connection.disconnect(reason_code) for connection in self.connections))
+
+    def flush(self) -> None:
+        """Send now what the market is ahead by. With a rate of 0 before, clients then have its last state."""
+        self._release(self._prepared)
 
     def reset(self) -> None:
         """Reset every client's TCP connection."""
@@ -314,6 +355,7 @@ class DhanSimulator:
                 return 814
             if len(listed) > MAX_INSTRUMENTS_A_MESSAGE:
                 return 804
+            self.flush()  # the snapshot is newer than what was prepared
             index = self._known(listed)
             if code in _SUBSCRIBE:
                 mode = _SUBSCRIBE[RequestCode(code)]
@@ -359,19 +401,39 @@ class DhanSimulator:
     async def _stream(self) -> None:
         """Events at `rate`, in small bursts. What is late is caught up with, up to a bound."""
         loop = asyncio.get_running_loop()
-        last, owed = loop.time(), 0.0
+        last = loop.time()
         while True:
-            await asyncio.sleep(_SLICE_S if self.rate < _FAST_RATE else _FAST_SLICE_S)
+            await asyncio.sleep(_SLICE_S)
             now = loop.time()
-            owed += self.rate * min(now - last, _CATCH_UP_S)
+            self._owed += self.rate * min(now - last, _CATCH_UP_S)
             last = now
-            events = int(owed)
-            owed -= events
-            for index, oi_changed in self.market.step(events):
-                for connection in self.connections:
-                    connection.send_events(index, oi_changed)
-                if loop.time() - now > _CATCH_UP_S:
+            while self._owed >= 1 and loop.time() - now < _CATCH_UP_S:
+                if self._released == self._prepared and not self._prepare():
                     break
+                self._release(min(self._prepared, self._released + int(self._owed)))
+            self._owed = min(self._owed, 1.0)
+
+    def _prepare(self) -> bool:
+        """Let the market move: as far as is due, or a little ahead, which an accelerated clock would notice.
+
+        False where nobody is subscribed to anything.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        ahead = self.rate * _AHEAD_S / max(1.0, self._clock.speed)
+        for index, oi_changed in self.market.step(min(int(max(self._owed, ahead)), _MAX_AHEAD_EVENTS)):
+            for connection in self.connections:
+                connection.prepare(index, oi_changed, self._prepared)
+            self._prepared += len(index)
+            if loop.time() - started > _AHEAD_S:  # few instruments at a high rate: as fast as it can, and no faster
+                break
+        return self._prepared > self._released
+
+    def _release(self, events: int) -> None:
+        for connection in self.connections:
+            connection.release(events)
+        self._owed -= events - self._released
+        self._released = events
 
     async def _send_status(self) -> None:
         while True:

@@ -44,7 +44,6 @@ async def client(
         "token": access_token or make_token(client_id),
         "clientId": client_id,
         "authType": "2",
-        **replaced,
     }
     parameters = urlencode({name: value for name, value in (query | (replace or {})).items() if value is not None})
     async with connect(f"{simulator.feed_url}?{parameters}", compression=None, proxy=None, max_queue=None) as websocket:
@@ -157,6 +156,19 @@ async def test_unknown_instruments_meet_silence() -> None:
         await request(websocket, TICKER, [*unknown, RELIANCE])
         assert [packet[0] for packet in await packets(websocket, 2)] == [6, 2]
         assert simulator.sent == {ResponseCode.PREVIOUS_CLOSE: 1, ResponseCode.TICKER: 1}
+
+
+async def test_what_follows_a_snapshot_is_never_older_than_it() -> None:
+    async with DhanSimulator(tokens(*equities(20)), rate=20_000) as simulator, client(simulator) as websocket:
+        volume = Counter[int]()
+        for _ in range(20):
+            await request(websocket, FULL, equities(20))
+            for packet in await packets(websocket, 500):
+                if packet[0] == 8:
+                    security_id, volume_traded = struct.unpack_from("<4xI14xI", packet)
+                    assert volume_traded >= volume[security_id]
+                    volume[security_id] = volume_traded
+        assert len(volume) == 20
 
 
 async def test_several_connections_get_the_same_events() -> None:
@@ -416,6 +428,7 @@ async def test_the_brokers_own_client_reads_the_right_ticks(monkeypatch: pytest.
 
     async def stop() -> None:
         simulator.rate = 0
+        simulator.flush()
 
     async with DhanSimulator(tokens(NIFTY, RELIANCE, FUTURE), rate=3000) as simulator:
         monkeypatch.setattr(MarketFeed, "market_feed_wss", simulator.feed_url)

@@ -61,3 +61,8 @@ class Settings(BaseSettings):
     def journal_dir(self) -> Path:
         """Where the hourly journal files are."""
         return self.data_dir / "journal"
+
+    @cached_property
+    def subscriptions_path(self) -> Path:
+        """The resolved subscriptions, which the capture reads."""
+        return self.data_dir / "subscriptions.csv"

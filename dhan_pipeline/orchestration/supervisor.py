@@ -36,8 +36,9 @@ MAX_BACKOFF_S = 60.0
 #: A run that lived this long was healthy: its failure starts the count anew.
 HEALTHY_S = 300.0
 
-#: How often the sensor looks, and so how long a dead run goes unnoticed.
-INTERVAL_S = 5
+#: How often the sensor looks, and so how long a dead run goes unnoticed. The daemon wakes every 5 s: asking for just
+#: that would make it skip every other time.
+INTERVAL_S = 4
 
 #: Runs that are looked at: more than the failures of a session that the back-off permits to matter.
 RECENT_RUNS = 25

@@ -231,7 +231,9 @@ def _connected(status: Mapping[str, Any]) -> CheckOutcome:
         )
     else:
         description = f"All {connections} connections to the feed are up" + (
-            "; nothing has arrived yet." if silent_s is None else f", and the last packet is {silent_s:,.1f} s old."
+            "; nothing has arrived yet."
+            if silent_s is None
+            else f", and the last packet is {max(silent_s, 0):,.1f} s old."
         )
     passed = up >= connections and (silent_s is None or silent_s <= SILENCE_ERROR_S)
     return CheckOutcome(

@@ -1,8 +1,10 @@
 """Definitions over a journal and a database of the test's own, a real Dagster instance, and a capture that is fake."""
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -14,6 +16,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration.build import build_defs
+from dhan_pipeline.orchestration.names import STOP_TAG
 from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.partitions import instant
@@ -87,3 +90,54 @@ def record_hour(pipeline: Pipeline, conn: connection) -> Record:
                 )
 
     return record_hour
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Act in another thread while the run has this one."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            act()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def execute(pipeline: Pipeline, *complete_hours: str) -> dg.ExecuteInProcessResult:
+    job = pipeline.definitions(*complete_hours).resolve_job_def("ingest_job")
+    return job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
+
+
+def stop_when(pipeline: Pipeline, condition: Callable[[], object]) -> Callable[[], None]:
+    """Ask the run to stop once the condition holds; ask anyway at the end of patience."""
+
+    def act() -> None:
+        try:
+            wait_until(condition)
+        finally:
+            pipeline.instance.add_run_tags(pipeline.instance.get_runs()[0].run_id, {STOP_TAG: "the test is over"})
+
+    return act
+
+
+def checks(pipeline: Pipeline, key: dg.AssetKey, name: str) -> list[dg.AssetCheckEvaluation]:
+    """Evaluations of a check, the newest first."""
+    records = pipeline.instance.event_log_storage.get_asset_check_execution_history(
+        dg.AssetCheckKey(key, name), limit=100
+    )
+    return [record.evaluation for record in records if record.event and record.evaluation]

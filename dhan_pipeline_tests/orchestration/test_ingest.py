@@ -4,23 +4,28 @@ import logging
 import os
 import re
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import dagster as dg
 import pytest
-from dagster import AssetCheckKey, AssetKey
+from dagster import AssetCheckKey
 from psycopg2.extensions import connection
 
 from dhan_pipeline.orchestration import ingest
-from dhan_pipeline.orchestration.names import LIVE_FEED, RAW_PACKETS, STOP_TAG, TICKS
+from dhan_pipeline.orchestration.names import LIVE_FEED, RAW_PACKETS, TICKS
 from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
 from dhan_pipeline.store.engine import create_database
-from dhan_pipeline_tests.orchestration.conftest import HOUR, NEXT_HOUR, OPEN_HOUR, Pipeline, Record
-
-Result = dg.ExecuteInProcessResult
+from dhan_pipeline_tests.orchestration.conftest import (
+    HOUR,
+    NEXT_HOUR,
+    OPEN_HOUR,
+    Pipeline,
+    Record,
+    checks,
+    execute,
+    meanwhile,
+    stop_when,
+    wait_until,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,57 +36,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest, "LIVE_JUDGE_S", 0.1)
 
 
-@contextmanager
-def meanwhile(act: Callable[[], None]) -> Iterator[None]:
-    """Act in another thread while the run has this one."""
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            act()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def execute(pipeline: Pipeline, *complete_hours: str) -> Result:
-    job = pipeline.definitions(*complete_hours).resolve_job_def("ingest_job")
-    return job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
-
-
-def stop_when(pipeline: Pipeline, condition: Callable[[], object]) -> Callable[[], None]:
-    """Ask the run to stop once the condition holds; ask anyway at the end of patience."""
-
-    def act() -> None:
-        try:
-            wait_until(condition)
-        finally:
-            pipeline.instance.add_run_tags(pipeline.instance.get_runs()[0].run_id, {STOP_TAG: "the test is over"})
-
-    return act
-
-
 def materialized(pipeline: Pipeline) -> set[str]:
     return pipeline.instance.get_materialized_partitions(TICKS)
-
-
-def checks(pipeline: Pipeline, key: AssetKey, name: str) -> list[dg.AssetCheckEvaluation]:
-    """Evaluations of a check, the newest first."""
-    records = pipeline.instance.event_log_storage.get_asset_check_execution_history(AssetCheckKey(key, name), limit=100)
-    return [record.evaluation for record in records if record.event and record.evaluation]
 
 
 def live(pipeline: Pipeline) -> dict[str, bool]:
@@ -112,7 +68,7 @@ def logged(pipeline: Pipeline, run_id: str) -> str:
     return "\n".join(entry.user_message for entry in pipeline.instance.all_logs(run_id))
 
 
-def why_failed(result: Result) -> str | None:
+def why_failed(result: dg.ExecuteInProcessResult) -> str | None:
     (event,) = result.filter_events(lambda event: event.is_step_failure)
     data = event.step_failure_data.user_failure_data
     return data.description if data else None

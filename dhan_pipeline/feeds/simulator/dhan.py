@@ -166,9 +166,10 @@ class Connection:
 
     def reset(self) -> None:
         """Drop the connection without a word: the client sees a TCP reset."""
-        transport = self._websocket.transport
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        if self.is_open:
+            transport = self._websocket.transport
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
 
     def _prepare(self, code: ResponseCode, index: NDArray[np.intp], due: NDArray[np.intp]) -> None:
         if len(index):
@@ -279,7 +280,7 @@ class DhanSimulator:
         try:
             await self._rest.start()
         except OSError:
-            self._server.close()
+            await self.aclose()
             raise
         self._start(self._stream())
         self._start(self._send_status())
@@ -448,6 +449,19 @@ async def serve(simulator: DhanSimulator, on_ready: Callable[[DhanSimulator], No
     async with simulator:
         on_ready(simulator)
         await asyncio.get_running_loop().create_future()
+
+
+def choose_instruments(master_csv: Path, count: int) -> list[int]:
+    """Tokens of `count` instruments of a scrip master: evenly over its segments if it can be, nearest expiries first.
+
+    Raises ScripMasterError where the file is none.
+    """
+    from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv  # and with it pandas, which a server needs not
+
+    rows = parse_dhan_csv(master_csv).rows.sort_values("expiry", kind="stable", na_position="first")
+    rank = rows.groupby("exchange_segment").cumcount().to_numpy()
+    tokens: list[int] = rows["instrument_token"].to_numpy()[np.argsort(rank, kind="stable")[:count]].tolist()
+    return tokens
 
 
 def _refuse_malformed(connection: ServerConnection, request: Request) -> Response | None:

@@ -4,6 +4,8 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import date
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,9 +17,10 @@ from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, Inv
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
-from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, serve
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments, serve
+from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.tokens import make_token
-from dhan_pipeline.instruments import generate_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
 
 CLIENT = "1100000001"
 NIFTY, RELIANCE, FUTURE = ("IDX_I", "13"), ("NSE_EQ", "2885"), ("NSE_FNO", "68407")
@@ -388,6 +391,17 @@ async def test_a_port_that_is_taken_is_an_error_that_leaves_nothing_behind() -> 
         taken = int(simulator.rest_url.rpartition(":")[2])
         with pytest.raises(OSError, match="address already in use"):
             await DhanSimulator(tokens(RELIANCE), rest_port=taken).__aenter__()
+
+
+def test_instruments_are_chosen_from_every_segment_of_a_master(tmp_path: Path) -> None:
+    master = tmp_path / "master.csv"
+    write_synthetic_master(master, 3000, on=date(2026, 11, 20))
+    chosen = choose_instruments(master, 400)
+    segments = Counter(split_instrument_token(token)[0] for token in chosen)
+    assert len(set(chosen)) == 400
+    assert set(segments) == set(ExchangeSegment)
+    assert max(segments.values()) <= 2 * min(segments.values())
+    assert len(choose_instruments(master, 25_000)) < 3000
 
 
 async def test_serving_goes_on_until_cancelled() -> None:

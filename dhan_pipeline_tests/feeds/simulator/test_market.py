@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.feeds.simulator.market import Market, frame_header
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
@@ -225,6 +226,15 @@ def test_some_instruments_have_not_traded_today_until_they_do() -> None:
         assert fields["ltp"] == fields["close"] > 0
     run(market, 20_000)
     assert all(fields["volume"] > 0 for _, fields, _ in fulls(market))
+
+
+@pytest.mark.parametrize("code", [ResponseCode.TICKER, ResponseCode.QUOTE, ResponseCode.FULL])
+def test_the_decoder_takes_every_packet(code: ResponseCode) -> None:
+    market = Market([generate_instrument_token(segment, 7) for segment in ExchangeSegment])
+    payload = b"".join(market.packets(code, index).tobytes() for index, _ in market.step(1000))
+    decoded = decode(payload, np.array([0, len(payload)]))
+    assert decoded.packets == sum(map(len, decoded.ticks)) == 1000
+    assert decoded.rejected == []
 
 
 TOKENS = st.lists(

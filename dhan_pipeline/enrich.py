@@ -87,8 +87,6 @@ _LAYOUTS: dict[Mode, _Layout] = {
     Mode.FULL: _Layout(session=True, depth=True),
 }
 
-_IDENTITY = ("tick_id", "time", "last_trade_time", "instrument_token")
-
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -118,7 +116,8 @@ def enrich(
     `received_ns` is when each message arrived: Unix nanoseconds, UTC. Previous close is what a previous-close packet
     said, else the row's own close field, else the latest close field seen; open interest of a quote row is what an
     open-interest packet said. Packets with an unknown instrument, an impossible price or a trade time in the future
-    join the rejected, with their bytes. Never raises for what a packet holds.
+    join the rejected, with their bytes; of these only the last kind has a close field that counts. Never raises for
+    what a packet holds.
     """
     rejected = list(decoded.rejected)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -158,7 +157,7 @@ def _reject(
 
 def _accept(decoded: Decoded, instruments: InstrumentIndex, rejected: list[Rejection]) -> list[_Rows]:
     """Ticks of known instruments with possible prices, mode by mode."""
-    accepted = (_clean(raw, instruments, decoded.payload, rejected) for raw in decoded.ticks if len(raw.position))
+    accepted = [_clean(raw, instruments, decoded.payload, rejected) for raw in decoded.ticks if len(raw)]
     return [rows for rows in accepted if len(rows.index)]
 
 
@@ -260,10 +259,18 @@ def _read_state(
 
 def _set_previous_close(accepted: list[_Rows], announcements: _Events | None, state: MarketState) -> None:
     """Replace the close field of all rows by their previous close, and move the state past the block."""
-    known = [state.previous_close.take(rows.index) for rows in accepted]
-    news = [_is_news(rows, close, state) for rows, close in zip(accepted, known, strict=True)]
+    news = False
+    known = []
+    for rows in accepted:
+        close = state.previous_close.take(rows.index)
+        known.append(close)
+        # In a session, a close field says other than the state once an instrument: when it is first seen.
+        stated = rows.prices[rows.layout.close]
+        other = stated != close
+        if np.count_nonzero(other):
+            news = news or bool(np.count_nonzero(other & (stated > 0) & ~state.announced.take(rows.index)))
     closes = None
-    if any(news):
+    if news:
         index = np.concatenate([rows.index for rows in accepted])
         position = np.concatenate([rows.raw.position for rows in accepted])
         value = np.concatenate([rows.prices[rows.layout.close] for rows in accepted])
@@ -284,15 +291,6 @@ def _set_previous_close(accepted: list[_Rows], announcements: _Events | None, st
         state.announced[announcements.index] = True
 
 
-def _is_news(rows: _Rows, known: Floats, state: MarketState) -> bool:
-    """Whether a close field of the rows says other than the state. In a session that happens once an instrument."""
-    field = rows.prices[rows.layout.close]
-    changed = field != known
-    if not np.count_nonzero(changed):
-        return False
-    return bool(np.count_nonzero(changed & (field > 0) & ~state.announced.take(rows.index)))
-
-
 def _set_open_interest(events: _Events | None, state: MarketState) -> None:
     if events is not None:
         state.open_interest[events.index] = events.value
@@ -310,12 +308,8 @@ def _batch(
 ) -> TickBatch:
     """The rows with everything that is derived. Those with a trade time in the future are rejected instead."""
     raw, layout, index, prices = rows.raw, rows.layout, rows.index, rows.prices
-    identity = np.empty((len(_IDENTITY), len(index)), np.int64)
-    tick_id, time, trade_time, token = identity
-    np.add(raw.position, first_id, out=tick_id)
-    received_us.take(raw.message, out=time, mode="clip")
-    np.multiply(raw.columns["last_trade_time"], 1_000_000, out=trade_time, dtype=np.int64)
-    token[:] = raw.instrument_token
+    time = received_us.take(raw.message)
+    trade_time = np.multiply(raw.columns["last_trade_time"], 1_000_000, dtype=np.int64)
     future = trade_time > time + FUTURE_TOLERANCE_US
     if np.count_nonzero(future):
         _reject(raw, future, FUTURE_TRADE_TIME, payload, rejected)
@@ -336,8 +330,12 @@ def _batch(
     derived /= layout.divisor
     derived += 0.0  # turns -0.0 into 0.0
 
-    columns: dict[str, NDArray[Any]] = dict(zip(_IDENTITY, identity, strict=True))
-    columns |= zip(layout.names, prices, strict=False)
+    columns: dict[str, NDArray[Any]] = dict(zip(layout.names, prices, strict=False))
+    columns["tick_id"] = raw.position + first_id
+    columns["time"] = time
+    columns["last_trade_time"] = trade_time
+    columns["instrument_token"] = raw.instrument_token
+    columns["tradable"] = instruments.tradable.take(index)
     for name in layout.quantities:
         columns[name] = raw.columns[name]
     if layout.session:
@@ -350,5 +348,4 @@ def _batch(
     elif layout.session:
         oi = state.open_interest.take(index)
         columns["oi"] = oi if open_interest is None else _as_of(open_interest, index, raw.position, oi)
-    columns["tradable"] = instruments.tradable.take(index)
     return TickBatch(raw.mode, columns)

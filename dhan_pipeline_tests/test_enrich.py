@@ -380,7 +380,7 @@ class Twin:
             if code == 8:
                 row["oi"], row["oi_day_high"], row["oi_day_low"] = struct.unpack_from("<III", data, 34)
                 at = 46
-                depth = list(struct.iter_unpack("<IIHHff", data[62:]))  # type: ignore[arg-type]
+                depth = list(struct.iter_unpack("<IIHHff", data[62:]))
             else:
                 row["oi"] = self.interest.get(token)
             prices["day_open"], close, prices["day_high"], prices["day_low"] = struct.unpack_from("<ffff", data, at)

@@ -72,7 +72,7 @@ def tick_copy(batches: Sequence[TickBatch]) -> bytes:
     groups: dict[tuple[Mode, frozenset[str]], list[TickBatch]] = {}
     for batch in batches:
         groups.setdefault((batch.mode, frozenset(batch.columns)), []).append(batch)
-    parts = [_HEADER]
+    parts: list[bytes | memoryview] = [_HEADER]
     for (mode, names), group in groups.items():
         template = _template(mode, names)
         columns = group[0].columns
@@ -84,7 +84,7 @@ def tick_copy(batches: Sequence[TickBatch]) -> bytes:
     return b"".join((*parts, _TRAILER))
 
 
-def _rows(template: NDArray[np.void], columns: Mapping[str, NDArray[Any]]) -> bytes:
+def _rows(template: NDArray[np.void], columns: Mapping[str, NDArray[Any]]) -> memoryview:
     """The rows' bytes."""
     laid_out = np.empty((len(columns["tick_id"]), template.itemsize), np.uint8)
     laid_out[:] = template.view(np.uint8)
@@ -115,4 +115,4 @@ def _rows(template: NDArray[np.void], columns: Mapping[str, NDArray[Any]]) -> by
         else:
             np.copyto(kept_rows[name], 0, where=null)
             np.copyto(lengths, _NULL, where=null)
-    return (laid_out if kept is None else laid_out[kept]).tobytes()
+    return (laid_out if kept is None else laid_out[kept]).data

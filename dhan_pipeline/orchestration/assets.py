@@ -149,7 +149,10 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> dg.MaterializeResult[None]:
         hour = context.partition_key
-        _refuse_open_hour(hour, clock)
+        if hour >= hour_key(clock.now_ns()):
+            raise dg.Failure(
+                description=f"The hour {hour} is still open: it can be verified once it is over.", allow_retries=False
+            )
         measures = measure_hour(settings, hour)
         if not measures.journal_blocks:
             raise dg.Failure(description=f"The journal holds nothing of the hour {hour}.", allow_retries=False)
@@ -176,7 +179,6 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> dg.MaterializeResult[None]:
         hour = context.partition_key
-        _refuse_open_hour(hour, clock)
         with explained():
             rebuild_hour(settings, database_url(settings), hour, clock)
         return dg.MaterializeResult(metadata=ticks_metadata(measure_hour(settings, hour)))
@@ -186,11 +188,3 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
 
 def _master_path(settings: Settings) -> Path:
     return settings.data_dir / "scrip_master.csv"
-
-
-def _refuse_open_hour(hour: str, clock: Clock) -> None:
-    if hour >= hour_key(clock.now_ns()):
-        raise dg.Failure(
-            description=f"The hour {hour} is still open: the capture is writing it. Materialise it once it is over.",
-            allow_retries=False,
-        )

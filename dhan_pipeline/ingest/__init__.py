@@ -1,0 +1,1 @@
+"""The running capture: connections -> journal -> decode -> enrich -> store."""

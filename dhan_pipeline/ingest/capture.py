@@ -1,0 +1,91 @@
+"""From the sockets to the journal: stamp, batch, write durably, hand on.
+
+The event loop only stamps and appends. Blocks are written by a thread of their own, since a disk that takes its time
+must not stall the sockets.
+"""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.sessions import HOUR_NS, hour_start_ns
+from dhan_pipeline.ticks import POSITION_BITS
+
+#: How many packets a block can number. A message has at most a packet for 8 bytes, and one more for a torn rest.
+_POSITIONS = 1 << POSITION_BITS
+_SMALLEST_PACKET = 8
+
+
+@dataclass(slots=True)
+class Messages:
+    """Messages of one hour on their way into a block: parallel lists, in order of receipt."""
+
+    received_ns: list[int] = field(default_factory=list)
+    connection: list[int] = field(default_factory=list)
+    text: list[bool] = field(default_factory=list)
+    payload: list[bytes] = field(default_factory=list)
+    bytes: int = 0
+
+
+class Receiver:
+    """Collects messages into blocks. `receive` and `flush` belong to the event loop, `run` to the journal's thread."""
+
+    def __init__(self, journal: JournalWriter, clock: Clock, on_block: Callable[[Block], None]) -> None:
+        """`on_block` is called in the journal's thread with each block that is durable."""
+        self._journal = journal
+        self._clock = clock
+        self._on_block = on_block
+        self._open = Messages()
+        self._sealed: queue.SimpleQueue[Messages | None] = queue.SimpleQueue()
+        self._last_received_ns = journal.last_received_ns
+        self._hour_end_ns = 0
+        self.failure: OSError | None = None
+        """Why the journal could not be written; `run` has ended then."""
+
+    @property
+    def last_received_ns(self) -> int:
+        """Receive time of the last message; the journal's last before the first."""
+        return self._last_received_ns
+
+    def receive(self, payload: bytes | str, connection: int) -> None:
+        """Stamp one message and add it to the open block."""
+        # A clock that steps back must not put a later message before an earlier one.
+        now_ns = self._last_received_ns = max(self._clock.now_ns(), self._last_received_ns)
+        data = payload.encode() if isinstance(payload, str) else payload
+        messages = self._open
+        if now_ns >= self._hour_end_ns:
+            self.flush()
+            messages = self._open
+            self._hour_end_ns = hour_start_ns(now_ns) + HOUR_NS
+        elif (messages.bytes + len(data)) // _SMALLEST_PACKET + len(messages.payload) >= _POSITIONS:
+            self.flush()
+            messages = self._open
+        messages.received_ns.append(now_ns)
+        messages.connection.append(connection)
+        messages.text.append(isinstance(payload, str))
+        messages.payload.append(data)
+        messages.bytes += len(data)
+
+    def flush(self) -> None:
+        """Seal the open block, if it holds anything, and pass it to the journal's thread."""
+        if self._open.payload:
+            self._sealed.put(self._open)
+            self._open = Messages()
+
+    def close(self) -> None:
+        """Seal what is open; `run` ends when all is written."""
+        self.flush()
+        self._sealed.put(None)
+
+    def run(self) -> None:
+        """Write sealed blocks until closed. A journal that cannot be written ends it with `failure` set."""
+        while (messages := self._sealed.get()) is not None:
+            try:
+                block = self._journal.append(messages.received_ns, messages.connection, messages.text, messages.payload)
+            except OSError as error:
+                self.failure = error
+                return
+            self._on_block(block)

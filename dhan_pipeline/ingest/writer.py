@@ -1,0 +1,142 @@
+"""The writer: takes durable blocks from the backlog and commits their rows, whatever happens to the database."""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import psycopg2
+from psycopg2.extensions import connection
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.ingest.backlog import Backlog
+from dhan_pipeline.ingest.latency import LatencyHistogram
+from dhan_pipeline.ingest.process import BlockProcessor, resume
+from dhan_pipeline.journal.block import Block
+from dhan_pipeline.sessions import HOUR_NS, hour_key
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import ledger, ticks
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.instruments import load_tokens
+from dhan_pipeline.store.partitions import ensure_partitions
+
+log = logging.getLogger(__name__)
+
+#: Partitions of `ticks` exist this far ahead.
+PARTITIONS_AHEAD_NS = 3 * HOUR_NS
+
+_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_POLL_S = 0.5
+
+
+@dataclass(slots=True)
+class WriterCounts:
+    """What the writer committed since it started. Written by its thread alone."""
+
+    blocks: int = 0
+    packets: int = 0
+    ticks: int = 0
+    state: int = 0
+    control: int = 0
+    rejected: int = 0
+    committed_through_ns: int = 0
+    """Receive time of the last message committed."""
+    hours: set[str] = field(default_factory=set)
+    """Partition keys of hours that hold committed blocks."""
+
+
+class WriterHeldError(PipelineError):
+    """Another process writes the blocks of this capture."""
+
+
+class Writer:
+    """Commits the blocks of one capture in order. `run` is a thread's body."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        backlog: Backlog,
+        clock: Clock,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.counts = WriterCounts()
+        self.latency = LatencyHistogram()
+        self.idle = threading.Event()
+        """Set while everything that was put into the backlog is committed."""
+        self._settings = settings
+        self._database_url = database_url
+        self._backlog = backlog
+        self._clock = clock
+        self._warn = warn
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End once the backlog is empty; at once while the database is away, since the journal keeps the rest."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Write until stopped. Losing the database is retried for ever; it never ends the capture."""
+        failures = blocks_before = 0
+        while True:
+            try:
+                with closing(connect(self._database_url)) as conn:
+                    self._write(conn)
+                return
+            # Whatever goes wrong here, the capture must go on: the journal keeps what cannot be stored yet.
+            except Exception as error:
+                self.idle.clear()
+                if self._stop.is_set():
+                    return
+                failures = failures + 1 if self.counts.blocks == blocks_before else 1
+                blocks_before = self.counts.blocks
+                if not isinstance(error, psycopg2.Error | WriterHeldError):
+                    log.exception("the writer failed")
+                reason = str(error).strip().partition("\n")[0]
+                self._warn(f"Nothing can be stored for now, the journal keeps all; trying again. {reason}")
+                self._stop.wait(_RETRY_S[min(failures, len(_RETRY_S)) - 1])
+
+    def _write(self, conn: connection) -> None:
+        capture = self._settings.capture
+        if not ledger.lock_writer(conn, capture):
+            raise WriterHeldError(f"Another process writes capture {capture} into this database.")
+        committed = ledger.last_block(conn, capture)
+        processor = BlockProcessor(load_tokens(conn, self._settings.data_source))
+        self.counts.hours.update(ledger.hours(conn))
+        conn.commit()
+        if committed is not None:
+            resume(processor, self._settings.journal_dir, capture, committed)
+        self._backlog.start_after(committed)
+        partitions_hour = ""
+        while True:
+            if (hour := hour_key(self._clock.now_ns())) != partitions_hour:
+                now_ns = self._clock.now_ns()
+                ensure_partitions(conn, now_ns, now_ns + PARTITIONS_AHEAD_NS)
+                partitions_hour = hour
+            blocks = self._backlog.take(_POLL_S)
+            if not blocks:
+                if not self._backlog.pending:
+                    self.idle.set()
+                    if self._stop.is_set():
+                        return
+                continue
+            self.idle.clear()
+            stored = [processor.process(block) for block in blocks]
+            written = set(ticks.write_blocks(conn, stored, self._clock))
+            self._count(blocks, [block for block in stored if block.block_id in written])
+
+    def _count(self, blocks: list[Block], written: list[ticks.StoredBlock]) -> None:
+        now_ns, counts = self._clock.now_ns(), self.counts
+        for block in blocks:
+            self.latency.add((now_ns - block.received_ns) / (1e6 * self._clock.speed))
+            counts.hours.add(hour_key(block.first_received_ns))
+        for stored in written:
+            counts.blocks += 1
+            counts.packets += stored.enriched.packets
+            counts.ticks += stored.enriched.rows
+            counts.state += stored.enriched.state
+            counts.control += stored.enriched.control
+            counts.rejected += len(stored.enriched.rejected)
+        counts.committed_through_ns = blocks[-1].last_received_ns

@@ -47,8 +47,8 @@ RateOption = Annotated[float, typer.Option("--rate", min=1, help="Ticks a second
 
 def main() -> None:
     """Run the command line. A `PipelineError` becomes one sentence and exit code 1."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every URL
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("dhan_pipeline").setLevel(logging.INFO)  # what libraries say below a warning is theirs
     try:
         app()
     except PipelineError as error:
@@ -127,7 +127,7 @@ def demo(
 ) -> None:
     """Run the main job over a simulated exchange: feed, journal, PostgreSQL, Dagster. Ctrl-C stops everything."""
     _require_dhan(source)
-    from dhan_pipeline.demo import run_demo
+    from dhan_pipeline.demo.run import run_demo
 
     result = run_demo(
         data_dir=data_dir.resolve(), instruments=instruments, rate=rate, for_s=for_s, port=port, live_line=not as_json

@@ -6,7 +6,6 @@ given up and the writer reads from the journal's files until it has caught up; s
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from threading import Condition
 
@@ -21,47 +20,50 @@ BATCH_BLOCKS = 64
 BATCH_BYTES = 4 << 20
 
 
+#: Below every block id.
+_NONE = -1
+
+
 class Backlog:
     """Blocks of one capture between the journal (which puts) and one writer (which takes)."""
 
-    def __init__(self, journal_dir: Path, capture: int, last_durable: int | None) -> None:
-        """`last_durable` is the journal's last block id at start, None for an empty journal."""
+    def __init__(self, journal_dir: Path, capture: int, last_durable: int | None, last_received_ns: int) -> None:
+        """`last_durable` is the journal's last block id at start, None if it is empty; so for its last receive time."""
         self._journal_dir = journal_dir
         self._capture = capture
         self._ready = Condition()
         self._recent: deque[Block] = deque()
         self._recent_bytes = 0
-        self._last_durable = last_durable
-        self._last_taken: int | None = None
-        self._reader = JournalReader(journal_dir, capture)
-        self._on_disk: Iterator[Block] | None = None
-        self._readable: int | None = None
+        self._last_durable = _NONE if last_durable is None else last_durable
+        self._last_received_ns = last_received_ns
+        self._last_taken = _NONE
         self._in_memory = False
         self._closed = False
+        self._readable = _NONE
+        self._read_after(_NONE)
 
     def start_after(self, block_id: int | None) -> None:
         """Begin with the block after `block_id`, the last that was committed; None begins with the journal."""
         with self._ready:
-            self._last_taken = block_id
+            self._last_taken = _NONE if block_id is None else block_id
             self._leave_memory()
-            self._reader = JournalReader(self._journal_dir, self._capture, block_id)
 
     def put(self, block: Block) -> None:
         """Add a block that is durable in the journal."""
         with self._ready:
             self._last_durable = block.block_id
+            self._last_received_ns = block.last_received_ns
             if self._in_memory:
                 self._recent.append(block)
                 self._recent_bytes += len(block.payload)
                 if self._recent_bytes > MEMORY_LIMIT_BYTES:
                     self._leave_memory()
-                    self._reader = JournalReader(self._journal_dir, self._capture, self._last_taken)
             self._ready.notify()
 
     def take(self, timeout_s: float) -> list[Block]:
         """The next blocks in order, at most a batch; empty when none came within the timeout."""
         with self._ready:
-            if not self.pending and not self._closed:
+            if not self._pending and not self._closed:
                 self._ready.wait(timeout_s)
             if self._in_memory:
                 return self._take_from_memory()
@@ -73,16 +75,24 @@ class Backlog:
             self._closed = True
             self._ready.notify()
 
+    def taken_through_ns(self) -> int | None:
+        """Receive time of the last durable message if all blocks were taken, None while any waits."""
+        with self._ready:
+            return None if self._pending else self._last_received_ns
+
     @property
-    def pending(self) -> bool:
-        """Whether a durable block has not been taken."""
-        return self._last_durable is not None and (self._last_taken is None or self._last_taken < self._last_durable)
+    def _pending(self) -> bool:
+        return self._last_taken < self._last_durable
 
     def _leave_memory(self) -> None:
         self._recent.clear()
         self._recent_bytes = 0
-        self._on_disk = None
         self._in_memory = False
+        self._read_after(self._last_taken)
+
+    def _read_after(self, block_id: int) -> None:
+        self._reader = JournalReader(self._journal_dir, self._capture, block_id)
+        self._on_disk: Iterator[Block] | None = None
 
     def _take_from_memory(self) -> list[Block]:
         taken: list[Block] = []
@@ -103,19 +113,20 @@ class Backlog:
             self._on_disk = self._reader.blocks()
         taken: list[Block] = []
         size = 0
-        for block in islice(self._on_disk, BATCH_BLOCKS):
+        for block in self._on_disk:
+            if block.block_id > self._last_durable:
+                # In the file, but perhaps not on the disk yet: nobody may see it before it is put.
+                self._read_after(taken[-1].block_id if taken else self._last_taken)
+                break
             taken.append(block)
             size += len(block.payload)
-            if size >= BATCH_BYTES:
-                break
+            if len(taken) == BATCH_BLOCKS or size >= BATCH_BYTES:
+                with self._ready:
+                    self._last_taken = block.block_id
+                return taken
         with self._ready:
-            if taken:
-                self._last_taken = taken[-1].block_id
-            else:
-                # The iterator ended at the journal's tail as it was; what was durable when it began and did not
-                # come out of it is corrupt, and will not come later.
-                if self._readable is not None:
-                    self._last_taken = max(self._last_taken or 0, self._readable)
-                self._on_disk = None
-                self._in_memory = not self.pending
+            # All was read that was durable when the iterator began. What of it did not come is corrupt, and never will.
+            self._last_taken = max(self._last_taken, self._readable, *(block.block_id for block in taken[-1:]))
+            self._on_disk = None
+            self._in_memory = not self._pending
         return taken

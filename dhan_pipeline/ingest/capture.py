@@ -42,7 +42,7 @@ class Receiver:
         self._sealed: queue.SimpleQueue[Messages | None] = queue.SimpleQueue()
         self._last_received_ns = journal.last_received_ns
         self._hour_end_ns = 0
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         """Why the journal could not be written; `run` has ended then."""
 
     @property
@@ -57,11 +57,11 @@ class Receiver:
         data = payload.encode() if isinstance(payload, str) else payload
         messages = self._open
         if now_ns >= self._hour_end_ns:
-            self.flush()
+            self._seal()
             messages = self._open
             self._hour_end_ns = hour_start_ns(now_ns) + HOUR_NS
         elif (messages.bytes + len(data)) // _SMALLEST_PACKET + len(messages.payload) >= _POSITIONS:
-            self.flush()
+            self._seal()
             messages = self._open
         messages.received_ns.append(now_ns)
         messages.connection.append(connection)
@@ -70,22 +70,26 @@ class Receiver:
         messages.bytes += len(data)
 
     def flush(self) -> None:
-        """Seal the open block, if it holds anything, and pass it to the journal's thread."""
-        if self._open.payload:
-            self._sealed.put(self._open)
-            self._open = Messages()
+        """Pass the open block to the journal's thread, unless one waits there: blocks grow where the disk is slow."""
+        if self._sealed.empty():
+            self._seal()
 
     def close(self) -> None:
         """Seal what is open; `run` ends when all is written."""
-        self.flush()
+        self._seal()
         self._sealed.put(None)
 
     def run(self) -> None:
         """Write sealed blocks until closed. A journal that cannot be written ends it with `failure` set."""
-        while (messages := self._sealed.get()) is not None:
-            try:
-                block = self._journal.append(messages.received_ns, messages.connection, messages.text, messages.payload)
-            except OSError as error:
-                self.failure = error
-                return
-            self._on_block(block)
+        try:
+            while (messages := self._sealed.get()) is not None:
+                self._on_block(
+                    self._journal.append(messages.received_ns, messages.connection, messages.text, messages.payload)
+                )
+        except Exception as error:  # a thread's exception would be seen by nobody, and the capture go on without it
+            self.failure = error
+
+    def _seal(self) -> None:
+        if self._open.payload:
+            self._sealed.put(self._open)
+            self._open = Messages()

@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
-
-import psycopg2
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
@@ -21,8 +20,6 @@ from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import hour_key, in_session
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store import ledger
-from dhan_pipeline.store.engine import connect
 from dhan_pipeline.subscriptions import read_subscriptions
 
 log = logging.getLogger(__name__)
@@ -32,6 +29,8 @@ Emit = Callable[[dict[str, Any]], None]
 #: How long a stopping capture waits for the database to take what is left. The journal keeps what it does not.
 DRAIN_S = 10.0
 
+#: Free space of the journal's disk below which a person is warned.
+LOW_DISK_BYTES = 2 << 30
 
 #: A clock this far behind the journal would stamp everything with the same time until it has caught up.
 _CLOCK_TOLERANCE_NS = 60_000_000_000
@@ -49,7 +48,7 @@ class Ingest:
 
         `emit` gets one dictionary an event, in the event loop's thread: started, status, hour_complete, warning,
         stopped. Raises LockHeldError where another process runs this capture, SubscriptionError where the resolved
-        subscriptions are missing.
+        subscriptions are missing, SubscriptionLimitError where they are too many, ClockBehindError.
         """
         subscriptions = {
             subscription.instrument_token: subscription.mode
@@ -61,21 +60,27 @@ class Ingest:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._journal = JournalWriter(settings.journal_dir, settings.capture)
-        if clock.now_ns() < self._journal.last_received_ns - _CLOCK_TOLERANCE_NS:
-            self._journal.close()
-            raise ClockBehindError(
-                f"The clock says {clock.now():%Y-%m-%d %H:%M:%S} UTC, which is before the journal's last message;"
-                " set the clock, or choose another data directory."
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._journal.close)
+            if clock.now_ns() < self._journal.last_received_ns - _CLOCK_TOLERANCE_NS:
+                raise ClockBehindError(
+                    f"The clock says {clock.now():%Y-%m-%d %H:%M:%S} UTC, which is before the journal's last message;"
+                    " set the clock, or choose another data directory."
+                )
+            self._receiver = Receiver(self._journal, clock, self._on_block)
+            self._feed = Feed(
+                settings, subscriptions, self._receiver.receive, self._warn, clock=clock, in_session=self._in_session
             )
-        self._backlog = Backlog(settings.journal_dir, settings.capture, self._journal.last_block_id)
-        self._receiver = Receiver(self._journal, clock, self._on_block)
-        self._writer = Writer(settings, database_url, self._backlog, clock, self._warn)
-        self._feed = Feed(
-            settings, subscriptions, self._receiver.receive, self._warn, clock=clock, in_session=self._in_session
+            undo.pop_all()
+        self._backlog = Backlog(
+            settings.journal_dir, settings.capture, self._journal.last_block_id, self._journal.last_received_ns
         )
+        self._writer = Writer(settings, database_url, self._backlog, clock, self._warn)
         self._report = StatusReport(clock)
         self._messages = 0
         self._bytes = 0
+        self._announced: set[str] = set()
+        self._disk_is_low = False
 
     def close(self) -> None:
         """Release the capture's lock."""
@@ -87,12 +92,11 @@ class Ingest:
         Raises what ends a capture for good: the feed's permanent errors, and OSError where the journal cannot be
         written.
         """
-        threads = [
-            threading.Thread(target=self._receiver.run, name="journal"),
-            threading.Thread(target=self._writer.run, name="writer"),
-        ]
-        for thread in threads:
-            thread.start()
+        journal = threading.Thread(target=self._receiver.run, name="journal")
+        # A database that no longer answers must not keep the process from ending.
+        writer = threading.Thread(target=self._writer.run, name="writer", daemon=True)
+        journal.start()
+        writer.start()
         self._emit(
             {
                 "event": "started",
@@ -107,27 +111,28 @@ class Ingest:
                 "feed": self._feed.run(),
                 "flush": self._flush(),
                 "status": self._report_status(),
-                "journal": asyncio.to_thread(threads[0].join),
+                "journal": asyncio.to_thread(journal.join),
                 "stop": stop.wait(),
             }.items()
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # The feed ends first: what still comes while it takes leave is captured, too.
             for task in tasks:
                 task.cancel()
-            self._receiver.close()
-            await asyncio.to_thread(threads[0].join)
-            self._backlog.close()
-            self._writer.stop()
-            # The journal keeps what a database that is away does not take in this time.
-            await asyncio.to_thread(threads[1].join, DRAIN_S)
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._receiver.close()
+            await asyncio.to_thread(journal.join)
+            self._backlog.close()
+            self._writer.stop(DRAIN_S)
+            await asyncio.to_thread(writer.join, DRAIN_S + 1)
         for task in done:
             task.result()
         if self._receiver.failure:
             raise self._receiver.failure
         self._emit(self._status())
+        self._announce_hours()
         self._emit({"event": "stopped", "reason": "asked to stop"})
 
     def _in_session(self) -> bool:
@@ -136,12 +141,12 @@ class Ingest:
     def _on_block(self, block: Block) -> None:
         self._messages += block.messages
         self._bytes += len(block.payload)
-        self._writer.idle.clear()
         self._backlog.put(block)
 
     def _warn(self, message: str) -> None:
         log.warning(message)
-        self._loop.call_soon_threadsafe(self._emit, {"event": "warning", "message": message})
+        with contextlib.suppress(RuntimeError):  # a writer that did not end in time outlives the loop
+            self._loop.call_soon_threadsafe(self._emit, {"event": "warning", "message": message})
 
     async def _flush(self) -> None:
         while True:
@@ -159,27 +164,29 @@ class Ingest:
 
     async def _report_status(self) -> None:
         """A status line a second, also kept in the database; and each hour once it is over and committed."""
-        announced: set[str] = set()
         while True:
             status = self._status()
             self._emit(status)
-            with contextlib.suppress(psycopg2.Error):  # the writer reports that the database is away
-                await asyncio.to_thread(self._store_status, status)
-            for hour in sorted(self._complete_hours() - announced):
-                self._emit({"event": "hour_complete", "hour": hour})
-                announced.add(hour)
+            self._writer.publish(status)
+            self._announce_hours()
+            self._watch_disk()
             await asyncio.sleep(1)
 
-    def _store_status(self, status: dict[str, Any]) -> None:
-        with contextlib.closing(connect(self._database_url)) as conn:
-            ledger.write_status(conn, self._settings.capture, self._settings.data_source, status)
+    def _announce_hours(self) -> None:
+        for hour in sorted(self._complete_hours() - self._announced):
+            self._emit({"event": "hour_complete", "hour": hour})
+            self._announced.add(hour)
 
     def _complete_hours(self) -> set[str]:
         """Hours that are over and committed to the last block."""
         now_ns = self._clock.now_ns()
-        if not self._writer.idle.is_set():
-            return set()
         committed_ns = self._writer.counts.committed_through_ns
-        all_committed = self._receiver.last_received_ns <= committed_ns
-        horizon = hour_key(now_ns if all_committed else committed_ns)
+        # Blocks are committed in order. Where none waits, only what is received from now on is to come.
+        horizon = hour_key(now_ns if self._receiver.last_received_ns <= committed_ns else committed_ns)
         return {hour for hour in self._writer.counts.hours if hour < horizon}
+
+    def _watch_disk(self) -> None:
+        free = shutil.disk_usage(self._settings.journal_dir).free
+        if free < LOW_DISK_BYTES and not self._disk_is_low:
+            self._warn(f"The journal's disk has {free / 1e9:.1f} GB left; the capture ends when it is full.")
+        self._disk_is_low = free < LOW_DISK_BYTES

@@ -33,6 +33,8 @@ class StatusReport:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._started_ns = clock.now_ns()
+        self._caught_up_ns = 0
         self._past: deque[tuple[float, float, int, np.ndarray[Any, Any]]] = deque(maxlen=WINDOW_S + 1)
 
     def line(
@@ -47,8 +49,13 @@ class StatusReport:
         seconds = max(sample[0] - oldest[0], 1e-3)
         recent = LatencyHistogram()
         recent.counts = sample[3] - oldest[3]
-        behind = not writer.idle.is_set() and last_received_ns > counts.committed_through_ns
-        oldest_waiting_ns = counts.committed_through_ns or last_received_ns
+        # The oldest message that waits came after the last that is committed, and after all was committed last.
+        # Before anything is known to be committed, a backlog counts from the start.
+        committed_ns = counts.committed_through_ns
+        behind = last_received_ns > committed_ns
+        if not behind:
+            self._caught_up_ns = now_ns
+        waiting_since_ns = max(committed_ns or self._started_ns, self._caught_up_ns)
         return {
             "event": "status",
             "at": datetime.fromtimestamp(now_ns / 1e9, UTC).isoformat(),
@@ -63,7 +70,7 @@ class StatusReport:
             "rejected": counts.rejected,
             "blocks": counts.blocks,
             "bytes": received_bytes,
-            "backlog_seconds": round(self._clock.elapsed_s(oldest_waiting_ns), 3) if behind else 0.0,
+            "backlog_seconds": round(self._clock.elapsed_s(waiting_since_ns), 3) if behind else 0.0,
             "latency_p50_ms": recent.percentile(50),
             "latency_p99_ms": recent.percentile(99),
             "latency_total_p50_ms": writer.latency.percentile(50),

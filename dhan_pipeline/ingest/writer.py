@@ -2,9 +2,11 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection
@@ -14,7 +16,6 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.process import BlockProcessor, resume
-from dhan_pipeline.journal.block import Block
 from dhan_pipeline.sessions import HOUR_NS, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
@@ -42,9 +43,9 @@ class WriterCounts:
     control: int = 0
     rejected: int = 0
     committed_through_ns: int = 0
-    """Receive time of the last message committed."""
-    hours: set[str] = field(default_factory=set)
-    """Partition keys of hours that hold committed blocks."""
+    """Receive time of the last message committed, ever; 0 while that is unknown."""
+    hours: frozenset[str] = frozenset()
+    """Partition keys of hours that hold committed blocks. Replaced, never changed: another thread reads it."""
 
 
 class WriterHeldError(PipelineError):
@@ -64,22 +65,31 @@ class Writer:
     ) -> None:
         self.counts = WriterCounts()
         self.latency = LatencyHistogram()
-        self.idle = threading.Event()
-        """Set while everything that was put into the backlog is committed."""
         self._settings = settings
         self._database_url = database_url
         self._backlog = backlog
         self._clock = clock
         self._warn = warn
         self._stop = threading.Event()
+        self._stop_at_s = 0.0
+        self._status: dict[str, Any] | None = None
 
-    def stop(self) -> None:
-        """End once the backlog is empty; at once while the database is away, since the journal keeps the rest."""
+    def stop(self, within_s: float) -> None:
+        """End once the backlog is empty, or after so many seconds; at once while the database is away.
+
+        The journal keeps what is not stored.
+        """
+        self._stop_at_s = time.monotonic() + within_s
         self._stop.set()
+
+    def publish(self, status: dict[str, Any]) -> None:
+        """Have the capture's status in the database replaced, when the writer comes to it."""
+        self._status = status
 
     def run(self) -> None:
         """Write until stopped. Losing the database is retried for ever; it never ends the capture."""
         failures = blocks_before = 0
+        told = ""
         while True:
             try:
                 with closing(connect(self._database_url)) as conn:
@@ -87,15 +97,17 @@ class Writer:
                 return
             # Whatever goes wrong here, the capture must go on: the journal keeps what cannot be stored yet.
             except Exception as error:
-                self.idle.clear()
                 if self._stop.is_set():
                     return
-                failures = failures + 1 if self.counts.blocks == blocks_before else 1
-                blocks_before = self.counts.blocks
-                if not isinstance(error, psycopg2.Error | WriterHeldError):
-                    log.exception("the writer failed")
-                reason = str(error).strip().partition("\n")[0]
-                self._warn(f"Nothing can be stored for now, the journal keeps all; trying again. {reason}")
+                if self.counts.blocks != blocks_before:
+                    failures, blocks_before, told = 0, self.counts.blocks, ""
+                failures += 1
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                if reason != told:
+                    told = reason
+                    if not isinstance(error, psycopg2.Error | PipelineError):
+                        log.exception("the writer failed")
+                    self._warn(f"Nothing can be stored for now, the journal keeps all; trying again. {reason}")
                 self._stop.wait(_RETRY_S[min(failures, len(_RETRY_S)) - 1])
 
     def _write(self, conn: connection) -> None:
@@ -104,7 +116,7 @@ class Writer:
             raise WriterHeldError(f"Another process writes capture {capture} into this database.")
         committed = ledger.last_block(conn, capture)
         processor = BlockProcessor(load_tokens(conn, self._settings.data_source))
-        self.counts.hours.update(ledger.hours(conn))
+        self.counts.hours |= frozenset(ledger.hours(conn))
         conn.commit()
         if committed is not None:
             resume(processor, self._settings.journal_dir, capture, committed)
@@ -115,28 +127,33 @@ class Writer:
                 now_ns = self._clock.now_ns()
                 ensure_partitions(conn, now_ns, now_ns + PARTITIONS_AHEAD_NS)
                 partitions_hour = hour
+            if self._status is not None:
+                status, self._status = self._status, None
+                ledger.write_status(conn, capture, self._settings.data_source, status)
             blocks = self._backlog.take(_POLL_S)
-            if not blocks:
-                if not self._backlog.pending:
-                    self.idle.set()
-                    if self._stop.is_set():
-                        return
-                continue
-            self.idle.clear()
-            stored = [processor.process(block) for block in blocks]
-            written = set(ticks.write_blocks(conn, stored, self._clock))
-            self._count(blocks, [block for block in stored if block.block_id in written])
+            if blocks:
+                stored = [processor.process(block) for block in blocks]
+                written = set(ticks.write_blocks(conn, stored, self._clock))
+                self._count(stored, written)
+            elif (through_ns := self._backlog.taken_through_ns()) is not None:
+                self.counts.committed_through_ns = through_ns
+                if self._stop.is_set():
+                    return
+            if self._stop.is_set() and time.monotonic() >= self._stop_at_s:
+                return
 
-    def _count(self, blocks: list[Block], written: list[ticks.StoredBlock]) -> None:
+    def _count(self, blocks: list[ticks.StoredBlock], written: set[int]) -> None:
         now_ns, counts = self._clock.now_ns(), self.counts
         for block in blocks:
+            if block.block_id not in written:
+                continue
+            assert block.received_ns is not None
             self.latency.add((now_ns - block.received_ns) / (1e6 * self._clock.speed))
-            counts.hours.add(hour_key(block.first_received_ns))
-        for stored in written:
             counts.blocks += 1
-            counts.packets += stored.enriched.packets
-            counts.ticks += stored.enriched.rows
-            counts.state += stored.enriched.state
-            counts.control += stored.enriched.control
-            counts.rejected += len(stored.enriched.rejected)
+            counts.packets += block.enriched.packets
+            counts.ticks += block.enriched.rows
+            counts.state += block.enriched.state
+            counts.control += block.enriched.control
+            counts.rejected += len(block.enriched.rejected)
+        counts.hours |= {block.hour for block in blocks}
         counts.committed_through_ns = blocks[-1].last_received_ns

@@ -136,13 +136,18 @@ def demo(
         print(json.dumps(result))
 
 
-@app.command()
+@app.command(short_help="Run the simulated exchange.")
 def simulate(
     source: SourceOption = "dhan",
-    listen: Annotated[str, typer.Option(help="HOST:PORT of the feed; port 0 takes a free one.")] = "127.0.0.1:8765",
-    rest: Annotated[str, typer.Option(help="HOST:PORT of REST, which serves the scrip master.")] = "127.0.0.1:0",
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the feed listens; port 0 takes a free one.")
+    ] = "127.0.0.1:8765",
+    rest: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where REST listens, which serves the scrip master.")
+    ] = "127.0.0.1:0",
     instruments: Annotated[
-        str, typer.Option(help="How many instruments trade, or a file of resolved subscriptions.")
+        str,
+        typer.Option(metavar="N or FILE", help="How many instruments trade, or a file of resolved subscriptions."),
     ] = "500",
     rate: RateOption = 2000,
     seed: Annotated[int, typer.Option(help="The same seed makes the same market.")] = 0,
@@ -170,8 +175,13 @@ def simulate(
 
     host, port = _host_port(listen, "--listen")
     rest_host, rest_port = _host_port(rest, "--rest")
+    if instruments == "0":
+        raise typer.BadParameter("at least one instrument has to trade", param_hint="--instruments")
     if token_file:
-        save_token(token_file, make_token("1000000001", expires_in=30 * 86_400), "1000000001")
+        try:
+            save_token(token_file, make_token("1000000001", expires_in=30 * 86_400), "1000000001")
+        except OSError as error:
+            raise PipelineError(f"The token file {token_file} cannot be written: {error.strerror}.") from error
     with tempfile.TemporaryDirectory() as folder:
         if master is None:
             master = Path(folder) / "scrip_master.csv"
@@ -206,10 +216,11 @@ def simulate(
         print(json.dumps({"sent": sent, "skipped": simulator.skipped}), file=sys.stdout if as_json else sys.stderr)
 
 
-@app.command()
+@app.command(short_help="Capture the feed, without Dagster.")
 def ingest(
     for_s: Annotated[
-        float | None, typer.Option("--for", min=1, help="Seconds to capture; without it, until a signal.")
+        float | None,
+        typer.Option("--for", min=1, metavar="SECONDS", help="How long to capture; without it, until a signal."),
     ] = None,
     supervised: Annotated[
         bool, typer.Option("--supervised", help="Print JSON lines, and stop when standard input closes.")
@@ -221,7 +232,6 @@ def ingest(
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.ingest.run import Ingest
 
-    settings = _settings()
     emit = _print_json if supervised else _print_status
 
     async def run(stop: asyncio.Event) -> None:
@@ -234,6 +244,7 @@ def ingest(
             capture.close()
 
     try:
+        settings = _settings()
         with _database(settings) as database_url:
             uvloop.run(_until_signal(run, for_s))
     except (PipelineError, OSError) as error:
@@ -271,7 +282,7 @@ def _stop_when_stdin_closes(stop: asyncio.Event) -> None:
     threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
-@app.command("sync-instruments")
+@app.command("sync-instruments", short_help="Load the scrip master into the database.")
 def sync_instruments(
     db_url: Annotated[
         str | None, typer.Option(help="postgresql://…; else DATABASE_URL, else the embedded one.")
@@ -378,7 +389,7 @@ def _running_database(settings: Settings) -> str:
     raise PipelineError("The embedded PostgreSQL does not run; start it with: dhan-pipeline db start.")
 
 
-@app.command()
+@app.command(short_help="Explain a message of the feed.")
 def decode(
     frame: Annotated[str, typer.Argument(metavar="HEX", help="One message in hexadecimal; - reads standard input.")],
     source: SourceOption = "dhan",
@@ -393,8 +404,10 @@ def decode(
     except ValueError:
         raise typer.BadParameter("that is not hexadecimal", param_hint="HEX") from None
     packets = explain(message)
+    if not packets:
+        raise PipelineError("The message is empty.")
     if as_json:
-        print(json.dumps(packets))
+        print(json.dumps({"packets": packets}))
         return
     console = Console()
     for packet in packets:
@@ -409,8 +422,6 @@ def decode(
         for row in packet["rows"]:
             table.add_row(str(row["offset"]), row["field"], str(row["raw"]), row["meaning"])
         console.print(table)
-    if not packets:
-        raise PipelineError("The message is empty.")
 
 
 def _stderr() -> Console:

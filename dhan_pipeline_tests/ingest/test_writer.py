@@ -1,0 +1,283 @@
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import pytest
+
+from dhan_pipeline.ingest import writer as writer_module
+from dhan_pipeline.ingest.backlog import Backlog
+from dhan_pipeline.ingest.process import BlockProcessor
+from dhan_pipeline.ingest.writer import Writer
+from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.sessions import HOUR_NS
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import ledger
+from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.store.ticks import StoredBlock
+from dhan_pipeline_tests.ingest.feed import (
+    HOUR,
+    NEXT_HOUR,
+    SECOND_NS,
+    START_NS,
+    HandClock,
+    assert_stored_exactly_once,
+    backlog_of,
+    end_sessions,
+    market_messages,
+    outage,
+    query,
+    record,
+    running,
+    until,
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_RETRY_S", (0.02, 0.05))
+
+
+class Writing:
+    """A writer over a journal that the test appends to."""
+
+    def __init__(self, settings: Settings, database_url: str, journal: JournalWriter) -> None:
+        self.journal = journal
+        self.clock = HandClock(START_NS + 10 * SECOND_NS)
+        self.warnings: list[str] = []
+        self.backlog: Backlog = backlog_of(journal, settings)
+        self.writer = Writer(settings, database_url, self.backlog, self.clock, self.warnings.append)
+        self.number = 0
+
+    def put(self, messages: int, at_ns: int | None = None) -> list[Block]:
+        """Record messages in blocks of ten, and put them."""
+        self.number += 1
+        if at_ns is None:
+            at_ns = START_NS + self.number * SECOND_NS
+        blocks = record(self.journal, market_messages(messages, seed=self.number), at_ns)
+        for block in blocks:
+            self.backlog.put(block)
+        return blocks
+
+    @property
+    def all_committed(self) -> bool:
+        return self.writer.counts.committed_through_ns == self.journal.last_received_ns
+
+
+@pytest.fixture
+def writing(settings: Settings, database_url: str, journal: JournalWriter) -> Writing:
+    return Writing(settings, database_url, journal)
+
+
+def test_every_block_is_stored_once_and_counted(writing: Writing, settings: Settings, database_url: str) -> None:
+    with running(writing.writer, writing.backlog):
+        for _ in range(5):
+            writing.put(100)
+        until(lambda: writing.all_committed)
+        counts = writing.writer.counts
+        assert counts.blocks == 50
+        assert counts.packets == counts.ticks + counts.state + counts.control + counts.rejected > 500
+        assert counts.hours == {HOUR}
+        assert writing.writer.latency.counts.sum() == 500
+    assert_stored_exactly_once(settings, database_url)
+    assert query(database_url, "SELECT sum(packets)::int, sum(rejected)::int FROM ingest_ledger") == [
+        (counts.packets, counts.rejected)
+    ]
+    assert writing.warnings == []
+
+
+def test_latency_is_in_real_milliseconds(writing: Writing) -> None:
+    writing.clock.speed = 4.0
+    writing.clock.at_ns = START_NS + 40 * SECOND_NS
+    with running(writing.writer, writing.backlog):
+        writing.put(1, at_ns=START_NS + 36 * SECOND_NS)
+        until(lambda: writing.all_committed)
+    assert writing.writer.latency.percentile(50) == pytest.approx(1000.0, rel=0.05)
+
+
+def test_what_an_earlier_run_left_is_stored_and_what_it_stored_is_not_stored_again(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    first = Writing(settings, database_url, journal)
+    with running(first.writer, first.backlog):
+        first.put(50)
+        until(lambda: first.all_committed)
+    record(journal, market_messages(50, seed=9), START_NS + 5 * SECOND_NS)
+    second = Writing(settings, database_url, journal)
+    with running(second.writer, second.backlog):
+        until(lambda: second.all_committed)
+        second.put(50, at_ns=START_NS + 6 * SECOND_NS)
+        until(lambda: second.all_committed)
+    assert second.writer.counts.blocks == 10
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_a_start_without_anything_to_store_knows_that_all_is_committed(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    first = Writing(settings, database_url, journal)
+    with running(first.writer, first.backlog):
+        first.put(10)
+        until(lambda: first.all_committed)
+    second = Writing(settings, database_url, journal)
+    with running(second.writer, second.backlog):
+        until(lambda: second.all_committed)
+        assert second.writer.counts.hours == {HOUR}
+        assert second.writer.counts.blocks == 0
+
+
+def test_a_database_that_comes_late_gets_everything(
+    settings: Settings, postgres_url: str, database_url: str, journal: JournalWriter
+) -> None:
+    url = urlsplit(postgres_url)._replace(path="/comes_late").geturl()
+    writing = Writing(settings, url, journal)
+    with running(writing.writer, writing.backlog):
+        writing.put(50)
+        until(lambda: writing.warnings)
+        writing.put(50)
+        assert writing.writer.counts.blocks == 0
+        # The template is the test's own database: it has the schema and the instruments, and nobody is connected.
+        create_database(postgres_url, "comes_late", template=urlsplit(database_url).path[1:])
+        until(lambda: writing.all_committed)
+    assert_stored_exactly_once(settings, url)
+    assert "does not exist" in writing.warnings[0]
+
+
+def test_the_writer_outlives_ended_sessions(
+    writing: Writing, settings: Settings, postgres_url: str, database_url: str
+) -> None:
+    with running(writing.writer, writing.backlog):
+        for _ in range(6):
+            writing.put(100)
+            end_sessions(postgres_url, database_url)
+        writing.put(100)
+        until(lambda: writing.all_committed)
+    assert_stored_exactly_once(settings, database_url)
+    assert writing.writer.counts.blocks == 70
+
+
+def test_an_outage_is_told_once_and_caught_up_with(
+    writing: Writing, settings: Settings, postgres_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dhan_pipeline.ingest.backlog.MEMORY_LIMIT_BYTES", 5000)
+    attempts = []
+
+    def counted_connect(url: str) -> object:
+        attempts.append(url)
+        return connect(url)
+
+    monkeypatch.setattr(writer_module, "connect", counted_connect)
+    with running(writing.writer, writing.backlog):
+        writing.put(100)
+        until(lambda: writing.all_committed)
+        with outage(postgres_url, database_url):
+            for _ in range(5):
+                writing.put(100)
+            tried = len(attempts)
+            until(lambda: len(attempts) > tried + 5)
+            assert 1 <= len(writing.warnings) <= 2  # sessions ended, then no new ones
+        until(lambda: writing.all_committed)
+        with outage(postgres_url, database_url):
+            writing.put(100)
+            until(lambda: "not currently accepting" in writing.warnings[-1] and len(writing.warnings) >= 3)
+        until(lambda: writing.all_committed)
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_a_mistake_in_processing_stops_neither_thread_nor_later_blocks(
+    writing: Writing, settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = BlockProcessor.process
+    mistakes = iter(range(3))
+
+    def process_badly(self: BlockProcessor, block: Block) -> StoredBlock:
+        if writing.writer.counts.blocks >= 10 and next(mistakes, None) is not None:
+            raise ZeroDivisionError("a mistake")
+        return process(self, block)
+
+    monkeypatch.setattr(BlockProcessor, "process", process_badly)
+    with running(writing.writer, writing.backlog):
+        writing.put(100)
+        until(lambda: writing.all_committed)
+        writing.put(100)
+        until(lambda: writing.all_committed)
+    assert next(mistakes, None) is None
+    assert writing.warnings == ["Nothing can be stored for now, the journal keeps all; trying again. a mistake"]
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_a_writer_waits_while_another_process_writes_its_capture(
+    writing: Writing, settings: Settings, database_url: str
+) -> None:
+    with closing(connect(database_url)) as other:
+        assert ledger.lock_writer(other, settings.capture)
+        with running(writing.writer, writing.backlog):
+            writing.put(10)
+            until(lambda: writing.warnings)
+            assert writing.warnings == [
+                "Nothing can be stored for now, the journal keeps all; trying again. "
+                "Another process writes capture 0 into this database."
+            ]
+            assert writing.writer.counts.blocks == 0
+            other.close()
+            until(lambda: writing.all_committed)
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_stopping_stores_what_waits(writing: Writing, settings: Settings, database_url: str) -> None:
+    for _ in range(20):
+        writing.put(100)
+    with running(writing.writer, writing.backlog):
+        pass
+    assert writing.all_committed
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_stopping_leaves_to_the_journal_what_cannot_be_stored_in_time(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    writing = Writing(settings, database_url, journal)
+    for _ in range(30):
+        writing.put(100)
+    with running(writing.writer, writing.backlog, drain_s=0.0):
+        pass
+    assert writing.writer.counts.blocks < 300
+    later = Writing(settings, database_url, journal)
+    with running(later.writer, later.backlog):
+        pass
+    assert later.writer.counts.blocks == 300 - writing.writer.counts.blocks
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_stopping_during_an_outage_does_not_wait_for_its_end(
+    writing: Writing, settings: Settings, postgres_url: str, database_url: str
+) -> None:
+    with outage(postgres_url, database_url), running(writing.writer, writing.backlog):
+        writing.put(10)
+        until(lambda: writing.warnings)
+    assert writing.writer.counts.blocks == 0
+
+
+def test_the_published_status_is_kept_in_the_database(writing: Writing, database_url: str) -> None:
+    with running(writing.writer, writing.backlog):
+        for number in (1, 2):
+            writing.writer.publish({"messages": number})
+            until(lambda number=number: query(database_url, "SELECT status FROM captures") == [({"messages": number},)])
+    with closing(connect(database_url)) as conn:
+        [status] = ledger.statuses(conn)
+    assert (status.capture, status.source) == (0, "dhan")
+
+
+def test_partitions_are_made_ahead_as_the_clock_goes_on(writing: Writing, database_url: str) -> None:
+    def partitions() -> set[object]:
+        names = query(
+            database_url, "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'ticks'::regclass"
+        )
+        return {name for (name,) in names}
+
+    with running(writing.writer, writing.backlog):
+        until(lambda: "ticks_20261120_11" in partitions())
+        writing.clock.at_ns += HOUR_NS
+        writing.put(10, at_ns=START_NS + HOUR_NS)
+        until(lambda: "ticks_20261120_12" in partitions())
+        until(lambda: writing.all_committed)
+    assert writing.writer.counts.hours == {NEXT_HOUR}

@@ -8,16 +8,7 @@ import pytest
 
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store.engine import connect
-from dhan_pipeline_tests.ingest.feed import TOKENS
-
-
-def add_instruments(database_url: str, tokens: list[int]) -> None:
-    with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES (%s, 'dhan', '', '')",
-            [(token,) for token in tokens],
-        )
+from dhan_pipeline_tests.ingest.feed import TOKENS, add_instruments
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import numpy as np
 from psycopg2 import sql
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
@@ -20,6 +22,8 @@ from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import IST_OFFSET_S, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
 
 HOUR, NEXT_HOUR = "2026-11-20T09:00", "2026-11-20T10:00"
 START_NS = parse_hour_key(HOUR)
@@ -32,6 +36,15 @@ FUTURE: Instrument = (ExchangeSegment.NSE_FNO, 68407)
 CURRENCY: Instrument = (ExchangeSegment.NSE_CURRENCY, 77)
 INSTRUMENTS = (INDEX, EQUITY, FUTURE, CURRENCY)
 TOKENS = [generate_instrument_token(*instrument) for instrument in INSTRUMENTS]
+
+#: What the exchange of the tests trades: each mode of equities and of futures.
+SUBSCRIPTIONS = [
+    Subscription((ExchangeSegment.NSE_EQ, ExchangeSegment.NSE_FNO)[n % 2], 100_000 + n, list(Mode)[n % 3], f"S{n}")
+    for n in range(60)
+]
+SUBSCRIBED = [subscription.instrument_token for subscription in SUBSCRIPTIONS]
+CLIENT_ID = "1100000001"
+
 UNKNOWN: Instrument = (ExchangeSegment.BSE_EQ, 5)
 
 
@@ -41,6 +54,22 @@ def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass in time"
         time.sleep(0.005)
+
+
+def add_instruments(database_url: str, tokens: Sequence[int]) -> None:
+    with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES (%s, 'dhan', '', '')",
+            [(token,) for token in tokens],
+        )
+
+
+def prepare_capture(settings: Settings) -> None:
+    """The instruments, subscriptions and token without which a capture does not start."""
+    assert settings.database_url is not None
+    add_instruments(settings.database_url, SUBSCRIBED)
+    write_subscriptions(settings.subscriptions_path, SUBSCRIPTIONS)
+    save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
 
 
 class HandClock(Clock):

@@ -1,0 +1,304 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from typing import Any
+
+import pytest
+from psycopg2.extensions import connection
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.auth import save_token
+from dhan_pipeline.feeds.dhan.errors import CredentialsError
+from dhan_pipeline.feeds.dhan.requests import MAX_CONNECTIONS, MAX_INSTRUMENTS_PER_CONNECTION
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.ingest import run as run_module
+from dhan_pipeline.ingest.capture import Receiver
+from dhan_pipeline.ingest.rebuild import rebuild_hour
+from dhan_pipeline.ingest.run import ClockBehindError, Ingest
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.journal.reader import hour_path, hour_summary
+from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
+from dhan_pipeline.sessions import HOUR_NS
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import ledger
+from dhan_pipeline.store.ticks import hour_digest
+from dhan_pipeline.subscriptions import Subscription, SubscriptionError, write_subscriptions
+from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.ingest.feed import (
+    CLIENT_ID,
+    HOUR,
+    NEXT_HOUR,
+    SECOND_NS,
+    START_NS,
+    SUBSCRIBED,
+    assert_stored_exactly_once,
+    outage,
+    prepare_capture,
+    query,
+    record,
+    ticker,
+)
+
+
+async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def ready(settings: Settings) -> Settings:
+    """Settings of a capture that lacks nothing."""
+    prepare_capture(settings)
+    return settings
+
+
+class Running:
+    """A capture that runs, and what it says."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.stop = asyncio.Event()
+        self.capture = Ingest(settings, settings.database_url or "", self.events.append, clock)
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def complete_hours(self) -> list[str]:
+        return [event["hour"] for event in self.of_kind("hour_complete")]
+
+
+@asynccontextmanager
+async def ingest(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Running]:
+    """A capture, stopped in order at the end."""
+    running = Running(settings, clock or Clock())
+    try:
+        task = asyncio.create_task(running.capture.run(running.stop))
+        try:
+            yield running
+        finally:
+            running.stop.set()
+            await task
+    finally:
+        running.capture.close()
+
+
+def stored(database_url: str) -> tuple[int, int]:
+    """Messages and packets in the ledger."""
+    [row] = query(
+        database_url, "SELECT coalesce(sum(messages), 0)::int, coalesce(sum(packets), 0)::int FROM ingest_ledger"
+    )
+    return row  # type: ignore[return-value]
+
+
+def with_feed(settings: Settings, simulator: DhanSimulator) -> Settings:
+    return settings.model_copy(update={"dhan_feed_url": simulator.feed_url})
+
+
+async def test_what_the_exchange_sent_over_the_edge_of_an_hour_is_stored_and_the_hour_told_complete(
+    ready: Settings, database_url: str, conn: connection
+) -> None:
+    clock = Clock(START_NS + HOUR_NS - 60 * SECOND_NS, speed=100.0)
+    save_token(ready.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6, clock=clock), CLIENT_ID)
+    async with DhanSimulator(SUBSCRIBED, rate=4000, clock=clock) as simulator:
+        async with ingest(with_feed(ready, simulator), clock) as running:
+            await until(lambda: HOUR in running.complete_hours)
+            assert ledger.hour_totals(conn, HOUR).packets > 1000
+            conn.rollback()
+            at_ns = clock.now_ns()
+            await until(lambda: clock.now_ns() > at_ns + 60 * SECOND_NS)
+            simulator.rate = 0
+            simulator.flush()
+            sent = sum(simulator.sent.values())
+            await until(lambda: stored(database_url)[1] == sent)
+            assert running.capture._feed.connections_up == 1
+        assert sum(simulator.sent.values()) == sent
+        assert simulator.skipped == 0
+
+    assert running.events[0]["event"] == "started"
+    assert running.events[-1] == {"event": "stopped", "reason": "asked to stop"}
+    assert running.of_kind("warning") == []
+    assert running.complete_hours == [HOUR]
+    status = running.of_kind("status")[-1]
+    assert (status["packets"], status["messages"], status["rejected"]) == (sent, sent, 0)
+    assert status["packets"] == status["ticks"] + status["state"] + status["control"]
+    assert status["backlog_seconds"] == 0.0
+    assert_stored_exactly_once(ready, database_url)
+    modes = query(database_url, "SELECT mode, count(*) > 100 FROM ticks GROUP BY mode ORDER BY mode")
+    assert modes == [("full", True), ("quote", True), ("ticker", True)]
+    assert query(database_url, "SELECT count(*) FROM ticks WHERE mode = 'ticker' AND change IS NULL") == [(0,)]
+
+    later = Clock(START_NS + 3 * HOUR_NS, speed=1e-9)
+    for hour in (HOUR, NEXT_HOUR):
+        live = hour_digest(conn, hour), ledger.hour_totals(conn, hour)
+        assert live[1].messages == hour_summary(ready.journal_dir, 0, hour).messages
+        conn.rollback()
+        rebuild_hour(ready, database_url, hour, later)
+        assert (hour_digest(conn, hour), ledger.hour_totals(conn, hour)) == live
+        conn.rollback()
+
+
+async def test_a_capture_that_starts_again_tells_the_complete_hours_though_nothing_arrives(
+    ready: Settings, database_url: str
+) -> None:
+    silent = ready.model_copy(update={"dhan_feed_url": "ws://127.0.0.1:9"})
+    with closing(JournalWriter(ready.journal_dir, 0)) as journal:
+        record(journal, [ticker((ExchangeSegment.NSE_EQ, 100_000), 99.0)] * 20, START_NS + HOUR_NS - 10_000_000)
+    clock = Clock(START_NS + HOUR_NS + 60 * SECOND_NS)
+    async with ingest(silent, clock) as first:
+        await until(lambda: first.complete_hours)
+    async with ingest(silent, clock) as second:
+        await until(lambda: second.complete_hours)
+        assert second.of_kind("status")[-1]["backlog_seconds"] == 0.0
+        await until(lambda: second.of_kind("warning"))
+        await until(lambda: len(second.of_kind("status")) > 2)
+    assert first.complete_hours == second.complete_hours == [HOUR]
+    assert "cannot be reached" in second.of_kind("warning")[0]["message"]
+    assert_stored_exactly_once(ready, database_url)
+
+
+async def test_the_open_hour_is_not_told_complete(ready: Settings) -> None:
+    clock = Clock(START_NS + 1800 * SECOND_NS)
+    save_token(ready.dhan_token_file, make_token(CLIENT_ID, clock=clock), CLIENT_ID)
+    exchange = DhanSimulator(SUBSCRIBED, rate=500, clock=clock)
+    async with exchange, ingest(with_feed(ready, exchange), clock) as running:
+        await until(lambda: len(running.of_kind("status")) >= 2 and running.of_kind("status")[-1]["ticks"])
+    assert running.complete_hours == []
+
+
+async def test_the_database_knows_how_the_capture_is(ready: Settings, database_url: str) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=500) as simulator, ingest(with_feed(ready, simulator)) as running:
+        await until(lambda: query(database_url, "SELECT 1 FROM captures WHERE (status->>'ticks')::int > 0"))
+        [(status,)] = query(database_url, "SELECT status FROM captures")
+        assert status in running.of_kind("status")
+
+
+async def test_a_second_capture_of_the_same_number_is_refused(ready: Settings) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=500) as simulator, ingest(with_feed(ready, simulator)) as running:
+        await until(lambda: running.of_kind("status"))
+        with pytest.raises(LockHeldError, match="Capture 0 is already running: process"):
+            Ingest(ready, ready.database_url or "", print, Clock())
+        other = ready.model_copy(update={"capture": 1})
+        Ingest(other, ready.database_url or "", print, Clock()).close()
+
+
+async def test_everything_received_until_the_last_connection_is_closed_is_captured(
+    ready: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = Receiver.receive
+    received = []
+
+    def counted_receive(self: Receiver, payload: bytes | str, connection: int) -> None:
+        received.append(connection)
+        receive(self, payload, connection)
+
+    monkeypatch.setattr(Receiver, "receive", counted_receive)
+    async with DhanSimulator(SUBSCRIBED, rate=20_000) as simulator, ingest(with_feed(ready, simulator)):
+        await until(lambda: len(received) > 5000)
+        at_stop = len(received)
+    assert len(received) >= at_stop
+    assert stored(database_url)[0] == len(received)
+    assert_stored_exactly_once(ready, database_url)
+
+
+async def test_capture_goes_on_through_an_outage_and_catches_up(
+    ready: Settings, postgres_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dhan_pipeline.ingest.backlog.MEMORY_LIMIT_BYTES", 100_000)
+    async with DhanSimulator(SUBSCRIBED, rate=4000) as simulator, ingest(with_feed(ready, simulator)) as running:
+        await until(lambda: stored(database_url)[0] > 500)
+        with outage(postgres_url, database_url):
+            await until(lambda: running.of_kind("warning"))
+            before = running.of_kind("status")[-1]
+            await until(lambda: running.of_kind("status")[-1]["messages"] > before["messages"] + 4000)
+            behind = running.of_kind("status")[-1]
+            assert behind["backlog_seconds"] > 0.5
+            assert behind["connections_up"] == 1
+        simulator.rate = 0
+        simulator.flush()
+        sent = sum(simulator.sent.values())
+        await until(lambda: stored(database_url)[1] == sent)
+    assert running.of_kind("status")[-1]["backlog_seconds"] == 0.0
+    assert_stored_exactly_once(ready, database_url)
+
+
+async def test_stopped_during_an_outage_it_leaves_the_rest_to_the_next_start(
+    ready: Settings, postgres_url: str, database_url: str
+) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=4000) as simulator:
+        async with ingest(with_feed(ready, simulator)) as first:
+            await until(lambda: stored(database_url)[0] > 500)
+            with outage(postgres_url, database_url):
+                await until(lambda: first.of_kind("warning"))
+                first.stop.set()
+                await until(lambda: first.of_kind("stopped"))
+        written = first.of_kind("status")[-1]["messages"]
+        assert stored(database_url)[0] < written
+        async with ingest(with_feed(ready, simulator)):
+            await until(lambda: stored(database_url)[0] > written)
+    assert_stored_exactly_once(ready, database_url)
+
+
+async def test_a_journal_that_cannot_be_written_ends_the_capture_with_its_reason(ready: Settings) -> None:
+    clock = Clock(START_NS + HOUR_NS - 50 * SECOND_NS, speed=100.0)
+    save_token(ready.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6, clock=clock), CLIENT_ID)
+    async with DhanSimulator(SUBSCRIBED, rate=1000, clock=clock) as simulator:
+        running = Running(with_feed(ready, simulator), clock)
+        hour_path(ready.journal_dir, 0, NEXT_HOUR).mkdir(parents=True)
+        with closing(running.capture), pytest.raises(OSError, match="The journal cannot be written"):
+            await running.capture.run(running.stop)
+    assert hour_summary(ready.journal_dir, 0, HOUR).messages > 0
+    assert running.of_kind("stopped") == []
+
+
+async def test_a_mistake_in_the_journals_thread_ends_the_capture_too(
+    ready: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(*_: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    async with DhanSimulator(SUBSCRIBED, rate=1000) as simulator:
+        monkeypatch.setattr(JournalWriter, "append", append)
+        running = Running(with_feed(ready, simulator), Clock())
+        with closing(running.capture), pytest.raises(ZeroDivisionError, match="a mistake"):
+            await running.capture.run(running.stop)
+    assert running.of_kind("stopped") == []
+
+
+async def test_a_capture_without_a_token_ends_with_a_sentence(ready: Settings) -> None:
+    ready.dhan_token_file.unlink()
+    running = Running(ready, Clock())
+    with closing(running.capture), pytest.raises(CredentialsError):
+        await running.capture.run(running.stop)
+    assert running.of_kind("stopped") == []
+
+
+async def test_a_capture_without_subscriptions_is_refused(settings: Settings) -> None:
+    with pytest.raises(SubscriptionError):
+        Ingest(settings, settings.database_url or "", print, Clock())
+
+
+async def test_a_refused_start_leaves_the_capture_free(ready: Settings) -> None:
+    with closing(JournalWriter(ready.journal_dir, 0)) as journal:
+        record(journal, [b"\0" * 8], START_NS + HOUR_NS)
+    behind = Clock(START_NS, speed=1e-9)
+    with pytest.raises(ClockBehindError, match="2026-11-20 03:30:00 UTC, which is before the journal's last message"):
+        Ingest(ready, ready.database_url or "", print, behind)
+    too_many = [
+        Subscription(ExchangeSegment.NSE_EQ, number, Mode.TICKER, "S")
+        for number in range(MAX_CONNECTIONS * MAX_INSTRUMENTS_PER_CONNECTION + 1)
+    ]
+    write_subscriptions(ready.subscriptions_path, too_many)
+    with pytest.raises(Exception, match="25001"):
+        Ingest(ready, ready.database_url or "", print, Clock())
+    JournalWriter(ready.journal_dir, 0).close()
+
+
+async def test_a_disk_that_is_nearly_full_is_told_once(ready: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "LOW_DISK_BYTES", 1 << 60)
+    async with DhanSimulator(SUBSCRIBED, rate=500) as simulator, ingest(with_feed(ready, simulator)) as running:
+        await until(lambda: len(running.of_kind("status")) > 2)
+    [warning] = running.of_kind("warning")
+    assert "GB left; the capture ends when it is full" in warning["message"]

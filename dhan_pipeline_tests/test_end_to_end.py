@@ -1,0 +1,183 @@
+"""The capture as a person or a run starts it: a process of its own, over the exchange's wire, into PostgreSQL."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.journal.reader import list_files, read_blocks
+from dhan_pipeline.settings import Settings
+from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, assert_stored_exactly_once, prepare_capture, query
+
+PROGRAM = Path(sys.executable).with_name("dhan-pipeline")
+RATE = 5000.0
+
+
+async def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+class Child:
+    """A capture in a process of its own, and what it has said so far."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.events: list[dict[str, Any]] = []
+        self.log = ""
+        self._readers = asyncio.gather(self._read_events(), self._read_log())
+
+    @property
+    def stored(self) -> int:
+        """Ticks that it says it has stored."""
+        return max((event["ticks"] for event in self.events if event["event"] == "status"), default=0)
+
+    async def ended(self) -> int:
+        """Its exit code, when it has ended."""
+        async with asyncio.timeout(30):
+            code = await self.process.wait()
+            await self._readers
+        return code
+
+    async def _read_events(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.events.append(json.loads(line))
+
+    async def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log += line.decode()
+
+
+@asynccontextmanager
+async def capture(settings: Settings, feed_url: str) -> AsyncIterator[Child]:
+    """A child process; it is killed where the test did not end it."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")},
+        "DATA_DIR": str(settings.data_dir),
+        "DATABASE_URL": settings.database_url or "",
+        "DHAN_TOKEN_FILE": str(settings.dhan_token_file),
+        "DHAN_FEED_URL": feed_url,
+        "SESSIONS": "always",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(PROGRAM, "ingest", "--supervised"),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=environment,
+        cwd=settings.data_dir.parent,
+    )
+    child = Child(process)
+    try:
+        yield child
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await child.ended()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    settings = Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        dhan_token_file=tmp_path / "token.json",
+    )
+    prepare_capture(settings)
+    return settings
+
+
+async def test_killed_in_the_middle_and_started_again_every_packet_is_stored_exactly_once(
+    settings: Settings, database_url: str
+) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+        async with capture(settings, simulator.feed_url) as killed:
+            await until(lambda: killed.stored > RATE / 2)
+            killed.process.kill()
+            assert await killed.ended() == -signal.SIGKILL
+        before = [block.block_id for block in read_blocks(settings.journal_dir, 0)]
+
+        # A block of which half had reached the disk.
+        newest = list_files(settings.journal_dir, 0)[-1]
+        whole = newest.stat().st_size
+        with newest.open("r+b") as file:
+            part = file.read()[-3000:]
+            file.write(b"\xff\xff\xff\xff" + part[:1500])
+
+        async with capture(settings, simulator.feed_url) as child:
+            await until(lambda: child.stored > RATE / 2)
+            simulator.rate = 0
+            simulator.flush()
+            sent = sum(simulator.sent.values())
+            [connection] = simulator.connections
+            sent_to_child = sum(connection.sent.values())
+            child.process.send_signal(signal.SIGTERM)
+            assert await child.ended() == 0
+    assert f"Cut 1504 bytes of an unfinished block off the end of {newest}" in child.log
+    assert newest.stat().st_size >= whole
+
+    blocks = list(read_blocks(settings.journal_dir, 0, on_corruption=lambda damage: pytest.fail(str(damage))))
+    assert [block.block_id for block in blocks[: len(before)]] == before
+    assert sum(block.messages for block in blocks[len(before) :]) == sent_to_child
+    assert len(before) < len(blocks)
+    assert sum(block.messages for block in blocks) <= sent
+    assert_stored_exactly_once(settings, database_url)
+    assert query(database_url, "SELECT sum(rejected)::int FROM ingest_ledger") == [(0,)]
+
+
+async def test_when_its_standard_input_closes_the_capture_stores_everything_and_ends_well(
+    settings: Settings, database_url: str
+) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator, capture(settings, simulator.feed_url) as child:
+        await until(lambda: child.stored > RATE / 2)
+        assert child.process.stdin is not None
+        child.process.stdin.close()
+        assert await child.ended() == 0
+    kinds = [event["event"] for event in child.events]
+    assert kinds[0] == "started"
+    assert child.events[0]["pid"] == child.process.pid
+    assert kinds[-1] == "stopped"
+    assert set(kinds) <= {"started", "status", "hour_complete", "stopped"}
+    last = [event for event in child.events if event["event"] == "status"][-1]
+    assert query(database_url, "SELECT sum(messages)::int, sum(ticks)::int FROM ingest_ledger") == [
+        (last["messages"], last["ticks"])
+    ]
+    assert_stored_exactly_once(settings, database_url)
+
+
+async def test_a_supervisor_that_dies_takes_no_data_with_it(settings: Settings, database_url: str) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator, capture(settings, simulator.feed_url) as child:
+        await until(lambda: child.stored > RATE / 2)
+        for pipe in (0, 1):
+            transport = child.process._transport.get_pipe_transport(pipe)  # type: ignore[attr-defined]
+            transport.close()
+        await child.ended()
+    assert_stored_exactly_once(settings, database_url)
+    assert "Traceback" not in child.log
+
+
+async def test_a_second_capture_is_refused_with_a_sentence(settings: Settings) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=100.0) as simulator, capture(settings, simulator.feed_url) as first:
+        await until(lambda: first.events)
+        async with capture(settings, simulator.feed_url) as second:
+            assert await second.ended() == 1
+        sentence = f"Capture 0 is already running: process {first.process.pid} holds its lock."
+        assert second.events == [{"event": "error", "message": sentence}]
+        assert second.log == f"dhan-pipeline: {sentence}\n"
+        first.process.send_signal(signal.SIGTERM)
+        assert await first.ended() == 0

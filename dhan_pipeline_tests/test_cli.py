@@ -1,0 +1,462 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg2.extensions import connection
+
+from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.simulator.dhan import choose_instruments
+from dhan_pipeline.feeds.simulator.master import write_synthetic_master
+from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
+from dhan_pipeline.instruments import split_instrument_token
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.engine import create_database
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
+
+COMMANDS = (
+    ("demo",),
+    ("simulate",),
+    ("ingest",),
+    ("sync-instruments",),
+    ("migrate",),
+    ("db",),
+    ("db", "start"),
+    ("db", "stop"),
+    ("db", "url"),
+    ("db", "psql"),
+    ("decode",),
+)
+
+#: RELIANCE at 1294.50, traded on 2026-08-06 at 13:20:57 IST; and its open interest.
+TICKER = "02 1000 01 450b0000 00d0a144 398a746a"
+OPEN_INTEREST = "05 0c00 02 4dc00000 999fd500"
+
+MASTER_ROWS = 2_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the program runs: its relative paths lie here, and no `.env` does."""
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("master") / "scrip_master.csv"
+    write_synthetic_master(path, rows=MASTER_ROWS, on=date(2026, 11, 20))
+    return path
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """Ours, with these settings and no others."""
+    names = {name.upper() for name in Settings.model_fields}
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return kept | {"COLUMNS": "100"} | {name.upper(): str(value) for name, value in settings.items()}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dhan_pipeline.cli", *arguments]
+
+
+def run(*arguments: str, cwd: Path, stdin: str = "", **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, input=stdin, env=environment(**settings), capture_output=True, text=True
+    )
+
+
+@contextmanager
+def running(*arguments: str, cwd: Path, **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """The program in the background; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(**settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence that a failed command has said, and nothing else."""
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"dhan-pipeline: .+", line)
+    return line.removeprefix("dhan-pipeline: ")
+
+
+def wrong_usage(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def taken_port() -> socket.socket:
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    return listening
+
+
+# Help and usage
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_says_what_it_does_and_explains_every_option(words: tuple[str, ...], folder: Path) -> None:
+    done = run(*words, "--help", cwd=folder)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    usage, _, rest = done.stdout.partition("\n\n")
+    assert usage.startswith("Usage:")
+    assert re.match(r"  [A-Z][^\n]+(\n  [^\n]+)*\.\n", rest)
+    options = re.split(r"^  (?=--)", rest, flags=re.MULTILINE)[1:]
+    assert options[-1].startswith("--help ")
+    for option in options:
+        assert re.match(r"--\S+( \S+)*\s{2,}[A-Z]", option), f"not explained: {option}"
+
+
+def test_the_program_without_a_command_lists_the_commands(folder: Path) -> None:
+    done = run(cwd=folder)
+    assert done.returncode == 2
+    for words in COMMANDS:
+        if len(words) == 1:
+            assert f"  {words[0]} " in done.stdout + done.stderr
+
+
+def test_help_names_every_command_that_there_is(folder: Path) -> None:
+    listed = run("--help", cwd=folder).stdout.partition("Commands:\n")[2]
+    assert set(re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE)) == {words[0] for words in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("teleport",), "No such command 'teleport'"),
+        (("decode",), "Missing argument 'HEX'"),
+        (("decode", "--source", "other", "00"), "other is not a source that exists; use dhan."),
+        (("ingest", "--for", "soon"), "Invalid value for '--for'"),
+        (("simulate", "--listen", "8765"), "8765 is not HOST:PORT"),
+        (("simulate", "--rest", "127.0.0.1:70000"), "127.0.0.1:70000 is not HOST:PORT"),
+        (("simulate", "--instruments", "0"), "at least one instrument has to trade"),
+        (("sync-instruments",), "one of --download and --csv-path is needed"),
+        (("sync-instruments", "--download", "--csv-path", "x.csv"), "one of --download and --csv-path is needed"),
+        (("demo", "--instruments", "0"), "Invalid value for '--instruments'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_usage_is_said_and_exits_2(arguments: tuple[str, ...], said: str, folder: Path) -> None:
+    assert said in wrong_usage(run(*arguments, cwd=folder))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("capture", "99"), ("capture", "many"), ("retention_days", "0"), ("data_source", "nobody"), ("sessions", "never")],
+)
+def test_a_wrong_setting_is_named(setting: str, value: str, folder: Path) -> None:
+    said = sentence(run("ingest", cwd=folder, **{setting: value}))
+    assert said.startswith("The settings cannot be used: ")
+    assert f"{setting.upper()}: Input should be" in said
+
+
+# decode
+
+
+def test_decode_shows_every_field_of_a_frame(folder: Path) -> None:
+    done = run("decode", TICKER, cwd=folder)
+    assert done.returncode == 0
+    assert "ticker at 0, 16 bytes" in done.stdout
+    for words in (("last_price", "1294.50 rupees"), ("last_trade_time", "2026-08-06 13:20:57 IST"), ("NSE_EQ",)):
+        assert all(word in done.stdout for word in words)
+
+
+def test_decode_prints_one_json_object(folder: Path) -> None:
+    done = run("decode", "--json", TICKER + OPEN_INTEREST, cwd=folder)
+    assert done.returncode == 0
+    ticker, open_interest = json.loads(done.stdout)["packets"]
+    assert ticker["rows"][4] == {"offset": 8, "field": "last_price", "raw": 1294.5, "meaning": "1294.50 rupees"}
+    assert (open_interest["kind"], open_interest["offset"]) == ("open interest", 16)
+
+
+def test_decode_reads_standard_input(folder: Path) -> None:
+    done = run("decode", "--json", "-", cwd=folder, stdin=f"{TICKER}\n")
+    assert [packet["kind"] for packet in json.loads(done.stdout)["packets"]] == ["ticker"]
+
+
+def test_decode_shows_every_byte_of_what_it_cannot_read(folder: Path) -> None:
+    done = run("decode", "--json", TICKER + "63 0900 01 deadbeef 7f", cwd=folder)
+    assert done.returncode == 0
+    _, unknown = json.loads(done.stdout)["packets"]
+    assert unknown["error"]
+    assert unknown["rows"][-1]["raw"] == "7f"
+    assert sum(packet["size"] for packet in json.loads(done.stdout)["packets"]) == 16 + 9
+    assert unknown["error"] in run("decode", TICKER + "63 0900 01 deadbeef 7f", cwd=folder).stdout
+
+
+def test_decode_shows_all_levels_of_depth(folder: Path) -> None:
+    layout = LAYOUTS[ResponseCode.FULL]
+    full = bytes([ResponseCode.FULL, layout.size, 0, 1]) + bytes(layout.size - 4)
+    done = run("decode", full.hex(), cwd=folder)
+    assert "depth[4].ask_price" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["zz", "021", "0x02"])
+def test_decode_refuses_what_is_not_hexadecimal(text: str, folder: Path) -> None:
+    assert "that is not hexadecimal" in wrong_usage(run("decode", text, cwd=folder))
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_decode_refuses_an_empty_message(options: tuple[str, ...], folder: Path) -> None:
+    assert sentence(run("decode", "", *options, cwd=folder)) == "The message is empty."
+
+
+# The database
+
+
+def test_the_embedded_database_is_started_named_and_stopped(open_dir: Path, folder: Path) -> None:
+    data = {"data_dir": open_dir / "cli"}
+    assert sentence(run("db", "url", cwd=folder, **data)).endswith("start it with: dhan-pipeline db start.")
+    assert run("db", "stop", cwd=folder, **data).stdout == "It was not running.\n"
+    started = run("db", "start", cwd=folder, **data)
+    try:
+        assert started.returncode == 0, started.stderr
+        assert started.stdout.startswith("PostgreSQL runs; ")
+        assert re.fullmatch(
+            r"postgresql://postgres:\S+@127\.0\.0\.1:\d+/\w+\n", run("db", "url", cwd=folder, **data).stdout
+        )
+        migrated = run("migrate", cwd=folder, **data)
+        assert migrated.stdout.startswith("0001_instruments\n")
+        assert run("migrate", cwd=folder, **data).stdout == "The schema is up to date.\n"
+        assert run("db", "start", cwd=folder, **data).returncode == 0
+    finally:
+        stopped = run("db", "stop", cwd=folder, **data)
+    assert (stopped.returncode, stopped.stdout) == (0, "PostgreSQL stopped.\n")
+    assert run("db", "url", cwd=folder, **data).returncode == 1
+
+
+def test_a_command_stops_the_embedded_database_that_it_started(open_dir: Path, folder: Path) -> None:
+    data = {"data_dir": open_dir / "short"}
+    assert run("migrate", cwd=folder, **data).returncode == 0
+    assert run("db", "stop", cwd=folder, **data).stdout == "It was not running.\n"
+
+
+def test_a_folder_without_postgresql_is_said(folder: Path) -> None:
+    said = sentence(run("db", "start", cwd=folder, postgres_bin_dir=folder))
+    assert said == f"There is no program postgres in {folder}."
+
+
+def test_migrate_dry_run_prints_sql_and_runs_nothing(postgres_url: str, folder: Path) -> None:
+    url = create_database(postgres_url, "dry")
+    dry = run("migrate", "--dry-run", cwd=folder, database_url=url)
+    assert dry.returncode == 0
+    assert "-- 0001_instruments.sql" in dry.stdout
+    assert "CREATE TABLE IF NOT EXISTS ticks" in dry.stdout
+    assert run("migrate", cwd=folder, database_url=url).stdout.startswith("0001_instruments\n")
+    assert run("migrate", "--dry-run", cwd=folder, database_url=url).stdout == ""
+
+
+def test_a_database_that_is_away_is_said(folder: Path) -> None:
+    said = sentence(run("migrate", cwd=folder, database_url="postgresql://nobody@127.0.0.1:1/none"))
+    assert said.startswith("The database cannot be reached: ")
+
+
+# sync-instruments
+
+
+def count(conn: connection, query: str) -> int:
+    with conn, conn.cursor() as cursor:
+        cursor.execute(query)
+        number: int = cursor.fetchall()[0][0]
+    return number
+
+
+def test_instruments_are_synced_from_a_file(database_url: str, conn: connection, master: Path, folder: Path) -> None:
+    arguments = ("sync-instruments", "--db-url", database_url, "--csv-path", str(master))
+    first = run(*arguments, "--json", "--batch-size", "500", cwd=folder)
+    assert first.returncode == 0, first.stderr
+    facts = json.loads(first.stdout)
+    assert facts["inserted"] == count(conn, "SELECT count(*) FROM active_instruments") > 1_000
+    assert (facts["updated"], facts["unchanged"], facts["deactivated"]) == (0, 0, 0)
+
+    second = run(*arguments, cwd=folder)
+    assert re.search(rf"^ +unchanged +{facts['inserted']:,}$", second.stdout, re.MULTILINE)
+    assert re.search(r"^ +inserted +0$", second.stdout, re.MULTILINE)
+
+
+def test_a_file_that_is_no_scrip_master_is_said(database_url: str, folder: Path) -> None:
+    (folder / "other.csv").write_text("a,b\n1,2\n")
+    arguments = ("sync-instruments", "--db-url", database_url, "--csv-path")
+    assert "is not a Dhan scrip master" in sentence(run(*arguments, "other.csv", cwd=folder))
+    assert "cannot be read: No such file or directory" in sentence(run(*arguments, "none.csv", cwd=folder))
+
+
+def test_a_database_without_tables_is_said(postgres_url: str, master: Path, folder: Path) -> None:
+    url = create_database(postgres_url, "without_tables")
+    said = sentence(run("sync-instruments", "--db-url", url, "--csv-path", str(master), cwd=folder))
+    assert said == "The database has no instruments table yet; migrate it first."
+
+
+def test_a_failed_download_is_said(database_url: str, folder: Path) -> None:
+    with taken_port() as listening:
+        port = listening.getsockname()[1]
+    said = sentence_after_progress(
+        run(
+            "sync-instruments",
+            "--download",
+            cwd=folder,
+            database_url=database_url,
+            dhan_scrip_master_url=f"http://127.0.0.1:{port}/master.csv",
+        )
+    )
+    assert said.startswith("The scrip master could not be downloaded from ")
+
+
+def sentence_after_progress(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("dhan-pipeline: ")
+    return last.removeprefix("dhan-pipeline: ")
+
+
+# The exchange, and a capture of it
+
+
+@pytest.fixture
+def exchange(master: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A simulated exchange of ten instruments in a process of its own, its URLs and its token file."""
+    token_file = tmp_path / "token.json"
+    arguments = ("--listen", "127.0.0.1:0", "--rest", "127.0.0.1:0", "--instruments", "10", "--rate", "1000")
+    arguments += ("--master", str(master), "--token-file", str(token_file), "--json")
+    with running("simulate", *arguments, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        urls = json.loads(process.stdout.readline())
+        yield urls | {"token_file": str(token_file)}
+        process.send_signal(signal.SIGTERM)
+        summary, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+        assert json.loads(summary)["sent"] is not None
+
+
+@pytest.fixture
+def capture_settings(exchange: dict[str, str], master: Path, database_url: str, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a capture of everything that the exchange trades."""
+    settings = {
+        "data_dir": tmp_path / "data",
+        "database_url": database_url,
+        "dhan_feed_url": exchange["feed_url"],
+        "dhan_scrip_master_url": exchange["rest_url"] + DETAILED_PATH,
+        "dhan_token_file": exchange["token_file"],
+        "sessions": "always",
+    }
+    chosen = [split_instrument_token(token) for token in choose_instruments(master, 10)]
+    write_subscriptions(
+        tmp_path / "data" / "subscriptions.csv",
+        [Subscription(segment, number, Mode.FULL, "") for segment, number in chosen],
+    )
+    return settings
+
+
+def test_the_exchange_says_where_it_listens_and_stops_when_asked(master: Path, folder: Path) -> None:
+    arguments = ("simulate", "--listen", "127.0.0.1:0", "--instruments", "2", "--master", str(master))
+    with running(*arguments, cwd=folder) as process:
+        assert process.stdout is not None
+        assert re.fullmatch(r"feed_url: ws://127\.0\.0\.1:\d+\n", process.stdout.readline())
+        assert re.fullmatch(r"rest_url: http://127\.0\.0\.1:\d+\n", process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("option", ["--listen", "--rest"])
+def test_a_taken_port_is_said(option: str, master: Path, folder: Path) -> None:
+    ports = {"--listen": "127.0.0.1:0", "--rest": "127.0.0.1:0"}
+    with taken_port() as listening:
+        ports[option] = f"127.0.0.1:{listening.getsockname()[1]}"
+        words = [word for pair in ports.items() for word in pair]
+        said = sentence(run("simulate", *words, "--instruments", "2", "--master", str(master), cwd=folder))
+    assert said.startswith("The exchange cannot listen: ")
+    assert "address already in use" in said
+
+
+def test_a_token_file_that_cannot_be_written_is_said(folder: Path) -> None:
+    (folder / "file").touch()
+    said = sentence(run("simulate", "--token-file", "file/token.json", cwd=folder))
+    assert said.startswith("The token file file/token.json cannot be written: ")
+
+
+def test_instruments_are_synced_from_a_download(capture_settings: dict[str, Any], master: Path, folder: Path) -> None:
+    done = run("sync-instruments", "--download", "--json", cwd=folder, **capture_settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["inserted"] > 1_000
+    assert (capture_settings["data_dir"] / "scrip_master.csv").read_bytes() == master.read_bytes()
+
+
+def test_ingest_captures_for_a_while_and_accounts_for_every_packet(
+    capture_settings: dict[str, Any], master: Path, conn: connection, folder: Path
+) -> None:
+    synced = run("sync-instruments", "--csv-path", str(master), cwd=folder, **capture_settings)
+    assert synced.returncode == 0, synced.stderr
+    done = run("ingest", "--for", "3", cwd=folder, **capture_settings)
+    assert done.returncode == 0, done.stderr
+    assert "ticks stored" in done.stderr
+    assert count(conn, "SELECT count(*) FROM ticks") > 500
+    assert count(conn, "SELECT sum(packets - ticks - state - control - rejected) FROM ingest_ledger") == 0
+    assert count(conn, "SELECT sum(ticks) FROM ingest_ledger") == count(conn, "SELECT count(*) FROM ticks")
+
+
+def test_a_supervised_ingest_prints_json_lines_and_stops_when_standard_input_closes(
+    capture_settings: dict[str, Any], folder: Path
+) -> None:
+    with running("ingest", "--supervised", cwd=folder, **capture_settings) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        events = []
+        for line in process.stdout:
+            events.append(json.loads(line))
+            if events[-1]["event"] == "status" and events[-1]["messages"]:
+                process.stdin.close()
+        assert process.wait(20) == 0
+    assert events[0]["event"] == "started"
+    assert events[0]["pid"] == process.pid
+    assert events[-1] == {"event": "stopped", "reason": "asked to stop"}
+
+
+def test_a_missing_token_is_said(database_url: str, folder: Path) -> None:
+    path = folder / "data" / "subscriptions.csv"
+    segment, number = split_instrument_token(1 << 40 | 1 << 32 | 2885)
+    write_subscriptions(path, [Subscription(segment, number, Mode.FULL, "RELIANCE")])
+    done = run("ingest", cwd=folder, database_url=database_url, dhan_token_file="no_token.json", sessions="always")
+    said = sentence_after_progress(done)
+    assert said.startswith("There is no token file no_token.json (DHAN_TOKEN_FILE), ")
+
+
+def test_missing_subscriptions_are_said(database_url: str, folder: Path) -> None:
+    said = sentence(run("ingest", cwd=folder, database_url=database_url))
+    assert said.startswith("There are no resolved subscriptions at data/subscriptions.csv; ")
+
+
+def test_a_supervised_ingest_says_what_is_wrong_as_json_too(database_url: str, folder: Path) -> None:
+    for settings in ({"database_url": database_url}, {"capture": 99}):
+        done = run("ingest", "--supervised", cwd=folder, **settings)
+        assert done.returncode == 1
+        event = json.loads(done.stdout)
+        assert event["event"] == "error"
+        assert event["message"] in done.stderr

@@ -285,7 +285,7 @@ def _stop_when_stdin_closes(stop: asyncio.Event) -> None:
 @app.command("sync-instruments", short_help="Load the scrip master into the database.")
 def sync_instruments(
     db_url: Annotated[
-        str | None, typer.Option(help="postgresql://…; else DATABASE_URL, else the embedded one.")
+        str | None, typer.Option(metavar="URL", help="Of the database; without it DATABASE_URL, else the embedded one.")
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download the scrip master first.")] = False,
     csv_path: Annotated[Path | None, typer.Option(help="A scrip master on disk, compact or detailed.")] = None,

@@ -28,7 +28,7 @@ class Backlog:
     """Blocks of one capture between the journal (which puts) and one writer (which takes)."""
 
     def __init__(self, journal_dir: Path, capture: int, last_durable: int | None, last_received_ns: int) -> None:
-        """`last_durable` is the journal's last block id at start, None if it is empty; so for its last receive time."""
+        """At start, the journal's last block id, None if it is empty, and its last receive time."""
         self._journal_dir = journal_dir
         self._capture = capture
         self._ready = Condition()

@@ -1,5 +1,25 @@
-"""Dhan's live feed: wire format, decoder, and the one-packet functions and models."""
+"""Dhan's live feed: wire format, decoder, client, and the one-packet functions and models."""
 
+from dhan_pipeline.feeds.dhan.auth import (
+    Credentials,
+    check_dhan_token_validity,
+    get_dhan_credentials,
+    get_websocket_url,
+    save_token,
+)
+from dhan_pipeline.feeds.dhan.client import DhanWebSocketClient, Feed
+from dhan_pipeline.feeds.dhan.errors import (
+    CredentialsError,
+    DataPlanError,
+    DhanError,
+    FeedError,
+    FeedRefusedError,
+    RateLimitedError,
+    SilentFeedError,
+    SubscriptionLimitError,
+    TokenExpiredError,
+    TokenRefusedError,
+)
 from dhan_pipeline.feeds.dhan.packets import (
     DhanMarketDepthLevel,
     DhanResponseHeader,
@@ -15,10 +35,26 @@ from dhan_pipeline.feeds.dhan.packets import (
 )
 
 __all__ = [
+    "Credentials",
+    "CredentialsError",
+    "DataPlanError",
+    "DhanError",
     "DhanMarketDepthLevel",
     "DhanResponseHeader",
     "DhanTick",
+    "DhanWebSocketClient",
+    "Feed",
+    "FeedError",
+    "FeedRefusedError",
     "PacketError",
+    "RateLimitedError",
+    "SilentFeedError",
+    "SubscriptionLimitError",
+    "TokenExpiredError",
+    "TokenRefusedError",
+    "check_dhan_token_validity",
+    "get_dhan_credentials",
+    "get_websocket_url",
     "parse_disconnect_packet",
     "parse_full_packet",
     "parse_market_depth_level",
@@ -26,4 +62,5 @@ __all__ = [
     "parse_prev_close_packet",
     "parse_quote_packet",
     "parse_ticker_packet",
+    "save_token",
 ]

@@ -248,11 +248,19 @@ def show(results: list[dict[str, Any]], facts: dict[str, Any], checked: int) -> 
     table.add_column("packets/s", justify="right")
     table.add_column("times dhanhq", justify="right")
     for row in results:
-        cells = [f"{t['median']:.2f} ({t['min']:.2f}-{t['max']:.2f})" for name, t in row.items() if name != "batch"]
+        cells = [
+            f"{_digits(took['median'])} ({_digits(took['min'])}-{_digits(took['max'])})"
+            for name, took in row.items()
+            if name != "batch"
+        ]
         ours, theirs = row["decode + enrich"]["median"], row["dhanhq"]["median"]
         table.add_row(str(row["batch"]), *cells, f"{1e6 / ours:,.0f}", f"{theirs / ours:.1f}")
     Console(width=100).print(table)
     print(f"The last two columns are of decode + enrich. All values of {checked:,} packets agree with dhanhq's.")
+
+
+def _digits(us: float) -> str:
+    return f"{us:.0f}" if us >= 10 else f"{us:.2f}"
 
 
 def main() -> int:

@@ -102,10 +102,13 @@ def hour_bounds(hour: str) -> tuple[datetime, datetime]:
 
 
 def last_block(conn: connection, capture: int) -> int | None:
-    """The highest block id that is stored of a capture, None if none is."""
+    """The highest block id that a capture's writer stored, None if it stored none.
+
+    Blocks that only a rebuild stored (they have no latency) do not count: the writer may not have come to those before.
+    """
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT max(block_id) FROM ingest_ledger WHERE block_id >= %s AND block_id < %s",
+            "SELECT max(block_id) FROM ingest_ledger WHERE block_id >= %s AND block_id < %s AND latency_ms IS NOT NULL",
             (capture << CAPTURE_SHIFT, (capture + 1) << CAPTURE_SHIFT),
         )
         found: int | None = cursor.fetchall()[0][0]

@@ -157,3 +157,13 @@ def test_an_hour_of_which_the_journal_lost_a_block_is_left_as_it_is(
     with pytest.raises(JournalIncompleteError):
         rebuild_hour(settings, database_url, HOUR, clock)
     assert hour_digest(conn, HOUR) == live
+
+
+def test_an_hour_rebuilt_before_the_writer_came_to_it_keeps_no_earlier_block_from_being_stored(
+    settings: Settings, database_url: str, journal: JournalWriter, clock: HandClock
+) -> None:
+    record(journal, market_messages(100, seed=1), START_NS)
+    record(journal, market_messages(100, seed=2), START_NS + HOUR_NS)
+    rebuild_hour(settings, database_url, NEXT_HOUR, clock)
+    store(settings, database_url, journal, clock)
+    assert_stored_exactly_once(settings, database_url)

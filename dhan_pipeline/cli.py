@@ -236,6 +236,7 @@ def ingest(
 
     async def run(stop: asyncio.Event) -> None:
         if supervised:
+            os.set_blocking(sys.stdout.fileno(), False)
             _stop_when_stdin_closes(stop)
         capture = Ingest(settings, database_url, emit, Clock())
         try:
@@ -254,9 +255,10 @@ def ingest(
 
 
 def _print_json(event: dict[str, Any]) -> None:
-    # The supervisor that reads this may have died; then standard input closes too, which ends the capture in order.
-    with suppress(BrokenPipeError):
-        print(json.dumps(event), flush=True)
+    # A supervisor that does not read must not hold up the sockets: a full pipe takes a line whole or not at all, and
+    # then it is dropped. One that has died closes standard input too, which ends the capture in order.
+    with suppress(BlockingIOError, BrokenPipeError):
+        os.write(sys.stdout.fileno(), f"{json.dumps(event)}\n".encode())
 
 
 def _print_status(event: dict[str, Any]) -> None:
@@ -366,16 +368,26 @@ def db_url_command() -> None:
 @db_app.command("psql")
 def db_psql() -> None:
     """Open psql on the database in use."""
-    psql = shutil.which("psql")
+    from dhan_pipeline.store import embedded
+
+    settings = _settings()
+    psql = embedded.client_program("psql", settings.postgres_bin_dir) or shutil.which("psql")
     if psql is None:
         raise PipelineError("psql is not installed; connect any client to the address of: dhan-pipeline db url.")
     # The URL holds the password, and arguments can be seen by every user: it travels in the environment.
     from psycopg2.extensions import parse_dsn
 
-    parts = parse_dsn(_running_database(_settings()))
-    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+    parts = parse_dsn(_running_database(settings))
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+        "dbname": "PGDATABASE",
+        "sslmode": "PGSSLMODE",
+    }
     environment = {names[key]: str(value) for key, value in parts.items() if key in names}
-    os.execve(psql, [psql], {**os.environ, **environment})  # no shell is wanted
+    os.execve(psql, [str(psql)], {**os.environ, **environment})  # no shell is wanted
 
 
 def _running_database(settings: Settings) -> str:

@@ -245,6 +245,8 @@ def test_the_embedded_database_is_started_named_and_stopped(open_dir: Path, fold
         migrated = run("migrate", cwd=folder, **data)
         assert migrated.stdout.startswith("0001_instruments\n")
         assert run("migrate", cwd=folder, **data).stdout == "The schema is up to date.\n"
+        asked = run("db", "psql", cwd=folder, stdin="SELECT count(*) + 41 FROM ticks;", **data)
+        assert re.search(r"^ +41$", asked.stdout, re.MULTILINE), asked.stderr
         assert run("db", "start", cwd=folder, **data).returncode == 0
     finally:
         stopped = run("db", "stop", cwd=folder, **data)

@@ -146,6 +146,15 @@ def url(data_dir: Path, bin_dir: Path | None = None) -> str | None:
     return _connect(home) if home.exists() else None
 
 
+def client_program(name: str, bin_dir: Path | None = None) -> Path | None:
+    """A program that came with the server, such as psql: the one that knows its version. None where none did."""
+    try:
+        program = _find_binaries(bin_dir) / name
+    except EmbeddedPostgresError:
+        return None
+    return program if program.exists() else None
+
+
 def _find_binaries(bin_dir: Path | None) -> Path:
     if bin_dir is not None:
         if not (bin_dir / "postgres").exists():

@@ -1,0 +1,77 @@
+import re
+from datetime import date
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dhan_pipeline.settings import Settings
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings of the person who runs the tests."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults_run_everything_on_this_machine() -> None:
+    settings = Settings()
+    assert settings.database_url is None
+    assert settings.data_dir == Path("data")
+    assert settings.journal_dir == Path("data/journal")
+    assert settings.subscriptions_path == Path("data/subscriptions.csv")
+
+
+def test_variables_of_the_environment_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTURE", "3")
+    monkeypatch.setenv("PARTITIONS_START", "2026-11-01")
+    assert (Settings().capture, Settings().partitions_start) == (3, date(2026, 11, 1))
+
+
+def test_a_file_env_counts_below_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CAPTURE=4\nRETENTION_DAYS=9\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("CAPTURE", "5")
+    assert (Settings().capture, Settings().retention_days) == (5, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("capture", 32),
+        ("capture", -1),
+        ("flush_interval_ms", 0),
+        ("retention_days", 0),
+        ("sessions", "never"),
+        ("data_source", "nobody"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings(**{name: value})
+
+
+def test_settings_do_not_change_and_do_not_show_the_token() -> None:
+    settings = Settings(dhan_access_token="secret-token")
+    with pytest.raises(ValidationError):
+        settings.capture = 1
+    assert "secret-token" not in repr(settings)
+    assert "secret-token" not in str(settings)
+
+
+def test_the_example_lists_every_setting_once_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines = re.findall(r"^# ([A-Z0-9_]+)=(.*)$", (REPOSITORY / ".env.example").read_text(), re.MULTILINE)
+    assert [name.lower() for name, _ in lines] == list(Settings.model_fields)
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines))
+    uncommented, default = Settings().model_dump(), Settings(_env_file=None).model_dump()
+    for name, value in default.items():
+        if value is not None:
+            assert uncommented[name] == value, f"{name.upper()} has another default"
+
+
+def test_the_guide_explains_every_setting() -> None:
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \|", (REPOSITORY / "docs" / "guide.md").read_text(), re.MULTILINE)
+    assert [name.lower() for name in rows] == list(Settings.model_fields)

@@ -1,6 +1,7 @@
 """The capture as a person or a run starts it: a process of its own, over the exchange's wire, into PostgreSQL."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -60,10 +61,8 @@ class Child:
             self.log += line.decode()
 
 
-@asynccontextmanager
-async def capture(settings: Settings, feed_url: str) -> AsyncIterator[Child]:
-    """A child process; it is killed where the test did not end it."""
-    environment = {
+def environment(settings: Settings, feed_url: str) -> dict[str, str]:
+    return {
         **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")},
         "DATA_DIR": str(settings.data_dir),
         "DATABASE_URL": settings.database_url or "",
@@ -71,12 +70,17 @@ async def capture(settings: Settings, feed_url: str) -> AsyncIterator[Child]:
         "DHAN_FEED_URL": feed_url,
         "SESSIONS": "always",
     }
+
+
+@asynccontextmanager
+async def capture(settings: Settings, feed_url: str) -> AsyncIterator[Child]:
+    """A child process; it is killed where the test did not end it."""
     process = await asyncio.create_subprocess_exec(
         *(PROGRAM, "ingest", "--supervised"),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
-        env=environment,
+        env=environment(settings, feed_url),
         cwd=settings.data_dir.parent,
     )
     child = Child(process)
@@ -181,3 +185,34 @@ async def test_a_second_capture_is_refused_with_a_sentence(settings: Settings) -
         assert second.log == f"dhan-pipeline: {sentence}\n"
         first.process.send_signal(signal.SIGTERM)
         assert await first.ended() == 0
+
+
+async def test_a_supervisor_that_does_not_read_holds_nothing_up(settings: Settings, database_url: str) -> None:
+    unread, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+        process = await asyncio.create_subprocess_exec(
+            *(PROGRAM, "ingest", "--supervised"),
+            stdin=PIPE,
+            stdout=full,
+            env=environment(settings, simulator.feed_url),
+            cwd=settings.data_dir.parent,
+        )
+        try:
+            stored = "SELECT coalesce(sum(ticks), 0)::int FROM ingest_ledger"
+            await until(lambda: query(database_url, stored)[0][0] > RATE)
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(30):
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            os.close(unread)
+            os.close(full)
+            if process.stdin is not None:
+                process.stdin.close()
+    assert_stored_exactly_once(settings, database_url)

@@ -63,7 +63,9 @@ def test_settings_do_not_change_and_do_not_show_the_token() -> None:
 
 
 def test_the_example_lists_every_setting_once_with_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    lines = re.findall(r"^# ([A-Z0-9_]+)=(.*)$", (REPOSITORY / ".env.example").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^# ([A-Z0-9_]+)=(.*)$", (REPOSITORY / ".env.example").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert [name.lower() for name, _ in lines] == list(Settings.model_fields)
     (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines))
     uncommented, default = Settings().model_dump(), Settings(_env_file=None).model_dump()
@@ -73,5 +75,7 @@ def test_the_example_lists_every_setting_once_with_its_default(monkeypatch: pyte
 
 
 def test_the_guide_explains_every_setting() -> None:
-    rows = re.findall(r"^\| `([A-Z0-9_]+)` \|", (REPOSITORY / "docs" / "guide.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([A-Z0-9_]+)` \|", (REPOSITORY / "docs" / "guide.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert [name.lower() for name in rows] == list(Settings.model_fields)

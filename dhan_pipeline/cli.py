@@ -111,7 +111,7 @@ def _require_dhan(source: str) -> None:
         raise typer.BadParameter(f"{source} is not a source that exists; use dhan.", param_hint="--source")
 
 
-@app.command()
+@app.command(short_help="Run everything on this machine, over a simulated exchange.")
 def demo(
     source: SourceOption = "dhan",
     instruments: InstrumentsOption = 500,

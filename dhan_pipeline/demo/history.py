@@ -1,6 +1,7 @@
 """The hours before the demo: captured through the same wire by the same code as live ones, faster than real time."""
 
 import asyncio
+from datetime import date
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.ingest.run import Ingest
-from dhan_pipeline.journal.reader import captures, hours
+from dhan_pipeline.journal.reader import hours
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import read_subscriptions
@@ -27,13 +28,19 @@ def capture_history(settings: Settings, database_url: str, console: Console) -> 
     """Capture those of the last complete hours that come after the journal's last one."""
     end_ns = hour_start_ns(Clock().now_ns())
     start_ns = end_ns - HOURS * HOUR_NS
-    if settings.capture in captures(settings.journal_dir) and (held := hours(settings.journal_dir, settings.capture)):
+    if held := hours(settings.journal_dir, settings.capture):
         start_ns = max(start_ns, parse_hour_key(held[-1]) + HOUR_NS)
     if start_ns >= end_ns:
         return
     # Made for a moment just after the hour begins: whatever is received then belongs to it.
     clock = Clock(start_ns, speed=HOUR_NS / 1e9 / SECONDS_AN_HOUR)
     asyncio.run(_capture(settings, database_url, clock, end_ns, console))
+
+
+def first_day(settings: Settings) -> date:
+    """The IST day of the first hour that there is, or will be once the last hours are captured."""
+    first = hour_key(Clock().now_ns() - HOURS * HOUR_NS)
+    return date.fromisoformat(min([first, *hours(settings.journal_dir, settings.capture)])[:10])
 
 
 async def _capture(settings: Settings, database_url: str, clock: Clock, end_ns: int, console: Console) -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 import dhan_pipeline
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.demo.exchange import exchange
-from dhan_pipeline.demo.history import capture_history
+from dhan_pipeline.demo.history import capture_history, first_day
 from dhan_pipeline.demo.services import DemoError, answers, free_port, service
 from dhan_pipeline.orchestration.names import LIVE_FEED, ROLE_TAG, STOP_TAG, TICKS
 from dhan_pipeline.orchestration.resources import settings_environment
@@ -67,6 +67,7 @@ def run_demo(
         migrate(server.url)
         console.print(f"PostgreSQL runs. The exchange opens: {instruments} instruments, {rate:,.0f} ticks a second.")
         settings = stack.enter_context(exchange(data_dir, server.url, instruments, rate))
+        settings = settings.model_copy(update={"partitions_start": first_day(settings)})
 
         console.print("Dagster starts, and syncs some 200,000 instruments.")
         # The path of a Unix socket has at most 104 bytes on macOS; a data directory's may be longer.

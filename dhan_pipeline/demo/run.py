@@ -17,7 +17,6 @@ from typing import Any
 import dagster as dg
 import psycopg2
 import yaml
-from psycopg2.extensions import connection
 from rich.console import Console
 
 import dhan_pipeline
@@ -31,6 +30,7 @@ from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
 from dhan_pipeline.store import embedded, ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.migrate import migrate
+from dhan_pipeline.store.ticks import count_ticks
 
 #: Longest from the daemon's start to the first word of the capture.
 CAPTURE_START_S = 90.0
@@ -203,15 +203,8 @@ def _totals(database_url: str, since_s: float) -> dict[str, Any]:
             "packets_received": totals.packets,
             "packets_parsed": totals.ticks + totals.state + totals.control,
             "packets_rejected": totals.rejected,
-            "ticks_stored": _rows(conn),
+            "ticks_stored": count_ticks(conn),
             "blocks": totals.blocks,
             "latency_p50_ms": latest.get("latency_total_p50_ms"),
             "latency_p99_ms": latest.get("latency_total_p99_ms"),
         }
-
-
-def _rows(conn: connection) -> int:
-    with conn.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM ticks")
-        rows: int = cursor.fetchall()[0][0]
-    return rows

@@ -32,7 +32,6 @@ def capture_history(settings: Settings, database_url: str, console: Console) -> 
         start_ns = max(start_ns, parse_hour_key(held[-1]) + HOUR_NS)
     if start_ns >= end_ns:
         return
-    # Made for a moment just after the hour begins: whatever is received then belongs to it.
     clock = Clock(start_ns, speed=HOUR_NS / 1e9 / SECONDS_AN_HOUR)
     asyncio.run(_capture(settings, database_url, clock, end_ns, console))
 
@@ -62,8 +61,8 @@ async def _capture(settings: Settings, database_url: str, clock: Clock, end_ns: 
                 settings.model_copy(update={"dhan_feed_url": simulator.feed_url}), database_url, show, clock
             )
             try:
-                seconds = clock.elapsed_s(2 * clock.now_ns() - (end_ns - _MARGIN_NS))
-                asyncio.get_running_loop().call_later(seconds, stop.set)
+                seconds_left = -clock.elapsed_s(end_ns - _MARGIN_NS)
+                asyncio.get_running_loop().call_later(seconds_left, stop.set)
                 await capture.run(stop)
             finally:
                 capture.close()

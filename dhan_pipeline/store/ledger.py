@@ -14,11 +14,9 @@ from psycopg2.extensions import connection
 from psycopg2.extras import Json
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.journal.block import NUMBER_BITS
 from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
 from dhan_pipeline.store.partitions import WRITER_LOCK, instant
-
-#: `block_id = capture << CAPTURE_SHIFT | number`.
-CAPTURE_SHIFT = 42
 
 #: Real seconds over which rates and latencies count as recent.
 RECENT_S = 10
@@ -109,7 +107,7 @@ def last_block(conn: connection, capture: int) -> int | None:
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT max(block_id) FROM ingest_ledger WHERE block_id >= %s AND block_id < %s AND latency_ms IS NOT NULL",
-            (capture << CAPTURE_SHIFT, (capture + 1) << CAPTURE_SHIFT),
+            (capture << NUMBER_BITS, (capture + 1) << NUMBER_BITS),
         )
         found: int | None = cursor.fetchall()[0][0]
     return found

@@ -16,9 +16,10 @@ from psycopg2.extras import execute_values
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.journal.block import split_block_id
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.copy import tick_copy
-from dhan_pipeline.store.ledger import CAPTURE_SHIFT, hour_bounds
+from dhan_pipeline.store.ledger import hour_bounds
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.ticks import COLUMNS, Enriched
 
@@ -56,7 +57,7 @@ class StoredBlock:
     @property
     def capture(self) -> int:
         """Number of the capture that received it."""
-        return self.block_id >> CAPTURE_SHIFT
+        return split_block_id(self.block_id)[0]
 
     @property
     def hour(self) -> str:

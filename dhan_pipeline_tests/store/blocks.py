@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.journal.block import make_block_id
 from dhan_pipeline.sessions import parse_hour_key
-from dhan_pipeline.store.ledger import CAPTURE_SHIFT
 from dhan_pipeline.store.ticks import StoredBlock
 from dhan_pipeline.ticks import COLUMNS, NULL_INT, POSITION_BITS, Enriched, Mode, Rejection, TickBatch
 
@@ -51,7 +51,7 @@ def make_block(
 ) -> StoredBlock:
     """Block `number` of a capture: `ticks` full and as many ticker ticks, received `at_s` into the hour."""
     received_ns = parse_hour_key(hour) + int(at_s * 1e9)
-    block_id = capture << CAPTURE_SHIFT | number
+    block_id = make_block_id(capture, number)
     batches = []
     for part, mode in enumerate((Mode.FULL, Mode.TICKER)):
         columns = _columns(mode, ticks, price)

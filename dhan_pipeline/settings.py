@@ -34,6 +34,18 @@ class Settings(BaseSettings):
     dhan_access_token: SecretStr | None = None
     """Used when the token file does not exist."""
 
+    dhan_pin: SecretStr | None = None
+    """The account's PIN. With it and `dhan_totp_secret`, tokens are made here, before the old one's time is over."""
+    dhan_totp_secret: SecretStr | None = None
+    """The secret that an authenticator was set up with, base32."""
+    dhan_api_url: str = "https://api.dhan.co"
+    dhan_auth_url: str = "https://auth.dhan.co"
+    dhan_trade_time_offset_s: int = 19_800
+    """Seconds that the feed's trade times are ahead of UTC. The feed writes India's wall clock as if it were UTC."""
+
+    feed_silence_s: float = Field(default=90.0, ge=1)
+    """In session, a connection through which no packet came for so many seconds is replaced."""
+
     subscriptions_file: Path = Path("subscriptions.yaml")
     """Rules that say which instruments to capture."""
 
@@ -56,6 +68,8 @@ class Settings(BaseSettings):
     parser_error_rate_error: float = 0.05
     latency_p99_ms_warn: float = 1000.0
     latency_p99_ms_error: float = 2000.0
+    gap_s_warn: float = 5.0
+    gap_s_error: float = 60.0
 
     @cached_property
     def journal_dir(self) -> Path:

@@ -1,0 +1,62 @@
+"""Notes: what the capture writes into its own journal, among the messages, about times in which there were none.
+
+A note is a text message of JSON from a connection that no feed has. It is durable and in order like everything else,
+so the gaps of a capture follow from its journal, whatever happens to the process or the database. Readers of packets
+need not know of notes: a text message is no packet. Each note says all that it has to say, without those before it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from dhan_pipeline.gaps import Cause, Gap
+from dhan_pipeline.journal.block import Block
+
+#: Stands in a block's `connection` where a message is a note. Feeds number theirs from 0.
+NOTE_CONNECTION = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A capture's process began. Gaps that were open then ended, as far as that process is concerned, at `since_ns`."""
+
+    pid: int
+    since_ns: int | None
+    """Receive time of the journal's last message before, ns since the Unix epoch, UTC; None if there was none."""
+    cause: Cause
+    """How the process before it ended: STOP, RESTART, DISK or HOST_DOWN."""
+
+
+Note = Gap | Started
+
+
+def encode_note(note: Note) -> bytes:
+    """The note as a message."""
+    kind = "gap" if isinstance(note, Gap) else "started"
+    return json.dumps({"note": kind, **asdict(note)}, separators=(",", ":")).encode()
+
+
+def decode_note(payload: bytes) -> Note | None:
+    """The note in a message; None for what is none that this version knows."""
+    try:
+        fields = json.loads(payload)
+        kind = fields.pop("note")
+        fields["cause"] = Cause(fields["cause"])
+        if kind == "started":
+            return Started(**fields)
+        if kind == "gap":
+            gap = Gap(**fields)
+            return gap if gap.instruments is None else replace(gap, instruments=tuple(gap.instruments))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def notes(block: Block) -> Iterator[tuple[int, Note]]:
+    """The block's notes in order, each with its receive time (ns since the Unix epoch, UTC)."""
+    for at in np.flatnonzero((block.connection == NOTE_CONNECTION) & block.text).tolist():
+        note = decode_note(block.payload[block.offsets[at] : block.offsets[at + 1]])
+        if note is not None:
+            yield int(block.received_ns[at]), note

@@ -72,11 +72,12 @@ _NO_PREVIOUS_CLOSE = StateUpdates(_NO_INTS, _NO_INTS, _NO_INTS, np.empty(0, np.f
 class _Columns(Mapping[str, NDArray[Any]]):
     """Columns of packets of one kind, made when asked for: a view into the packets costs little, but not nothing."""
 
-    __slots__ = ("_fields", "_rows")
+    __slots__ = ("_fields", "_offset_s", "_rows")
 
-    def __init__(self, rows: NDArray[np.void], fields: Mapping[str, str | None]) -> None:
+    def __init__(self, rows: NDArray[np.void], fields: Mapping[str, str | None], offset_s: int) -> None:
         self._rows = rows
         self._fields = fields
+        self._offset_s = offset_s
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         depth_field = self._fields[name]
@@ -84,7 +85,7 @@ class _Columns(Mapping[str, NDArray[Any]]):
             return self._rows["depth"][depth_field]
         if name == "last_trade_time":
             raw = self._rows[name]
-            return np.where(raw > NEVER_TRADED_S, raw.astype(np.int64) - IST_OFFSET_S, 0)
+            return np.where(raw > NEVER_TRADED_S, raw.astype(np.int64) - self._offset_s, 0)
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -94,9 +95,12 @@ class _Columns(Mapping[str, NDArray[Any]]):
         return len(self._fields)
 
 
-def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None) -> Decoded:
+def decode(
+    payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None, trade_time_offset_s: int = IST_OFFSET_S
+) -> Decoded:
     """Everything in a block's messages: `payload[offsets[i]:offsets[i + 1]]` is message i. Never raises.
 
+    Trade times on the wire are ahead of UTC by `trade_time_offset_s`: they are India's wall clock.
     `text` marks messages that arrived as text; each counts as one control packet "text". An empty binary message counts
     as one rejected packet, so that every message leaves a mark. Positions number all packets of the block in arrival
     order, the rejected ones included. Heartbeat, market status and disconnect packets are control; index packets
@@ -132,7 +136,7 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
         rows = _rows(payload, starts, kind)
         tokens = _SEGMENT_TOKENS.take(rows["exchange_segment"]) + rows["security_id"]
         if kind in _MODES:
-            columns = _Columns(rows, _COLUMN_FIELDS[kind])
+            columns = _Columns(rows, _COLUMN_FIELDS[kind], trade_time_offset_s)
             ticks.append(RawTicks(_MODES[kind], positions, messages, tokens, columns, starts, sizes))
         elif kind == ResponseCode.OPEN_INTEREST:
             open_interest = StateUpdates(positions, messages, tokens, rows["oi"], starts, sizes)

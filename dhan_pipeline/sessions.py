@@ -145,6 +145,21 @@ def in_session(at_ns: int, segments: Collection[ExchangeSegment] = tuple(Exchang
     return any(s.open <= at < s.close for segment in segments for s in sessions(segment, at.date()))
 
 
+#: Sessions in which a segment may say nothing for minutes: orders are collected, or few instruments trade.
+QUIET_KINDS: frozenset[Kind] = frozenset({"pre_open", "post_close", "cross_currency"})
+
+
+def packets_due(at_ns: int, segments: Collection[ExchangeSegment] = tuple(ExchangeSegment)) -> bool:
+    """Whether any of the segments trades continuously, so that a feed that says nothing is broken (ns, UTC)."""
+    at = datetime.fromtimestamp(at_ns // 1_000_000_000, IST)
+    return any(
+        s.open <= at < s.close
+        for segment in segments
+        for s in sessions(segment, at.date())
+        if s.kind not in QUIET_KINDS
+    )
+
+
 def session_bounds(
     day: date, segments: Collection[ExchangeSegment] = tuple(ExchangeSegment)
 ) -> tuple[datetime, datetime] | None:

@@ -17,8 +17,10 @@ from psycopg2.extras import execute_values
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.journal.block import split_block_id
+from dhan_pipeline.journal.notes import Note
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.copy import tick_copy
+from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import hour_bounds
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.ticks import COLUMNS, Enriched
@@ -53,6 +55,8 @@ class StoredBlock:
     """Receive time of each message; without it, rejected packets carry that of the first."""
     connection: NDArray[np.uint8] | None = None
     """Connection of each message; without it, rejected packets carry none."""
+    notes: tuple[tuple[int, Note], ...] = ()
+    """What the capture noted in it, each with its receive time."""
 
     @property
     def capture(self) -> int:
@@ -68,8 +72,8 @@ class StoredBlock:
 def write_blocks(conn: connection, blocks: Sequence[StoredBlock], clock: Clock) -> list[int]:
     """Store the blocks that are not stored yet, in one transaction, and commit. Returns their ids.
 
-    Blocks that any transaction committed before are skipped: a redelivered or repeated block writes nothing. A missing
-    partition is made. Raises psycopg2.Error, having stored nothing.
+    Blocks that any transaction committed before are skipped: a redelivered or repeated block writes nothing, and its
+    notes change nothing. A missing partition is made. Raises psycopg2.Error, having stored nothing.
     """
     unique = {block.block_id: block for block in blocks}
     if not unique:
@@ -104,6 +108,9 @@ def _write(conn: connection, blocks: dict[int, StoredBlock], clock: Clock) -> li
                 "latency_ms = extract(epoch FROM %s - first_received) * 1000 / %s WHERE block_id = ANY(%s)",
                 (now, now, clock.speed, written),
             )
+        # Also of blocks that a rebuild stored before: it has no eye for notes.
+        for block in blocks.values():
+            apply_notes(cur, block.capture, block.notes)
     return written
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.gaps import Cause
 from dhan_pipeline.journal.block import Block, next_block_id
 from dhan_pipeline.journal.frame import SCHEMA_MESSAGE, Message, encode, iter_messages
+from dhan_pipeline.journal.holder import Holder, boot_id
 from dhan_pipeline.journal.reader import capture_dir, hour_path, list_files
 from dhan_pipeline.sessions import hour_key, hour_start_ns
 
@@ -49,18 +51,22 @@ class JournalWriter:
         """Receive time of the last message in the journal; none will be earlier. 0 while it is empty."""
         self.cut_bytes = 0
         """How many bytes recovery cut off the end of the journal."""
+        self.previous: Cause | None = None
+        """How the process that wrote it before ended: STOP, DISK, HOST_DOWN or RESTART. None while it is empty."""
         self._journal_dir = journal_dir
         self._capture = capture
         self._fd: int | None = None
         self._size = 0
         self._hour_start_ns = -1
         _make_dir(capture_dir(journal_dir, capture))
-        self._lock_fd = _lock(capture_dir(journal_dir, capture) / "lock", capture)
+        self._lock_fd, before = _lock(capture_dir(journal_dir, capture) / "lock", capture)
         try:
             self._recover()
         except BaseException:
             os.close(self._lock_fd)
             raise
+        if self.last_block_id is not None:
+            self.previous = before.ended(boot_id())
 
     def append(
         self,
@@ -105,10 +111,16 @@ class JournalWriter:
         self.last_block_id, self.last_received_ns = block.block_id, last_ns
         return block
 
-    def close(self) -> None:
-        """Close the file and release the lock. Everything appended is durable already."""
+    def close(self, end: Cause | None = None) -> None:
+        """Close the file and release the lock. Everything appended is durable already.
+
+        `end` tells the next writer why: STOP or DISK. Without it, this one just vanished.
+        """
         self._close_file()
         if self._lock_fd >= 0:
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    Holder(os.getpid(), boot_id(), end).write(self._lock_fd)
             os.close(self._lock_fd)
             self._lock_fd = -1
 
@@ -172,18 +184,22 @@ def _last_message(fd: int, size: int) -> Message | None:
     return None
 
 
-def _lock(path: Path, capture: int) -> int:
-    """Lock the file for this process and write its pid into it. Returns the descriptor that holds the lock."""
+def _lock(path: Path, capture: int) -> tuple[int, Holder]:
+    """Lock the file for this process. Returns the descriptor that holds the lock, and who held it before."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    before = Holder.read(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(fd, 32, 0).strip()
         os.close(fd)
-        raise LockHeldError(capture, int(holder) if holder.isdigit() else None) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-    return fd
+        raise LockHeldError(capture, before.pid) from None
+    try:
+        before = Holder.read(fd)
+        Holder(os.getpid(), boot_id()).write(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, before
 
 
 def _make_dir(path: Path) -> None:

@@ -230,6 +230,7 @@ def ingest(
     import uvloop
 
     from dhan_pipeline.clock import Clock
+    from dhan_pipeline.feeds.dhan.errors import DataPlanError
     from dhan_pipeline.ingest.run import Ingest
 
     emit = _print_json if supervised else _print_status
@@ -250,7 +251,8 @@ def ingest(
             uvloop.run(_until_signal(run, for_s))
     except (PipelineError, OSError) as error:
         if supervised:
-            _print_json({"event": "error", "message": str(error)})
+            # Without a data plan trying again is of no use: a person has to act at the broker.
+            _print_json({"event": "error", "message": str(error), "permanent": isinstance(error, DataPlanError)})
         raise error if isinstance(error, PipelineError) else PipelineError(str(error)) from error
 
 

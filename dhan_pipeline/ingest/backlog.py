@@ -4,13 +4,16 @@ Recent blocks wait in memory. When the writer falls behind (the database is away
 given up and the writer reads from the journal's files until it has caught up; so the backlog has no limit but the disk.
 """
 
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Condition
 
 from dhan_pipeline.journal.block import Block
-from dhan_pipeline.journal.reader import JournalReader
+from dhan_pipeline.journal.reader import Corruption, JournalReader
+
+log = logging.getLogger(__name__)
 
 #: Payload that may wait in memory: 160 ms at 200k full packets a second, or a minute at 2k.
 MEMORY_LIMIT_BYTES = 32 << 20
@@ -19,18 +22,33 @@ MEMORY_LIMIT_BYTES = 32 << 20
 BATCH_BLOCKS = 64
 BATCH_BYTES = 4 << 20
 
-
 #: Below every block id.
 _NONE = -1
+
+#: Told of blocks that can no longer be read: the receive times (ns) of what stands before and after, and where it was.
+OnDamage = Callable[[int, int, str], None]
 
 
 class Backlog:
     """Blocks of one capture between the journal (which puts) and one writer (which takes)."""
 
-    def __init__(self, journal_dir: Path, capture: int, last_durable: int | None, last_received_ns: int) -> None:
-        """At start, the journal's last block id, None if it is empty, and its last receive time."""
+    def __init__(
+        self,
+        journal_dir: Path,
+        capture: int,
+        last_durable: int | None,
+        last_received_ns: int,
+        on_damage: OnDamage = lambda since_ns, until_ns, where: None,
+    ) -> None:
+        """At start, the journal's last block id, None if it is empty, and its last receive time.
+
+        `on_damage` is called in the writer's thread.
+        """
         self._journal_dir = journal_dir
         self._capture = capture
+        self._on_damage = on_damage
+        self._damage: list[str] = []
+        self._read_through_ns = 0
         self._ready = Condition()
         self._recent: deque[Block] = deque()
         self._recent_bytes = 0
@@ -91,8 +109,9 @@ class Backlog:
         self._read_after(self._last_taken)
 
     def _read_after(self, block_id: int) -> None:
-        self._reader = JournalReader(self._journal_dir, self._capture, block_id)
+        self._reader = JournalReader(self._journal_dir, self._capture, block_id, self._remember_damage)
         self._on_disk: Iterator[Block] | None = None
+        self._damage.clear()  # it is met again
 
     def _take_from_memory(self) -> list[Block]:
         taken: list[Block] = []
@@ -118,15 +137,27 @@ class Backlog:
                 # In the file, but perhaps not on the disk yet: nobody may see it before it is put.
                 self._read_after(taken[-1].block_id if taken else self._last_taken)
                 break
+            self._report_damage(block.first_received_ns)
+            self._read_through_ns = block.last_received_ns
             taken.append(block)
             size += len(block.payload)
             if len(taken) == BATCH_BLOCKS or size >= BATCH_BYTES:
                 with self._ready:
                     self._last_taken = block.block_id
                 return taken
+        self._report_damage(self._last_received_ns)
         with self._ready:
             # All was read that was durable when the iterator began. What of it did not come is corrupt, and never will.
             self._last_taken = max(self._last_taken, self._readable, *(block.block_id for block in taken[-1:]))
             self._on_disk = None
             self._in_memory = not self._pending
         return taken
+
+    def _remember_damage(self, corruption: Corruption) -> None:
+        log.error("%s", corruption)
+        self._damage.append(str(corruption))
+
+    def _report_damage(self, until_ns: int) -> None:
+        if self._damage:
+            self._on_damage(self._read_through_ns or until_ns, until_ns, "; ".join(self._damage))
+            self._damage.clear()

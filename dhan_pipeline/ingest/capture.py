@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.notes import NOTE_CONNECTION, Note, encode_note
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS, hour_start_ns
 from dhan_pipeline.ticks import POSITION_BITS
@@ -41,20 +42,33 @@ class Receiver:
         self._open = Messages()
         self._sealed: queue.SimpleQueue[Messages | None] = queue.SimpleQueue()
         self._last_received_ns = journal.last_received_ns
+        self._last_message_ns = 0
         self._hour_end_ns = 0
         self.failure: Exception | None = None
         """Why the journal could not be written; `run` has ended then."""
 
     @property
     def last_received_ns(self) -> int:
-        """Receive time of the last message; the journal's last before the first."""
+        """Receive time of the last message or note; the journal's last before the first."""
         return self._last_received_ns
+
+    @property
+    def last_message_ns(self) -> int:
+        """Receive time of the feed's last message since the start; 0 before the first."""
+        return self._last_message_ns
 
     def receive(self, payload: bytes | str, connection: int) -> None:
         """Stamp one message and add it to the open block."""
+        data = payload.encode(errors="replace") if isinstance(payload, str) else payload
+        self._last_message_ns = self._add(data, isinstance(payload, str), connection)
+
+    def note(self, note: Note) -> None:
+        """Add a note to the open block."""
+        self._add(encode_note(note), True, NOTE_CONNECTION)
+
+    def _add(self, data: bytes, text: bool, connection: int) -> int:
         # A clock that steps back must not put a later message before an earlier one.
         now_ns = self._last_received_ns = max(self._clock.now_ns(), self._last_received_ns)
-        data = payload.encode() if isinstance(payload, str) else payload
         messages = self._open
         if now_ns >= self._hour_end_ns:
             self._seal()
@@ -65,9 +79,10 @@ class Receiver:
             messages = self._open
         messages.received_ns.append(now_ns)
         messages.connection.append(connection)
-        messages.text.append(isinstance(payload, str))
+        messages.text.append(text)
         messages.payload.append(data)
         messages.bytes += len(data)
+        return now_ns
 
     def flush(self) -> None:
         """Pass the open block to the journal's thread, unless one waits there: blocks grow where the disk is slow."""

@@ -13,19 +13,40 @@ from dhan_pipeline.enrich import MarketState, enrich, fold
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.instruments import InstrumentIndex
 from dhan_pipeline.journal.block import Block, first_block_id, split_block_id
+from dhan_pipeline.journal.notes import notes
 from dhan_pipeline.journal.reader import read_blocks
-from dhan_pipeline.sessions import day_start_ns
+from dhan_pipeline.sessions import IST_OFFSET_S, day_start_ns
 from dhan_pipeline.store.ticks import StoredBlock
+from dhan_pipeline.ticks import Decoded
 
 
 class BlockProcessor:
     """Decodes and enriches the blocks of one capture, in order."""
 
-    def __init__(self, tokens: NDArray[np.int64]) -> None:
-        """`tokens`: every known instrument token of the source."""
+    def __init__(self, tokens: NDArray[np.int64], trade_time_offset_s: int = IST_OFFSET_S) -> None:
+        """`tokens`: every known instrument token of the source. Its trade times are that far ahead of UTC."""
         self._instruments = InstrumentIndex(tokens)
         self._state = MarketState(len(self._instruments))
+        self._trade_time_offset_s = trade_time_offset_s
         self._day_ns = 0
+
+    @property
+    def instruments(self) -> InstrumentIndex:
+        """The known instruments."""
+        return self._instruments
+
+    def learn(self, tokens: NDArray[np.int64]) -> None:
+        """Know these instruments from the next block on. What was remembered of those known before stays."""
+        before, old = self._instruments, self._state
+        self._instruments = InstrumentIndex(tokens)
+        self._state = MarketState(len(self._instruments))
+        at = self._instruments.lookup(before.tokens)
+        kept = at >= 0
+        for name in ("previous_close", "announced", "open_interest"):
+            getattr(self._state, name)[at[kept]] = getattr(old, name)[kept]
+
+    def _decode(self, block: Block) -> Decoded:
+        return decode(block.payload, block.offsets, block.text, self._trade_time_offset_s)
 
     def _enter_day(self, block: Block) -> None:
         day_ns = day_start_ns(block.first_received_ns)
@@ -36,13 +57,12 @@ class BlockProcessor:
     def fold(self, block: Block) -> None:
         """Take over what a block says about later ones, without making rows."""
         self._enter_day(block)
-        fold(decode(block.payload, block.offsets, block.text), self._instruments, self._state)
+        fold(self._decode(block), self._instruments, self._state)
 
     def process(self, block: Block) -> StoredBlock:
         """The rows of a block, and what its ledger row says."""
         self._enter_day(block)
-        decoded = decode(block.payload, block.offsets, block.text)
-        enriched = enrich(decoded, block.block_id, block.received_ns, self._instruments, self._state)
+        enriched = enrich(self._decode(block), block.block_id, block.received_ns, self._instruments, self._state)
         return StoredBlock(
             block_id=block.block_id,
             messages=block.messages,
@@ -52,6 +72,7 @@ class BlockProcessor:
             enriched=enriched,
             received_ns=block.received_ns,
             connection=block.connection,
+            notes=tuple(notes(block)),
         )
 
 

@@ -6,18 +6,28 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.client import Feed
+from dhan_pipeline.feeds.dhan.errors import DhanError
+from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.capture import Receiver
+from dhan_pipeline.ingest.gaps import GapKeeper
 from dhan_pipeline.ingest.status import StatusReport
 from dhan_pipeline.ingest.writer import Writer
+from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started
 from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.quality.gaps import session_seconds
 from dhan_pipeline.sessions import hour_key, in_session
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import read_subscriptions
@@ -32,8 +42,23 @@ DRAIN_S = 10.0
 #: Free space of the journal's disk below which a person is warned.
 LOW_DISK_BYTES = 2 << 30
 
-#: A clock this far behind the journal would stamp everything with the same time until it has caught up.
-_CLOCK_TOLERANCE_NS = 60_000_000_000
+#: A clock behind the journal stamps everything with the journal's last time until it has caught up. Behind by more than
+#: this it cannot be meant: no packet has a usable time then.
+_CLOCK_TOLERANCE_NS = 3_600_000_000_000
+
+#: The event loop looks at the clocks every second. When it comes that late, the process did not run.
+_SUSPENDED_S = 5.0
+
+#: The machine's clock may be slewed; by this much within a second it was set.
+_CLOCK_STEP_S = 2.0
+
+# Goes on while the machine sleeps, where the system has such a clock.
+_elapsed_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _elapsed_s() -> float:
+    """A clock that nobody sets."""
+    return time.clock_gettime(_elapsed_clock)
 
 
 class ClockBehindError(PipelineError):
@@ -69,22 +94,50 @@ class Ingest:
                 )
             self._receiver = Receiver(self._journal, clock, self._on_block)
             self._feed = Feed(
-                settings, subscriptions, self._receiver.receive, self._warn, clock=clock, in_session=self._in_session
+                settings,
+                subscriptions,
+                self._receiver.receive,
+                self._warn,
+                clock=clock,
+                in_session=self._in_session,
+                on_first_message=lambda connection: self._gaps.message(connection),
+                on_down=self._on_down,
+                on_shed=lambda tokens: self._gaps.shed(tokens),
             )
             undo.pop_all()
-        self._backlog = Backlog(
-            settings.journal_dir, settings.capture, self._journal.last_block_id, self._journal.last_received_ns
+        self._gaps = GapKeeper(
+            self._receiver.note,
+            emit,
+            self._feed.instruments,
+            partial(session_seconds, always=settings.sessions == "always"),
+            clock,
+            self._journal.last_received_ns,
         )
-        self._writer = Writer(settings, database_url, self._backlog, clock, self._warn)
+        self._started = Started(
+            os.getpid(), self._journal.last_received_ns or None, self._journal.previous or Cause.RESTART
+        )
+        self._end: Cause | None = None
+        self._backlog = Backlog(
+            settings.journal_dir,
+            settings.capture,
+            self._journal.last_block_id,
+            self._journal.last_received_ns,
+            self._on_damage,
+        )
+        connections = {
+            token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)
+        }
+        self._writer = Writer(settings, database_url, self._backlog, clock, self._warn, connections, self)
         self._report = StatusReport(clock)
         self._messages = 0
         self._bytes = 0
         self._announced: set[str] = set()
         self._disk_is_low = False
+        self._trade_clock: str | None = None
 
     def close(self) -> None:
-        """Release the capture's lock."""
-        self._journal.close()
+        """Release the capture's lock, and leave a word on how it ended."""
+        self._journal.close(self._end)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Capture until `stop` is set; then write what arrived and return.
@@ -95,6 +148,7 @@ class Ingest:
         journal = threading.Thread(target=self._receiver.run, name="journal")
         # A database that no longer answers must not keep the process from ending.
         writer = threading.Thread(target=self._writer.run, name="writer", daemon=True)
+        self._gaps.begin(self._feed.connections, self._started)
         journal.start()
         writer.start()
         self._emit(
@@ -127,26 +181,48 @@ class Ingest:
             self._backlog.close()
             self._writer.stop(DRAIN_S)
             await asyncio.to_thread(writer.join, DRAIN_S + 1)
-        for task in done:
-            task.result()
+        if not self._receiver.failure:
+            for task in done:
+                task.result()
         if self._receiver.failure:
+            if isinstance(self._receiver.failure, OSError):
+                self._end = Cause.DISK
             raise self._receiver.failure
+        self._end = Cause.STOP
         self._emit(self._status())
         self._announce_hours()
         self._emit({"event": "stopped", "reason": "asked to stop"})
 
-    def _in_session(self) -> bool:
-        return self._settings.sessions == "always" or in_session(self._clock.now_ns())
+    def silent(self, instrument: int, connection: int, since_ns: int) -> None:
+        """A lively instrument went silent. For the writer's thread."""
+        self._in_loop(self._gaps.silent, instrument, connection, since_ns)
+
+    def heard(self, instrument: int, at_ns: int) -> None:
+        """It was heard again. For the writer's thread."""
+        self._in_loop(self._gaps.heard, instrument, at_ns)
+
+    def _on_damage(self, since_ns: int, until_ns: int, where: str) -> None:
+        self._warn(f"Part of the journal cannot be read: {where}.")
+        self._in_loop(self._gaps.damaged, self._feed.connections, since_ns, until_ns, where)
+
+    def _on_down(self, connection: int, error: DhanError, since_ns: int | None) -> None:
+        self._gaps.down(connection, error, error.cause, since_ns)
+
+    def _in_session(self, segments: Collection[ExchangeSegment]) -> bool:
+        return self._settings.sessions == "always" or in_session(self._clock.now_ns(), segments)
 
     def _on_block(self, block: Block) -> None:
-        self._messages += block.messages
+        self._messages += int(np.count_nonzero(block.connection != NOTE_CONNECTION))
         self._bytes += len(block.payload)
         self._backlog.put(block)
 
     def _warn(self, message: str) -> None:
         log.warning(message)
+        self._in_loop(self._emit, {"event": "warning", "message": message})
+
+    def _in_loop(self, call: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # a writer that did not end in time outlives the loop
-            self._loop.call_soon_threadsafe(self._emit, {"event": "warning", "message": message})
+            self._loop.call_soon_threadsafe(call, *args)
 
     async def _flush(self) -> None:
         while True:
@@ -159,18 +235,27 @@ class Ingest:
             messages=self._messages,
             received_bytes=self._bytes,
             last_received_ns=self._receiver.last_received_ns,
+            last_message_ns=self._receiver.last_message_ns,
             connections=(self._feed.connections_up, self._feed.connections),
-        )
+        ) | {
+            **self._gaps.status(),
+            "trade_clock": self._writer.liveliness.trade_clock,
+            "token_expires_at": expires_at.isoformat() if (expires_at := self._feed.token_expires_at) else None,
+            "disk_free_gb": round(shutil.disk_usage(self._settings.journal_dir).free / 1e9, 1),
+        }
 
     async def _report_status(self) -> None:
         """A status line a second, also kept in the database; and each hour once it is over and committed."""
         while True:
+            pulse_s, pulse_ns = _elapsed_s(), self._clock.now_ns()
             status = self._status()
             self._emit(status)
             self._writer.publish(status)
             self._announce_hours()
             self._watch_disk()
+            self._watch_trade_clock()
             await asyncio.sleep(1)
+            self._watch_clocks(pulse_s, pulse_ns)
 
     def _announce_hours(self) -> None:
         for hour in sorted(self._complete_hours() - self._announced):
@@ -184,6 +269,27 @@ class Ingest:
         # Blocks are committed in order. Where none waits, only what is received from now on is to come.
         horizon = hour_key(now_ns if self._receiver.last_received_ns <= committed_ns else committed_ns)
         return {hour for hour in self._writer.counts.hours if hour < horizon}
+
+    def _watch_clocks(self, pulse_s: float, pulse_ns: int) -> None:
+        """Notice that the process stood still since the pulse, or that somebody set the machine's clock."""
+        passed_s = _elapsed_s() - pulse_s
+        step_s = self._clock.elapsed_s(pulse_ns) - passed_s
+        if passed_s > _SUSPENDED_S:
+            self._warn(f"The process stood still for {passed_s:.0f} s.")
+            self._gaps.suspended(range(self._feed.connections), pulse_ns)
+        if abs(step_s) > _CLOCK_STEP_S:
+            way = "forward" if step_s > 0 else "back; receive times stand still until it has caught up"
+            self._warn(f"The machine's clock was set by {abs(step_s):.0f} s {way}.")
+
+    def _watch_trade_clock(self) -> None:
+        verdict = self._writer.liveliness.trade_clock
+        if verdict == "utc" and self._trade_clock != "utc":
+            self._warn(
+                "The feed's trade times look like true UTC, not India's wall clock: last_trade_time is wrong by"
+                f" {self._settings.dhan_trade_time_offset_s} s. If so, set DHAN_TRADE_TIME_OFFSET_S=0, start the"
+                " capture again, and materialise the hours since then again."
+            )
+        self._trade_clock = verdict
 
     def _watch_disk(self) -> None:
         free = shutil.disk_usage(self._settings.journal_dir).free

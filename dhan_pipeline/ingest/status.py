@@ -38,9 +38,16 @@ class StatusReport:
         self._past: deque[tuple[float, float, int, np.ndarray[Any, Any]]] = deque(maxlen=WINDOW_S + 1)
 
     def line(
-        self, writer: Writer, *, messages: int, received_bytes: int, last_received_ns: int, connections: tuple[int, int]
+        self,
+        writer: Writer,
+        *,
+        messages: int,
+        received_bytes: int,
+        last_received_ns: int,
+        last_message_ns: int,
+        connections: tuple[int, int],
     ) -> dict[str, Any]:
-        """The status now. `connections`: how many are up, of how many."""
+        """The status now. `connections`: how many are up, of how many. What is received last may be a note of ours."""
         now_ns = self._clock.now_ns()
         counts = writer.counts
         sample = (time.monotonic(), time.process_time(), messages, writer.latency.counts.copy())
@@ -79,6 +86,6 @@ class StatusReport:
             "rss_mb": round(_rss_mb(), 1),
             "cpu_percent": round(100 * (sample[1] - oldest[1]) / seconds, 1),
             "last_packet_at": (
-                datetime.fromtimestamp(last_received_ns / 1e9, UTC).isoformat() if last_received_ns else None
+                datetime.fromtimestamp(last_message_ns / 1e9, UTC).isoformat() if last_message_ns else None
             ),
         }

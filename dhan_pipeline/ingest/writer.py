@@ -3,18 +3,21 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import psycopg2
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.enrich import UNKNOWN_INSTRUMENT
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.latency import LatencyHistogram
+from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.sessions import HOUR_NS, hour_key
 from dhan_pipeline.settings import Settings
@@ -27,6 +30,9 @@ log = logging.getLogger(__name__)
 
 #: Partitions of `ticks` exist this far ahead.
 PARTITIONS_AHEAD_NS = 3 * HOUR_NS
+
+#: How often the instruments are read again while packets come of some that are not known.
+LEARN_S = 30.0
 
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _POLL_S = 0.5
@@ -62,7 +68,13 @@ class Writer:
         backlog: Backlog,
         clock: Clock,
         warn: Callable[[str], None],
+        connections: Mapping[int, int] | None = None,
+        listener: Listener | None = None,
     ) -> None:
+        """`connections`: the connection of each subscribed instrument token. `listener` hears of those that go silent.
+
+        `warn` and the listener are called in the writer's thread.
+        """
         self.counts = WriterCounts()
         self.latency = LatencyHistogram()
         self._settings = settings
@@ -73,6 +85,8 @@ class Writer:
         self._stop = threading.Event()
         self._stop_at_s = 0.0
         self._status: dict[str, Any] | None = None
+        self._learn_at_s = 0.0
+        self.liveliness = Liveliness(settings, connections or {}, listener)
 
     def stop(self, within_s: float) -> None:
         """End once the backlog is empty, or after so many seconds; at once while the database is away.
@@ -115,7 +129,9 @@ class Writer:
         if not ledger.lock_writer(conn, capture):
             raise WriterHeldError(f"Another process writes capture {capture} into this database.")
         committed = ledger.last_block(conn, capture)
-        processor = BlockProcessor(load_tokens(conn, self._settings.data_source))
+        tokens = load_tokens(conn, self._settings.data_source)
+        processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
+        self.liveliness.know(processor.instruments)
         self.counts.hours |= frozenset(ledger.hours(conn))
         conn.commit()
         if committed is not None:
@@ -135,12 +151,27 @@ class Writer:
                 stored = [processor.process(block) for block in blocks]
                 written = set(ticks.write_blocks(conn, stored, self._clock))
                 self._count(stored, written)
+                for block in stored:
+                    self.liveliness.see(block)
+                self._learn(conn, processor, stored)
             elif (through_ns := self._backlog.taken_through_ns()) is not None:
                 self.counts.committed_through_ns = through_ns
                 if self._stop.is_set():
                     return
             if self._stop.is_set() and time.monotonic() >= self._stop_at_s:
                 return
+
+    def _learn(self, conn: connection, processor: BlockProcessor, stored: list[ticks.StoredBlock]) -> None:
+        """Where packets came of unknown instruments, see whether they were synced since. `redrive` has the rest."""
+        unknown = any(r.reason == UNKNOWN_INSTRUMENT for block in stored for r in block.enriched.rejected)
+        if not unknown or time.monotonic() < self._learn_at_s:
+            return
+        self._learn_at_s = time.monotonic() + LEARN_S
+        tokens = load_tokens(conn, self._settings.data_source)
+        conn.commit()
+        if not np.array_equal(tokens, processor.instruments.tokens):
+            processor.learn(tokens)
+            self.liveliness.know(processor.instruments)
 
     def _count(self, blocks: list[ticks.StoredBlock], written: set[int]) -> None:
         now_ns, counts = self._clock.now_ns(), self.counts

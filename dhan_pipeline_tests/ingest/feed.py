@@ -17,6 +17,7 @@ from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.notes import NOTE_CONNECTION
 from dhan_pipeline.journal.reader import read_blocks
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import IST_OFFSET_S, parse_hour_key
@@ -202,6 +203,11 @@ def query(database_url: str, statement: str, *values: object) -> list[tuple[obje
     with closing(connect(database_url)) as conn, conn.cursor() as cursor:
         cursor.execute(statement, values)
         return cursor.fetchall()
+
+
+def feed_messages(block: Block) -> int:
+    """Messages that came from the feed, and are no notes."""
+    return int(np.count_nonzero(block.connection != NOTE_CONNECTION))
 
 
 def assert_stored_exactly_once(settings: Settings, database_url: str) -> None:

@@ -31,6 +31,7 @@ class Reported:
             messages=messages,
             received_bytes=10 * messages,
             last_received_ns=last_received_ns,
+            last_message_ns=last_received_ns,
             connections=(1, 2),
         )
 

@@ -132,7 +132,7 @@ def _from_file(path: Path, content: str) -> Credentials:
         if not _text(fields.get(name)):
             raise CredentialsError(f"The token file {path} (DHAN_TOKEN_FILE) has no {name!r}.")
     token = _text(fields["access_token"])
-    expires_at = _jwt_expiry(token)
+    expires_at = token_expiry(token)
     if expires_at is None and fields.get("expiry"):
         try:
             expires_at = datetime.fromisoformat(fields["expiry"])
@@ -158,7 +158,7 @@ def _from_settings(settings: Settings) -> Credentials:
         raise CredentialsError("DHAN_CLIENT_ID is set, but DHAN_ACCESS_TOKEN is not.")
     if not client_id:
         raise CredentialsError("DHAN_ACCESS_TOKEN is set, but DHAN_CLIENT_ID is not.")
-    return Credentials(client_id, SecretStr(token), _jwt_expiry(token), "the variable DHAN_ACCESS_TOKEN")
+    return Credentials(client_id, SecretStr(token), token_expiry(token), "the variable DHAN_ACCESS_TOKEN")
 
 
 def _text(value: Any) -> str:
@@ -166,7 +166,7 @@ def _text(value: Any) -> str:
     return str(value).strip() if isinstance(value, str | int) else ""
 
 
-def _jwt_expiry(token: str) -> datetime | None:
+def token_expiry(token: str) -> datetime | None:
     """The `exp` claim, UTC, without verifying the signature; None if this is not a JWT that has one."""
     try:
         claims = token.split(".")[1]

@@ -5,23 +5,24 @@ subscribed again. What ends them is in `errors`. https://dhanhq.co/docs/v2/live-
 """
 
 import asyncio
-import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import Credentials, check_dhan_token_validity, get_dhan_credentials
-from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, OnMessage
+from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, InSession, OnMessage
+from dhan_pipeline.feeds.dhan.cool_off import COOL_OFF_FILE, CoolOff
 from dhan_pipeline.feeds.dhan.errors import (
     CredentialsError,
+    DhanError,
     FeedError,
     RateLimitedError,
+    SilentFeedError,
     TokenExpiredError,
     TokenRefusedError,
+    TooManyInstrumentsError,
 )
 from dhan_pipeline.feeds.dhan.framing import split
 from dhan_pipeline.feeds.dhan.packets import (
@@ -39,6 +40,7 @@ from dhan_pipeline.feeds.dhan.requests import (
     shard,
     subscribe_messages,
 )
+from dhan_pipeline.feeds.dhan.token import can_refresh, refresh_token
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.sessions import IST
@@ -47,50 +49,7 @@ from dhan_pipeline.ticks import Mode
 
 log = logging.getLogger(__name__)
 
-#: Where, below the data directory, the end of a rest is kept.
-COOL_OFF_FILE = "dhan_cool_off"
-
 TOO_MANY_CONNECTIONS = 805
-
-
-class CoolOff:
-    """A time without new connections, kept in a file so that restarting does not shorten it.
-
-    Dhan blocks accounts, not addresses, so it counts for every connection and every process with this data directory.
-    """
-
-    def __init__(self, path: Path, policy: FeedPolicy = DEFAULT_POLICY) -> None:
-        self._path = path
-        self._policy = policy
-        self._until_s = 0.0
-        self._times = 0
-
-    def start(self) -> None:
-        """Begin to rest, longer each time until `reset`. A rest that has begun is not prolonged."""
-        if self.remaining_s() > 0:
-            return
-        self._times += 1
-        self._until_s = time.time() + self._policy.rest(self._times)
-        # Where the disk is full, resting still works until the next restart.
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(str(int(self._until_s)))
-
-    def reset(self) -> None:
-        """The server is content: the next rest is a short one."""
-        self._times = 0
-
-    def remaining_s(self) -> float:
-        """Seconds left of the rest, of the machine's time; 0 when there is none."""
-        until_s = self._until_s
-        with contextlib.suppress(OSError, ValueError):
-            until_s = max(until_s, int(self._path.read_text()))
-        # Whatever the file says or the clock did, no rest is longer than the longest.
-        return min(max(until_s - time.time(), 0.0), self._policy.longest_rest_s * 1.25)
-
-    async def wait(self) -> None:
-        """Return when the rest is over."""
-        await asyncio.sleep(self.remaining_s())
 
 
 class Feed:
@@ -104,17 +63,24 @@ class Feed:
         warn: Callable[[str], None] = log.warning,
         *,
         clock: Clock | None = None,
-        policy: FeedPolicy = DEFAULT_POLICY,
-        in_session: Callable[[], bool] = lambda: False,
-        on_connect: Callable[[int], None] | None = None,
-        on_disconnect: Callable[[int, FeedError], None] | None = None,
+        policy: FeedPolicy | None = None,
+        in_session: InSession = lambda segments: False,
+        on_connect: Callable[[int], None] = lambda connection: None,
+        on_first_message: Callable[[int], None] = lambda connection: None,
+        on_down: Callable[[int, DhanError, int | None], None] = lambda connection, reason, since_ns: None,
+        on_shed: Callable[[tuple[int, ...]], None] = lambda instrument_tokens: None,
     ) -> None:
         """`subscriptions`: the mode of each instrument token. `on_message(payload, connection)` has to be cheap.
 
         `warn` gets a sentence for a person whenever something is amiss. `clock` judges whether a token has expired.
-        `in_session` says whether messages are due, so that silence means a broken connection although the server
-        pings; without it, pings are enough. `on_connect(connection)` is called when a connection stands, and
-        `on_disconnect(connection, reason)` when one that stood was lost. All are called in the event loop.
+        `policy` has the silence of the settings if none is given. `in_session(segments)` says whether messages of any
+        of these are due, so that silence means a broken connection although the server pings; without it, pings are
+        enough.
+
+        `on_connect(connection)` is called when a connection stands, `on_first_message(connection)` before the first
+        message that it brings. `on_down(connection, reason, since_ns)` is called when one that stood was lost, with its
+        last sign of life (ns of `clock`), and with None when it cannot be had back yet. `on_shed(instrument_tokens)`
+        gets those that are no longer subscribed because the server allows fewer. All are called in the event loop.
 
         Raises SubscriptionLimitError if Dhan's connections cannot hold the subscriptions.
         """
@@ -122,15 +88,21 @@ class Feed:
         self._on_message = on_message
         self._warn = warn
         self._clock = clock or Clock()
-        self._policy = policy
+        self._policy = policy = policy or FeedPolicy(silence_s=settings.feed_silence_s)
         self._in_session = in_session
         self._on_connect = on_connect
-        self._on_disconnect = on_disconnect
+        self._on_first_message = on_first_message
+        self._on_down = on_down
+        self._on_shed = on_shed
         self._cool_off = CoolOff(settings.data_dir / COOL_OFF_FILE, policy)
+        self._room = MAX_INSTRUMENTS_PER_CONNECTION
         self._handshake = asyncio.Lock()
         self._refused_token: str | None = None
         self._refused_until = 0.0
         self._had_credentials = False
+        self._refresh_at = 0.0
+        self.token_expires_at: datetime | None = None
+        """When the time of the token in use is over, UTC; None while there is none, or if it does not say."""
         self._group: asyncio.TaskGroup | None = None
         self._connections: list[FeedConnection] = []
         for part in shard(subscriptions) or [{}]:
@@ -150,6 +122,10 @@ class Feed:
     def subscriptions(self) -> dict[int, Mode]:
         """The mode of each instrument token that is subscribed."""
         return {token: mode for connection in self._connections for token, mode in connection.subscriptions.items()}
+
+    def instruments(self, connection: int) -> tuple[int, ...]:
+        """The instrument tokens that a connection is subscribed to."""
+        return tuple(self._connections[connection].subscriptions)
 
     async def run(self) -> None:
         """Connect, subscribe, receive, and do so again whenever a connection is lost. Cancel it to end it, within 2 s.
@@ -178,16 +154,7 @@ class Feed:
         shard(before | changed)
         subscribe_messages(changed)
         await self.unsubscribe(changed)
-        items = list(changed.items())
-        for number in range(MAX_CONNECTIONS):
-            if not items:
-                break
-            if number == len(self._connections):
-                self._add({})
-            connection = self._connections[number]
-            room = MAX_INSTRUMENTS_PER_CONNECTION - len(connection.subscriptions)
-            await connection.subscribe(dict(items[:room]))
-            del items[:room]
+        await self._place(changed)
 
     async def unsubscribe(self, instrument_tokens: Iterable[int]) -> None:
         """End subscriptions; unknown ones are ignored."""
@@ -195,9 +162,40 @@ class Feed:
         for connection in self._connections:
             await connection.unsubscribe(tokens)
 
+    async def _place(self, subscriptions: Mapping[int, Mode]) -> dict[int, Mode]:
+        """Subscribe where there is room. Returns what finds none."""
+        items = list(subscriptions.items())
+        for number in range(MAX_CONNECTIONS):
+            if not items:
+                break
+            if number == len(self._connections):
+                self._add({})
+            connection = self._connections[number]
+            room = max(self._room - len(connection.subscriptions), 0)
+            await connection.subscribe(dict(items[:room]))
+            del items[:room]
+        return dict(items)
+
+    async def _reduce(self, connection: FeedConnection) -> None:
+        """The server does not take what a connection asked for: half of it is asked of others, as far as they go."""
+        items = list(connection.subscriptions.items())
+        self._room = max(len(items) // 2, 1)
+        connection.subscriptions = dict(items[: self._room])
+        if left := await self._place(dict(items[self._room :])):
+            self._warn(
+                f"Dhan takes {self._room} instruments a connection, so {len(left)} of them are not captured until the"
+                " capture starts again; subscribe fewer."
+            )
+            self._on_shed(tuple(left))
+
     def _add(self, subscriptions: Mapping[int, Mode]) -> None:
         connection = FeedConnection(
-            len(self._connections), subscriptions, self._on_message, self._policy, self._in_session
+            len(self._connections),
+            subscriptions,
+            self._on_message,
+            self._policy,
+            self._in_session,
+            self._on_first_message,
         )
         self._connections.append(connection)
         if self._group is not None:
@@ -213,15 +211,13 @@ class Feed:
                 # One handshake at a time: the refusal of one holds for all.
                 async with self._handshake:
                     await self._cool_off.wait()
-                    credentials = await self._read_credentials()
+                    credentials = await self._read_credentials(connection)
                     await connection.open(credentials, self._settings.dhan_feed_url)
                 up = True
-                if self._on_connect is not None:
-                    self._on_connect(connection.number)
+                self._on_connect(connection.number)
                 await connection.receive()
             except FeedError as error:
-                if up and self._on_disconnect is not None:
-                    self._on_disconnect(connection.number, error)
+                self._on_down(connection.number, error, self._last_sign_ns(connection, error) if up else None)
                 if up and connection.useful_s >= self._policy.stable_s:
                     failures = 0
                     self._cool_off.reset()
@@ -230,14 +226,21 @@ class Feed:
                 if not error.retryable or (limit is not None and failures > limit):
                     raise
                 delay_s = self._policy.delay_s(failures)
+                if isinstance(error, TooManyInstrumentsError):
+                    await self._reduce(connection)
                 then = self._react(error, connection, credentials) or f"Trying again in {delay_s:.1f} s."
                 self._warn(f"Connection {connection.number} is down: {error}. {then}")
             await asyncio.sleep(delay_s)
 
+    def _last_sign_ns(self, connection: FeedConnection, error: FeedError) -> int:
+        at = connection.message_at if isinstance(error, SilentFeedError) else connection.heard_at
+        age_s = asyncio.get_running_loop().time() - at
+        return self._clock.now_ns() - int(age_s * 1e9 * self._clock.speed)
+
     def _react(self, error: FeedError, connection: FeedConnection, credentials: Credentials | None) -> str | None:
         """Do what the error asks for beyond trying again, and say so in a sentence."""
         if isinstance(error, RateLimitedError):
-            self._cool_off.start()
+            self._cool_off.start(error.retry_after_s)
             if error.code == TOO_MANY_CONNECTIONS:
                 for other in self._connections:
                     if other is not connection:
@@ -249,8 +252,11 @@ class Feed:
             return f"Waiting for another token in {credentials.source}."
         return None
 
-    async def _read_credentials(self) -> Credentials:
-        """Credentials read afresh. Once there have been usable ones, waits for those that are not to be mended."""
+    async def _read_credentials(self, connection: FeedConnection) -> Credentials:
+        """Credentials read afresh; made afresh, where that is possible and those there are no good.
+
+        Once there have been usable ones, waits for those that are not to be mended.
+        """
         loop = asyncio.get_running_loop()
         told = ""
         while True:
@@ -259,19 +265,39 @@ class Feed:
                 if not check_dhan_token_validity(credentials, timedelta(0), self._clock.now()):
                     raise TokenExpiredError(f"{_expired(credentials)} Put a new one there.")
             except CredentialsError as error:
+                if await self._refresh_token(None):
+                    continue
                 if not self._had_credentials:
                     raise
                 if str(error) != told:
                     told = str(error)
                     self._warn(f"{told} Waiting for it.")
+                    self._on_down(connection.number, error, None)
             else:
                 self._had_credentials = True
-                if (
-                    credentials.access_token.get_secret_value() != self._refused_token
-                    or loop.time() >= self._refused_until
-                ):
+                token = credentials.access_token.get_secret_value()
+                if token != self._refused_token or loop.time() >= self._refused_until:
+                    self.token_expires_at = credentials.expires_at
                     return credentials
+                if await self._refresh_token(token):
+                    continue
             await asyncio.sleep(self._policy.token_poll_s)
+
+    async def _refresh_token(self, refused: str | None) -> bool:
+        """Have a new token made, where the settings allow it. True if there may be another one now.
+
+        One attempt in a while: each token that is made ends the one before.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._refresh_at or not can_refresh(self._settings):
+            return False
+        self._refresh_at = loop.time() + self._policy.refused_token_rest_s
+        try:
+            await asyncio.to_thread(refresh_token, self._settings, self._clock, refused=refused)
+        except CredentialsError as error:
+            self._warn(str(error))
+            return False
+        return True
 
 
 def _expired(credentials: Credentials) -> str:
@@ -330,7 +356,7 @@ class DhanWebSocketClient:
             self._receive,
             policy=policy,
             on_connect=self._connected,
-            on_disconnect=lambda _, reason: self._report(reason),
+            on_down=lambda _, reason, since_ns: None if since_ns is None else self._report(reason),
         )
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

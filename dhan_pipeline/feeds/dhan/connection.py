@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -20,13 +22,17 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 from dhan_pipeline.feeds.dhan.auth import Credentials, get_websocket_url
-from dhan_pipeline.feeds.dhan.errors import FeedError, FeedRefusedError, SilentFeedError, refused
+from dhan_pipeline.feeds.dhan.errors import FeedError, FeedRefusedError, ServerClosedError, SilentFeedError, refused
 from dhan_pipeline.feeds.dhan.requests import disconnect_message, subscribe_messages, unsubscribe_messages
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
 from dhan_pipeline.ticks import Mode
 
 #: Gets each message as it arrived, and the number of its connection. Called in the event loop, so it has to be cheap.
 OnMessage = Callable[[bytes | str, int], None]
+
+#: Whether packets of any of these segments are due now.
+InSession = Callable[[Collection[ExchangeSegment]], bool]
 
 #: Longest message accepted. The feed's are of one packet, some hundred bytes.
 MAX_MESSAGE_BYTES = 512 << 10
@@ -35,6 +41,11 @@ _HEAD_END = b"\r\n\r\n"
 _DATA_OPCODES = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WHOLE_BINARY_FRAME = 0x82
 _DISCONNECT = LAYOUTS[ResponseCode.DISCONNECT]
+
+#: How often a connection asks whether a session has begun, and how long it lets what waits in the socket be read before
+#: it calls it silent: after a sleep of the process, timers come before bytes.
+_WATCH_S = 5.0
+_GRACE_S = 0.1
 
 #: `websockets` logs the request, whose URL contains the token. This logger has no parent and lets nothing through.
 _silent_log = logging.Logger("websockets", level=logging.CRITICAL + 1)
@@ -70,9 +81,10 @@ class FeedPolicy:
         """How long to wait after so many consecutive failures."""
         return min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1)
 
-    def rest(self, times: int) -> float:
+    def rest(self, times: int, at_least_s: float = 0.0) -> float:
         """How long to rest when told to for the so-manieth time in a row, in seconds."""
-        return min(self.longest_rest_s, self.rest_s * 2.0 ** min(times - 1, 30)) * random.uniform(1, 1.25)
+        rest_s = max(self.rest_s * 2.0 ** min(times - 1, 30), at_least_s)
+        return min(self.longest_rest_s, rest_s) * random.uniform(1, 1.25)
 
 
 DEFAULT_POLICY = FeedPolicy()
@@ -87,17 +99,24 @@ class FeedConnection:
         subscriptions: Mapping[int, Mode],
         on_message: OnMessage,
         policy: FeedPolicy = DEFAULT_POLICY,
-        in_session: Callable[[], bool] = lambda: False,
+        in_session: InSession = lambda segments: False,
+        on_first_message: Callable[[int], None] = lambda connection: None,
     ) -> None:
-        """`in_session` says whether messages are due; if so, the server's pings do not count as a sign of life."""
+        """`in_session` says whether messages are due; if so, the server's pings do not count as a sign of life.
+
+        `on_first_message(number)` is called before the first message of each socket is handed over.
+        """
         self.number = number
         self.subscriptions = dict(subscriptions)
         self._on_message = on_message
         self._policy = policy
         self._in_session = in_session
+        self._on_first_message = on_first_message
         self._socket: _Socket | None = None
         self.useful_s = 0.0
         """For how long messages came through the last socket, in seconds."""
+        self.message_at = self.heard_at = 0.0
+        """When a message, and anything at all, last came through the last socket, in the event loop's time."""
 
     @property
     def up(self) -> bool:
@@ -128,6 +147,7 @@ class FeedConnection:
         finally:
             self._socket = None
             self.useful_s = socket.message_at - socket.opened_at
+            self.message_at, self.heard_at = socket.message_at, socket.heard_at
             await socket.leave()
         if socket.failure is not None:
             raise socket.failure
@@ -158,7 +178,13 @@ class FeedConnection:
 
     async def _connect(self, credentials: Credentials, base_url: str) -> "_Socket | FeedError":
         def create(*args: Any, **kwargs: Any) -> _Socket:
-            return _Socket(*args, on_message=self._on_message, number=self.number, **kwargs)
+            return _Socket(
+                *args,
+                on_message=self._on_message,
+                on_first_message=self._on_first_message,
+                number=self.number,
+                **kwargs,
+            )
 
         try:
             connection = await connect(
@@ -173,7 +199,7 @@ class FeedConnection:
                 logger=_silent_log,
             )
         except InvalidStatus as error:
-            return refused(error.response.status_code)
+            return refused(error.response.status_code, _retry_after_s(error.response.headers.get("Retry-After")))
         except TimeoutError:
             return FeedError("the server did not answer the handshake in time")
         except OSError as error:
@@ -187,27 +213,57 @@ class FeedConnection:
     async def _wait_until_lost(self, socket: "_Socket") -> None:
         """Return when the connection is closed. Raises SilentFeedError when nothing came through it for too long."""
         loop = asyncio.get_running_loop()
+        due_since: float | None = None
+        suspected = False
         while True:
-            heard_at = socket.message_at if self._in_session() else socket.heard_at
+            if self._in_session({split_instrument_token(token)[0] for token in self.subscriptions}):
+                # What was silent before the session was not silent in it.
+                due_since = loop.time() if due_since is None else due_since
+                heard_at = max(socket.message_at, due_since)
+            else:
+                due_since = None
+                heard_at = socket.heard_at
             left_s = heard_at + self._policy.silence_s - loop.time()
-            if left_s <= 0:
+            if left_s <= 0 and suspected:
                 raise SilentFeedError(f"nothing came for {loop.time() - heard_at:.0f} s")
+            suspected = left_s <= 0
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(_GRACE_S if suspected else min(left_s, _WATCH_S)):
                     await socket.wait_closed()
                     return
+
+
+def _retry_after_s(header: str | None) -> float:
+    """What the header Retry-After asks for, in seconds: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
+    if header is None:
+        return 0.0
+    try:
+        if header.strip().isdecimal():
+            return float(header)
+        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return 0.0
 
 
 class _Socket(ClientConnection):
     """A `websockets` connection that hands over messages from within `data_received`, without queue or task switch."""
 
-    def __init__(self, *args: Any, on_message: OnMessage, number: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        on_message: OnMessage,
+        on_first_message: Callable[[int], None],
+        number: int,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.opened_at = self.heard_at = self.message_at = self.loop.time()
         """When it was made, when anything last came, and when a message last came, in the event loop's time."""
         self.failure: Exception | None = None
         """What `on_message` raised."""
         self._on_message = on_message
+        self._deliver: OnMessage = self._deliver_first
+        self._on_first_message: Callable[[int], None] | None = on_first_message
         self._number = number
         self._receive: Callable[[bytes], None] = self._receive_head
         self._rest = b""
@@ -222,13 +278,21 @@ class _Socket(ClientConnection):
         self._reason = reason
         self.transport.abort()
 
+    def _deliver_first(self, payload: bytes | str, connection: int) -> None:
+        # All messages of the bytes that brought the first one come here.
+        self._deliver = self._on_message
+        if self._on_first_message is not None:
+            self._on_first_message(connection)
+            self._on_first_message = None
+        self._on_message(payload, connection)
+
     def end(self) -> FeedError:
         """Why the connection ended."""
         if self._reason is not None:
             return self._reason
         closed = self.protocol.close_rcvd
         if closed is not None:
-            return FeedError(f"the server closed the connection ({closed.code:d})")
+            return ServerClosedError(f"the server closed the connection ({closed.code:d})")
         if self._lost is not None:
             return FeedError(f"the connection was lost: {self._lost}")
         return FeedError("the connection was lost without a word from the server")
@@ -277,7 +341,7 @@ class _Socket(ClientConnection):
             message = b"".join(self._fragments)
             self._fragments.clear()
             self.message_at = self.heard_at
-            self._on_message(message.decode(errors="replace") if self._is_text else message, self._number)
+            self._deliver(message.decode(errors="replace") if self._is_text else message, self._number)
 
     def _receive_head(self, data: bytes) -> None:
         """The answer to the handshake belongs to `websockets`; frames may follow it in the same bytes."""
@@ -294,7 +358,7 @@ class _Socket(ClientConnection):
 
     def _receive_frames(self, data: bytes) -> None:
         """Frames: https://datatracker.ietf.org/doc/html/rfc6455#section-5.2"""
-        on_message, number = self._on_message, self._number
+        on_message, number = self._deliver, self._number
         start, stop = 0, len(data)
         received = False
         while stop - start >= 2:

@@ -5,17 +5,21 @@
     PipelineError
     └── DhanError
         ├── CredentialsError             permanent: a person has to mend the token file or the settings
-        │   └── TokenExpiredError        permanent: the same, the token's time is over
+        │   ├── TokenExpiredError        permanent: the same, the token's time is over
+    │   └── TokenError               permanent: no new token could be made, and why (`token`)
         ├── SubscriptionLimitError       permanent: more instruments than the account's connections take
         └── FeedError                    retryable: the connection was lost, or could not be made
             ├── SilentFeedError          retryable: it stood, but nothing came
+            ├── ServerClosedError        retryable: the server closed it, with or without a word why
             └── FeedRefusedError         retryable: the server said why (`code`), and the reason may pass
+                ├── TooManyInstrumentsError  retryable with fewer instruments (804)
                 ├── RateLimitedError     retryable after a minute without any connection (805, HTTP 429)
                 ├── TokenRefusedError    retryable with another token (807-810, HTTP 401 and 403)
                 └── DataPlanError        permanent: the account has no data APIs (806)
 
-`retryable` says the same to code. A running feed outlives permanent errors of the credentials: they are read again at
-every connection, and mended while it waits. No message ever contains a token or a URL that has one.
+`retryable` says the same to code, and `cause` what a gap that begins with it is put down to. A running feed outlives
+permanent errors of the credentials: they are read again at every connection, and mended while it waits. No message ever
+contains a token or a URL that has one.
 
 Codes: https://dhanhq.co/docs/v2/annexure/#data-api-error
 """
@@ -24,16 +28,20 @@ from typing import ClassVar
 
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.wire import disconnect_reason
+from dhan_pipeline.gaps import Cause
 
 
 class DhanError(PipelineError):
     """Base of every error that concerns the broker."""
 
     retryable: ClassVar[bool] = False
+    cause: ClassVar[Cause] = Cause.RESET
 
 
 class CredentialsError(DhanError):
     """The access token or the client id is missing or unreadable. The message names the file or the variable."""
+
+    cause = Cause.TOKEN
 
 
 class TokenExpiredError(CredentialsError):
@@ -42,6 +50,8 @@ class TokenExpiredError(CredentialsError):
 
 class SubscriptionLimitError(DhanError):
     """More instruments than the broker allows an account."""
+
+    cause = Cause.LIMIT
 
 
 class FeedError(DhanError):
@@ -53,34 +63,58 @@ class FeedError(DhanError):
 class SilentFeedError(FeedError):
     """The connection stood, but nothing came through it."""
 
+    cause = Cause.STALL
+
+
+class ServerClosedError(FeedError):
+    """The server closed the connection."""
+
+    cause = Cause.SERVER
+
 
 class FeedRefusedError(FeedError):
     """The server ended the connection with a disconnect code, or refused the handshake with an HTTP status."""
 
-    def __init__(self, code: int, reason: str) -> None:
+    cause = Cause.SERVER
+
+    def __init__(self, code: int, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(f"Dhan refused the connection ({reason})")
         self.code = code
         """Disconnect code (800 to 814), or HTTP status (below 600)."""
+        self.retry_after_s = retry_after_s
+        """How long the server asked to be left alone, in seconds; 0 if it did not say."""
 
 
 class RateLimitedError(FeedRefusedError):
     """Too many connections or requests; the server wants a minute of rest."""
 
+    cause = Cause.LIMIT
+
 
 class TokenRefusedError(FeedRefusedError):
     """The server does not accept this access token."""
+
+    cause = Cause.TOKEN
 
 
 class DataPlanError(FeedRefusedError):
     """The account has no data APIs, so no connection will ever be accepted."""
 
     retryable = False
+    cause = Cause.PLAN
+
+
+class TooManyInstrumentsError(FeedRefusedError):
+    """More instruments than the server allows on a connection."""
+
+    cause = Cause.LIMIT
 
 
 _BY_CODE: dict[int, type[FeedRefusedError]] = {
     401: TokenRefusedError,
     403: TokenRefusedError,
     429: RateLimitedError,
+    804: TooManyInstrumentsError,
     805: RateLimitedError,
     806: DataPlanError,
     807: TokenRefusedError,
@@ -90,7 +124,7 @@ _BY_CODE: dict[int, type[FeedRefusedError]] = {
 }
 
 
-def refused(code: int) -> FeedRefusedError:
+def refused(code: int, retry_after_s: float = 0.0) -> FeedRefusedError:
     """The error for a disconnect code, or for the HTTP status of a refused handshake."""
     reason = f"HTTP status {code}" if code < 600 else f"{code}, {disconnect_reason(code)}"
-    return _BY_CODE.get(code, FeedRefusedError)(code, reason)
+    return _BY_CODE.get(code, FeedRefusedError)(code, reason, retry_after_s)

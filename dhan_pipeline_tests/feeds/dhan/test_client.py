@@ -14,8 +14,9 @@ from websockets.exceptions import ConnectionClosed
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.dhan.client import COOL_OFF_FILE, CoolOff, DhanWebSocketClient, Feed
+from dhan_pipeline.feeds.dhan.client import DhanWebSocketClient, Feed
 from dhan_pipeline.feeds.dhan.connection import FeedPolicy
+from dhan_pipeline.feeds.dhan.cool_off import COOL_OFF_FILE, CoolOff
 from dhan_pipeline.feeds.dhan.errors import (
     CredentialsError,
     DataPlanError,
@@ -165,7 +166,7 @@ class Watcher:
             self.warnings.append,
             policy=policy,
             on_connect=self.connected.append,
-            on_disconnect=lambda connection, reason: self.lost.append((connection, reason)),
+            on_down=lambda connection, reason, since_ns: since_ns and self.lost.append((connection, reason)),
             **options,
         )
 
@@ -351,7 +352,7 @@ async def test_an_account_without_data_apis_ends_the_feed_with_one_clear_sentenc
     assert str(caught.value) == "Dhan refused the connection (806, data APIs are not subscribed)"
 
 
-@pytest.mark.parametrize("code", [800, 804, 813, 999])
+@pytest.mark.parametrize("code", [800, 813, 999])
 async def test_other_codes_are_retried(settings, exchange, watcher, code):
     exchange.packets = [disconnect_packet(code)]
     async with running(watcher.feed(settings(exchange.url))):

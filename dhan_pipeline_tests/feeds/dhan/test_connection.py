@@ -86,7 +86,9 @@ class Received(list):
         self.append(payload)
 
 
-def feed_connection(on_message=lambda payload, connection: None, subscriptions=(), in_session=lambda: False, **policy):
+def feed_connection(
+    on_message=lambda payload, connection: None, subscriptions=(), in_session=lambda segments: False, **policy
+):
     return FeedConnection(3, dict(subscriptions), on_message, FeedPolicy(**policy), in_session)
 
 
@@ -313,7 +315,7 @@ async def test_pings_are_no_sign_of_life_in_session():
     pings: list[int] = []
     async with server(lambda websocket: keep_pinging(websocket, pings)) as url:
         with pytest.raises(SilentFeedError):
-            await receive(feed_connection(in_session=lambda: True, silence_s=0.2), url)
+            await receive(feed_connection(in_session=lambda segments: True, silence_s=0.2), url)
     assert pings
 
 

@@ -1,0 +1,287 @@
+"""Makes access tokens and keeps them alive. A token lives for 24 hours, and a new one ends the one before.
+
+So whoever wants a token asks `refresh_token`: one process at a time, one token in two minutes, and none while the one
+in the token file is good. https://dhanhq.co/docs/v2/authentication/
+
+No message, log line or exception holds a token, a PIN, the TOTP secret or a URL with its parameters.
+"""
+
+import binascii
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pyotp
+from pydantic import SecretStr
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.auth import (
+    Credentials,
+    check_dhan_token_validity,
+    get_dhan_credentials,
+    save_token,
+    token_expiry,
+)
+from dhan_pipeline.feeds.dhan.errors import CredentialsError
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.settings import Settings
+
+GENERATE_PATH = "/app/generateAccessToken"
+RENEW_PATH = "/v2/RenewToken"
+PROFILE_PATH = "/v2/profile"
+
+#: Dhan makes a token every two minutes at most.
+MINT_INTERVAL_S = 130.0
+
+#: A token is worth renewing only while it lives, and the request takes a moment.
+_RENEW_MARGIN = timedelta(minutes=2)
+
+_TIMEOUT_S = 10.0
+
+# It logs every request with its URL, and that of a new token has the PIN in it.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+class TokenError(CredentialsError):
+    """No new token could be made, or the profile not be read. The message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What Dhan says about the account that a token belongs to."""
+
+    client_id: str
+    valid_until: datetime
+    """When the token's time is over, UTC."""
+    data_plan_active: bool
+    segments: str
+
+
+def can_refresh(settings: Settings) -> bool:
+    """Whether tokens can be made here: the PIN and the TOTP secret are set."""
+    return settings.dhan_pin is not None and settings.dhan_totp_secret is not None
+
+
+def refresh_token(
+    settings: Settings, clock: Clock, *, needed_until: datetime | None = None, refused: str | None = None
+) -> Credentials | None:
+    """Have a token in the token file that is not `refused` and lasts until `needed_until` (aware; now unless given).
+
+    Returns the new credentials, None if there are good ones already. A token that lives is renewed where Dhan lets it
+    be, else one is made with PIN and TOTP. At most one is made in `MINT_INTERVAL_S`, by whatever process.
+
+    Raises TokenError.
+    """
+    with _single_minter(settings) as lock:
+        try:
+            credentials = get_dhan_credentials(settings)
+        except CredentialsError:
+            credentials = None
+        now = clock.now()
+        margin = max((needed_until or now) - now, timedelta(0))
+        if (
+            credentials is not None
+            and credentials.access_token.get_secret_value() != refused
+            and check_dhan_token_validity(credentials, margin, now)
+        ):
+            return None
+        lock.begin()
+        if credentials is not None and refused is None and check_dhan_token_validity(credentials, _RENEW_MARGIN, now):
+            try:
+                return _renew(settings, credentials)
+            except TokenError:
+                if not can_refresh(settings):
+                    raise
+        return _generate(settings, clock)
+
+
+def generate_token(settings: Settings, clock: Clock) -> Credentials:
+    """Make a token with PIN and TOTP, and save it. It ends the one before. Raises TokenError."""
+    with _single_minter(settings) as lock:
+        lock.begin()
+        return _generate(settings, clock)
+
+
+def renew_token(settings: Settings, clock: Clock) -> Credentials:
+    """Have a token that still lives replaced by a new one, and save it. Dhan does so for tokens of its web site only.
+
+    Raises TokenError, CredentialsError where there is no token.
+    """
+    with _single_minter(settings) as lock:
+        credentials = get_dhan_credentials(settings)
+        if not check_dhan_token_validity(credentials, timedelta(0), clock.now()):
+            raise TokenError("The access token's time is over, so it cannot be renewed; generate a new one.")
+        lock.begin()
+        return _renew(settings, credentials)
+
+
+def read_profile(settings: Settings, credentials: Credentials) -> Profile:
+    """What Dhan says about the token and its account. Raises TokenError where it does not accept the token."""
+    headers = {"access-token": credentials.access_token.get_secret_value()}
+    reply = _ask("GET", settings.dhan_api_url, PROFILE_PATH, "the profile", headers=headers)
+    try:
+        until = datetime.strptime(reply["tokenValidity"], "%d/%m/%Y %H:%M").replace(tzinfo=IST)
+        return Profile(
+            client_id=str(reply["dhanClientId"]),
+            valid_until=until.astimezone(UTC),
+            data_plan_active=str(reply.get("dataPlan", "")).lower() == "active",
+            segments=str(reply.get("activeSegment", "")),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise TokenError("Dhan's profile does not say how long the token is valid.") from None
+
+
+def token_report(settings: Settings, clock: Clock) -> dict[str, Any]:
+    """The token and what Dhan says of it, for a person: `good`, `problem` if not, and facts. Never the token.
+
+    Raises CredentialsError where there is none.
+    """
+    credentials = get_dhan_credentials(settings)
+    now = clock.now()
+    report: dict[str, Any] = {
+        "good": False,
+        "problem": None,
+        "client_id": credentials.client_id,
+        "source": credentials.source,
+        "expires_at": credentials.expires_at.isoformat() if credentials.expires_at else None,
+        "seconds_left": round((credentials.expires_at - now).total_seconds()) if credentials.expires_at else None,
+        "can_refresh": can_refresh(settings),
+    }
+    if not check_dhan_token_validity(credentials, timedelta(0), now):
+        return report | {"problem": "Its time is over."}
+    try:
+        profile = read_profile(settings, credentials)
+    except TokenError as error:
+        return report | {"problem": str(error)}
+    report |= {"data_plan_active": profile.data_plan_active, "segments": profile.segments}
+    if profile.client_id != credentials.client_id:
+        return report | {"problem": f"It belongs to the client id {profile.client_id}, not to {credentials.client_id}."}
+    if not profile.data_plan_active:
+        return report | {"problem": "The account has no active data plan: subscribe to Dhan's data APIs."}
+    return report | {"good": True}
+
+
+def _generate(settings: Settings, clock: Clock) -> Credentials:
+    if settings.dhan_pin is None or settings.dhan_totp_secret is None:
+        raise TokenError("A token can only be made with DHAN_PIN and DHAN_TOTP_SECRET set.")
+    client_id = _client_id(settings)
+    try:
+        totp = pyotp.TOTP(settings.dhan_totp_secret.get_secret_value().replace(" ", "")).at(clock.now())
+    except (ValueError, binascii.Error, TypeError):
+        raise TokenError("DHAN_TOTP_SECRET is not a base32 secret, such as an authenticator is set up with.") from None
+    params = {"dhanClientId": client_id, "pin": settings.dhan_pin.get_secret_value(), "totp": totp}
+    return _save(settings, client_id, _ask("POST", settings.dhan_auth_url, GENERATE_PATH, "a token", params=params))
+
+
+def _renew(settings: Settings, credentials: Credentials) -> Credentials:
+    headers = {"access-token": credentials.access_token.get_secret_value(), "dhanClientId": credentials.client_id}
+    reply = _ask("GET", settings.dhan_api_url, RENEW_PATH, "a renewed token", headers=headers)
+    return _save(settings, credentials.client_id, reply)
+
+
+def _client_id(settings: Settings) -> str:
+    if settings.dhan_client_id:
+        return settings.dhan_client_id
+    try:
+        return get_dhan_credentials(settings).client_id
+    except CredentialsError:
+        raise TokenError("A token is made for a client id: set DHAN_CLIENT_ID.") from None
+
+
+def _save(settings: Settings, client_id: str, reply: Mapping[str, Any]) -> Credentials:
+    # Dhan documents the names of one of the two replies only.
+    data = reply["data"] if isinstance(reply.get("data"), dict) else reply
+    token = next((str(data[name]) for name in ("accessToken", "access_token", "token") if data.get(name)), None)
+    if token is None:
+        raise TokenError("Dhan answered without a token.")
+    expires_at = token_expiry(token)
+    if expires_at is None and data.get("expiryTime"):
+        try:
+            expires_at = datetime.fromisoformat(str(data["expiryTime"]))
+        except ValueError:
+            expires_at = None
+        if expires_at is not None:
+            expires_at = (expires_at if expires_at.tzinfo else expires_at.replace(tzinfo=IST)).astimezone(UTC)
+    path = settings.dhan_token_file
+    try:
+        save_token(path, token, client_id, expires_at)
+    except OSError as error:
+        raise TokenError(
+            f"A token was made, but the token file {path} (DHAN_TOKEN_FILE) cannot be written: {error.strerror}."
+        ) from None
+    return Credentials(client_id, SecretStr(token), expires_at, f"the token file {path}")
+
+
+def _ask(method: str, base_url: str, path: str, what: str, **request: Any) -> dict[str, Any]:
+    """One request, and the JSON object that answers it."""
+    problem = ""
+    try:
+        reply = httpx.request(method, f"{base_url.rstrip('/')}{path}", timeout=_TIMEOUT_S, **request)
+        content = reply.json()
+    except httpx.TimeoutException:
+        problem = "it does not answer"
+    except (httpx.HTTPError, httpx.InvalidURL):
+        problem = "it cannot be reached; are DHAN_API_URL and DHAN_AUTH_URL right?"
+    except ValueError:
+        problem = f"its answer, HTTP status {reply.status_code}, is not JSON"
+    if not problem:
+        if isinstance(content, dict) and reply.is_success and not content.get("errorCode"):
+            return content
+        problem = _refusal(reply.status_code, content)
+    # Raised here, not where it was caught: the exceptions of the library know the URL.
+    raise TokenError(f"Dhan does not give {what}: {problem}.")
+
+
+def _refusal(status: int, content: Any) -> str:
+    """Why, in Dhan's words: https://dhanhq.co/docs/v2/annexure/#trading-api-error"""
+    if isinstance(content, dict):
+        code, message = content.get("errorCode"), content.get("errorMessage") or content.get("message")
+        if code or message:
+            return " ".join(str(part)[:200].rstrip(".") for part in (code, message) if part)
+    return f"HTTP status {status}"
+
+
+class _Minter:
+    """The lock beside the token file, and in it when a token was last asked for."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def begin(self) -> None:
+        """Take note that a token is asked for now. Raises TokenError where that was done a moment ago."""
+        # The machine's time: that of a demo's clock may lie in the past.
+        now_s = datetime.now(UTC).timestamp()
+        last = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+        try:
+            since_s = now_s - float(last)
+        except ValueError:
+            since_s = MINT_INTERVAL_S
+        if 0 <= since_s < MINT_INTERVAL_S:
+            raise TokenError(
+                f"A token was asked for {since_s:.0f} s ago; Dhan gives one every {MINT_INTERVAL_S:.0f} s at most."
+            )
+        os.pwrite(self._fd, f"{now_s:<31.0f}\n".encode(), 0)
+
+
+@contextmanager
+def _single_minter(settings: Settings) -> Iterator[_Minter]:
+    path = settings.dhan_token_file
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise TokenError(
+            f"The token file {path} (DHAN_TOKEN_FILE) is where no file can be written: {error.strerror}."
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield _Minter(fd)
+    finally:
+        os.close(fd)

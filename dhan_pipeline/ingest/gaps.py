@@ -1,0 +1,184 @@
+"""Keeps the books of gaps while a capture runs: what the connections go through becomes notes in the journal.
+
+Belongs to the event loop, like the connections. A gap is noted when it begins, so that a crash cannot hide it, and
+again when it ends; what a crash leaves open is ended by the next process, whose own gaps begin where the journal ends.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.gaps import Cause, Gap
+from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
+from dhan_pipeline.journal.notes import Note, Started
+
+#: A gap that ended counts as recent for this long.
+RECENT_S = 300.0
+
+#: Causes that explain why a lost connection stays lost, whatever it was lost for.
+_EXPLAINING = frozenset({Cause.TOKEN, Cause.LIMIT, Cause.PLAN})
+
+#: How much of an interval (ns since the Unix epoch, UTC) lies in sessions of the segments, in seconds.
+SessionSeconds = Callable[[int, int, Collection[ExchangeSegment]], float]
+
+
+class GapKeeper:
+    """The gaps of one capture since its process began."""
+
+    def __init__(
+        self,
+        note: Callable[[Note], None],
+        emit: Callable[[dict[str, Any]], None],
+        instruments: Callable[[int], Sequence[int]],
+        session_seconds: SessionSeconds,
+        clock: Clock,
+        last_received_ns: int,
+    ) -> None:
+        """`note` writes into the journal, `instruments` tells those of a connection, `last_received_ns` is where the
+        journal ended when the process began, 0 for an empty one.
+        """
+        self._note = note
+        self._emit = emit
+        self._instruments = instruments
+        self._session_seconds = session_seconds
+        self._clock = clock
+        self._last_id = last_received_ns
+        self._open: dict[int, Gap] = {}
+        self._silent: dict[int, Gap] = {}
+        self._ended: list[Gap] = []
+        self.count = 0
+        """Gaps of connections since the process began."""
+
+    def begin(self, connections: int, started: Started) -> None:
+        """Note that the process began, and that each connection has missed everything since the journal's end."""
+        self._note(started)
+        if started.since_ns is not None:
+            for connection in range(connections):
+                self._begin(connection, started.since_ns, started.cause, "", self._instruments(connection))
+
+    def down(self, connection: int, error: PipelineError, cause: Cause, since_ns: int | None) -> None:
+        """A connection was lost, its last sign of life being `since_ns`; or, without that, could not be made."""
+        gap = self._open.get(connection)
+        if gap is None:
+            at_ns = self._clock.now_ns() if since_ns is None else since_ns
+            self._begin(connection, at_ns, cause, str(error), self._instruments(connection))
+        elif cause in _EXPLAINING and cause is not gap.cause:
+            self._open[connection] = replace(gap, cause=cause, detail=str(error))
+            self._note(replace(self._open[connection], instruments=None))
+
+    def message(self, connection: int) -> None:
+        """A connection's first message comes."""
+        gap = self._open.pop(connection, None)
+        if gap is not None:
+            again = "the capture ran again" if gap.cause in _BETWEEN_PROCESSES else "connected and subscribed again"
+            self._end(gap, max(self._clock.now_ns(), gap.started_ns), again)
+
+    def suspended(self, connections: Collection[int], since_ns: int) -> None:
+        """Nothing was received from `since_ns` until now, because the process stood still."""
+        now_ns = self._clock.now_ns()
+        for connection in connections:
+            if connection not in self._open:
+                self._begin(
+                    connection, since_ns, Cause.SUSPENDED, "the process stood still", self._instruments(connection)
+                )
+                self._end(self._open.pop(connection), max(now_ns, since_ns), "the process went on")
+
+    def damaged(self, connections: int, since_ns: int, until_ns: int, detail: str) -> None:
+        """What was received between the two can no longer be read from the journal."""
+        for connection in range(connections):
+            gap = self._new(connection, since_ns, Cause.DISK, detail, self._instruments(connection))
+            self._end(gap, until_ns, "what follows was read")
+
+    def shed(self, instruments: Sequence[int]) -> None:
+        """These are no longer subscribed, because the broker's limits have no room for them."""
+        self._new(0, self._clock.now_ns(), Cause.LIMIT, "the broker's limit has no room for them", instruments)
+
+    def silent(self, instrument: int, connection: int, since_ns: int) -> None:
+        """A lively instrument sent nothing after `since_ns`."""
+        if instrument not in self._silent:
+            self._silent[instrument] = self._new(
+                connection, since_ns, Cause.SILENT, "it had been lively", [instrument], count=False
+            )
+
+    def heard(self, instrument: int, at_ns: int) -> None:
+        """A silent instrument sent a packet again; 0 where its silence is no longer watched."""
+        gap = self._silent.pop(instrument, None)
+        if gap is not None:
+            if at_ns:
+                self._end(gap, at_ns, "packets came again")
+            else:
+                self._end(gap, max(self._clock.now_ns(), gap.started_ns), "its connection was lost, or its day ended")
+
+    def status(self) -> dict[str, Any]:
+        """The gaps' part of a status line; seconds are those in session."""
+        now_ns = self._clock.now_ns()
+        horizon_ns = now_ns - int(RECENT_S * 1e9 * self._clock.speed)
+        self._ended = [gap for gap in self._ended if (gap.ended_ns or 0) > horizon_ns]
+        return {
+            "gaps": self.count,
+            "gap_open_s": max((self._seconds(gap, now_ns) for gap in self._open.values()), default=0.0),
+            "gap_recent_s": max((self._seconds(gap, gap.ended_ns or 0) for gap in self._ended), default=0.0),
+            "silent": sorted(self._silent)[:20],
+            "silent_count": len(self._silent),
+        }
+
+    def _begin(self, connection: int, started_ns: int, cause: Cause, detail: str, instruments: Sequence[int]) -> None:
+        self._open[connection] = self._new(connection, started_ns, cause, detail, instruments)
+
+    def _new(
+        self,
+        connection: int,
+        started_ns: int,
+        cause: Cause,
+        detail: str,
+        instruments: Sequence[int],
+        count: bool = True,
+    ) -> Gap:
+        self._last_id = max(self._clock.now_ns(), self._last_id + 1)
+        gap = Gap(self._last_id, connection, started_ns, cause, detail, tuple(instruments))
+        self._note(gap)
+        self.count += count
+        self._tell(gap)
+        return gap
+
+    def _end(self, gap: Gap, ended_ns: int, recovery: str) -> None:
+        ended = replace(gap, ended_ns=ended_ns, recovery=recovery)
+        self._note(replace(ended, instruments=None))
+        if gap.cause is not Cause.SILENT:
+            self._ended.append(ended)
+        self._tell(ended)
+
+    def _tell(self, gap: Gap) -> None:
+        self._emit(
+            {
+                "event": "gap",
+                "connection": gap.connection,
+                "instruments": len(gap.instruments or ()),
+                "cause": gap.cause,
+                "detail": gap.detail,
+                "started_at": _iso(gap.started_ns),
+                "ended_at": None if gap.ended_ns is None else _iso(gap.ended_ns),
+                "seconds": round(((gap.ended_ns or self._clock.now_ns()) - gap.started_ns) / 1e9, 3),
+                "recovery": gap.recovery,
+            }
+        )
+
+    def _seconds(self, gap: Gap, until_ns: int) -> float:
+        return round(self._session_seconds(gap.started_ns, until_ns, segments_of(gap.instruments or ())), 3)
+
+
+_BETWEEN_PROCESSES = frozenset({Cause.STOP, Cause.RESTART, Cause.HOST_DOWN, Cause.DISK})
+
+
+@lru_cache(maxsize=16)
+def segments_of(instruments: tuple[int, ...]) -> frozenset[ExchangeSegment]:
+    """The segments that these instrument tokens are of."""
+    return frozenset(split_instrument_token(token)[0] for token in instruments)
+
+
+def _iso(at_ns: int) -> str:
+    return datetime.fromtimestamp(at_ns / 1e9, UTC).isoformat()

@@ -1,0 +1,59 @@
+"""Which clock the feed's trade times follow: a guard against a server that switches, which must never go unseen.
+
+Dhan writes India's wall clock as if it were UTC. Should it begin to write true UTC, every trade would seem 5:30 h old,
+which nothing else would notice. This only tells; data is never changed on a guess.
+"""
+
+from collections import deque
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Verdict = Literal["ok", "utc"] | None
+
+#: A trade time this close to the packet's arrival is that of a live packet: the feed is known to lag by minutes.
+NEAR_S = 120
+
+#: Packets with a trade time that a verdict is based on: the last ones, as many as these at least.
+WINDOW = 2000
+FEWEST = 200
+
+#: Share of live packets that makes a verdict. Stale trade times are normal, so most packets need not be live.
+_FAIR = 0.05
+_HARDLY_ANY = 0.005
+
+
+class TradeClock:
+    """Judges the last packets that carry a trade time."""
+
+    def __init__(self, offset_s: int) -> None:
+        """`offset_s`: how far ahead of UTC the trade times on the wire are taken to be."""
+        self._offset_s = offset_s
+        self._batches: deque[tuple[int, int, int]] = deque()
+        self._packets = self._near = self._shifted = 0
+
+    def update(self, traded_s: NDArray[Any], received_ns: NDArray[Any]) -> None:
+        """Take account of packets: trade times in UTC seconds as converted, 0 for none, and receive times in ns."""
+        lag_s = (received_ns // 1_000_000_000 - traded_s)[traded_s > 0]
+        near = int(np.count_nonzero(np.abs(lag_s) <= NEAR_S))
+        shifted = int(np.count_nonzero(np.abs(lag_s - self._offset_s) <= NEAR_S)) if self._offset_s else 0
+        self._batches.append((len(lag_s), near, shifted))
+        self._packets += len(lag_s)
+        self._near += near
+        self._shifted += shifted
+        while self._packets - self._batches[0][0] >= WINDOW:
+            packets, near, shifted = self._batches.popleft()
+            self._packets -= packets
+            self._near -= near
+            self._shifted -= shifted
+
+    def verdict(self) -> Verdict:
+        """`ok`: trade times are what they should be; `utc`: they look like true UTC; None: nothing can be said."""
+        if self._packets < FEWEST:
+            return None
+        if self._near >= _FAIR * self._packets:
+            return "ok"
+        if self._near <= _HARDLY_ANY * self._packets and self._shifted >= _FAIR * self._packets:
+            return "utc"
+        return None

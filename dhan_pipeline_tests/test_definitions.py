@@ -21,7 +21,16 @@ ASSETS = {
         "market_data",
         {"websocket"},
         False,
-        {"parser_error_rate", "latency_p99", "conservation", "connected"},
+        {
+            "parser_error_rate",
+            "latency_p99",
+            "conservation",
+            "gaps",
+            "connected",
+            "silent_instruments",
+            "trade_clock",
+            "token",
+        },
     ),
     "raw_packets": ({"subscriptions"}, "market_data", {"arrow"}, True, set()),
     "ticks": (
@@ -29,7 +38,7 @@ ASSETS = {
         "market_data",
         {"postgres", "table"},
         True,
-        {"parser_error_rate", "latency_p99", "conservation"},
+        {"parser_error_rate", "latency_p99", "conservation", "gaps"},
     ),
 }
 

@@ -155,7 +155,11 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
             )
         measures = measure_hour(settings, hour)
         if not measures.journal_blocks:
-            raise dg.Failure(description=f"The journal holds nothing of the hour {hour}.", allow_retries=False)
+            missed = ""
+            if measures.gaps:
+                gap = max(measures.gaps, key=lambda gap: gap.seconds)
+                missed = f" {gap.seconds:,.0f} s of it in session were missed: {gap.cause}."
+            raise dg.Failure(description=f"The journal holds nothing of the hour {hour}.{missed}", allow_retries=False)
         for sentence in measures.journal_damage:
             context.log.error(sentence)
         return dg.MaterializeResult(metadata=raw_packets_metadata(measures))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment
-from dhan_pipeline.sessions import IST, in_session, session_bounds
+from dhan_pipeline.sessions import IST, packets_due, session_bounds
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
 
@@ -27,14 +27,14 @@ def capture_expected(settings: Settings, clock: Clock) -> bool:
     if settings.sessions == "always":
         return True
     now = clock.now().astimezone(IST)
-    segments = _subscribed_segments(settings)
+    segments = subscribed_segments(settings)
     # The hour of a close before midnight ends on the next day.
     return any(_holds(now, (now - timedelta(days=days)).date(), segments) for days in (0, 1))
 
 
 def feed_expected(settings: Settings, clock: Clock) -> bool:
-    """Whether a session of a subscribed segment is on, so that a silent feed means that something is wrong."""
-    return settings.sessions == "always" or in_session(clock.now_ns(), _subscribed_segments(settings))
+    """Whether a subscribed segment trades continuously, so that a silent feed means that something is wrong."""
+    return settings.sessions == "always" or packets_due(clock.now_ns(), subscribed_segments(settings))
 
 
 def _holds(now: datetime, day: date, segments: Collection[ExchangeSegment]) -> bool:
@@ -46,7 +46,7 @@ def _holds(now: datetime, day: date, segments: Collection[ExchangeSegment]) -> b
     return opens - LEAD <= now < last_hour_ends + SEAL
 
 
-def _subscribed_segments(settings: Settings) -> Collection[ExchangeSegment]:
+def subscribed_segments(settings: Settings) -> Collection[ExchangeSegment]:
     """The segments of the resolved subscriptions; all of them while there are none."""
     path = settings.subscriptions_path
     try:

@@ -35,7 +35,11 @@ DESCRIPTIONS = {
     "parser_error_rate": "Packets that could not be decoded or make no sense, of all that arrived.",
     "latency_p99": "From the receipt of a packet to its commit in the database: 99 % are faster.",
     "conservation": "Nothing is lost between the socket and the table: every packet is accounted for.",
+    "gaps": "Times in session in which a connection brought nothing: what was missed, and why.",
     "connected": "Every connection to the feed is up, and something arrives.",
+    "silent_instruments": "Lively instruments that fell silent while others on their connection went on.",
+    "trade_clock": "Trade times follow India's wall clock, as they always did.",
+    "token": "The access token's time is not about to be over.",
 }
 
 

@@ -32,7 +32,15 @@ from dhan_pipeline.orchestration.metadata import (
     severity,
     ticks_metadata,
 )
-from dhan_pipeline.orchestration.names import CAPTURE_TAG, LIVE_FEED, RAW_PACKETS, ROLE_TAG, STOP_TAG, TICKS
+from dhan_pipeline.orchestration.names import (
+    CAPTURE_TAG,
+    LIVE_FEED,
+    NEEDS_PERSON_TAG,
+    RAW_PACKETS,
+    ROLE_TAG,
+    STOP_TAG,
+    TICKS,
+)
 from dhan_pipeline.orchestration.resources import settings_environment
 from dhan_pipeline.quality.hours import measure_hour
 from dhan_pipeline.quality.measures import (
@@ -123,6 +131,7 @@ class _Supervision:
         self._heartbeat_due = self._poll_due = 0.0
         self._judge_due = time.monotonic() + LIVE_JUDGE_S
         self._live_due = 0.0
+        self._needs_person: str | None = None
         self._child = CaptureChild(command, {**os.environ, **settings_environment(settings)})
 
     def run(self) -> None:
@@ -148,6 +157,9 @@ class _Supervision:
             else:
                 self._report_live(closed_outcomes(f"The capture was asked to stop: {asked_to_stop}"), every=True)
         if code:
+            if self._needs_person is not None:
+                tags = {NEEDS_PERSON_TAG: self._needs_person}
+                self._safely("who has to act", lambda: self._instance.add_run_tags(self._context.run_id, tags))
             raise dg.Failure(description=ending, allow_retries=False)
 
     def _handle(self, event: dict[str, Any]) -> None:
@@ -169,8 +181,22 @@ class _Supervision:
                 self._log(logging.INFO, f"The capture stopped: {reason}.")
             case {"event": "warning", "message": str(message)}:
                 self._log(logging.WARNING, message)
+            case {"event": "gap", "ended_at": None}:
+                self._log(
+                    logging.WARNING,
+                    "On connection {connection} packets may be missed from {started_at} on:"
+                    " {cause}. {detail}".format_map(event).rstrip(),
+                )
+            case {"event": "gap", "recovery": _}:
+                self._log(
+                    logging.INFO,
+                    "The gap on connection {connection} from {started_at} to {ended_at}, {seconds} s"
+                    " ({cause}), is over: {recovery}.".format_map(event),
+                )
             case {"event": "error", "message": str(message)}:
                 self._log(logging.ERROR, message)
+                if event.get("permanent"):
+                    self._needs_person = message
             case _:
                 self._log(logging.INFO, f"The capture says: {event}")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures
+from dhan_pipeline.gaps import Cause
+from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures, gaps_table
 from dhan_pipeline.ticks import COLUMNS
 
 Metadata = dict[str, Any]
@@ -37,7 +38,10 @@ def raw_packets_metadata(measures: HourMeasures) -> Metadata:
         "messages": measures.journal_messages,
         "bytes": measures.journal_bytes,
         "damaged": len(measures.journal_damage),
+        "gap_seconds": round(sum(gap.seconds for gap in measures.gaps if gap.cause is not Cause.SILENT), 3),
     }
+    if measures.gaps:
+        metadata["gaps"] = dg.MetadataValue.md(gaps_table(measures.gaps))
     for name, at_ns in (("first_received", measures.first_received_ns), ("last_received", measures.last_received_ns)):
         if at_ns is not None:
             metadata[name] = dg.MetadataValue.timestamp(at_ns / 1e9)
@@ -85,6 +89,8 @@ def check_metadata(outcome: CheckOutcome) -> Metadata:
     if outcome.value is not None:
         metadata["value"] = float(outcome.value)
         metadata["unit"] = outcome.unit
+    if outcome.table:
+        metadata["details"] = dg.MetadataValue.md(outcome.table)
     return metadata
 
 

@@ -19,3 +19,6 @@ ATTEMPT_TAG = "dhan/attempt"
 #: Why the run is asked to stop: it flushes and succeeds. `_AT`: when it was asked, in Unix seconds.
 STOP_TAG = "dhan/stop"
 STOP_AT_TAG = "dhan/stop_at"
+
+#: Why a failed run is not to be replaced before a person has acted, such as at the broker.
+NEEDS_PERSON_TAG = "dhan/needs_person"

@@ -16,6 +16,7 @@ from dhan_pipeline.orchestration.calendar import capture_expected
 from dhan_pipeline.orchestration.names import (
     ATTEMPT_TAG,
     CAPTURE_TAG,
+    NEEDS_PERSON_TAG,
     SESSION_TAG,
     STOP_AT_TAG,
     STOP_TAG,
@@ -61,6 +62,8 @@ class IngestRun:
     """Its number in this session, None for a run of another session or one that a person launched."""
     stop_asked: bool = False
     stop_asked_s: float | None = None
+    needs_person: str | None = None
+    """Why it failed, if it did in this session and trying again is of no use before a person has acted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ def decide(now_s: float, in_session: bool, subscribed: bool, runs: Sequence[Inge
     newest = runs[0] if runs else None
     if newest and newest.status == Status.CANCELED and not newest.stop_asked:
         return Decision("skip", "A person stopped the last ingest run; launch ingest_job to capture again.")
+    if newest and newest.needs_person:
+        return Decision("skip", f"{newest.needs_person}. Once that is mended, launch ingest_job.")
     failures = _failures_in_a_row(runs)
     if newest and newest.ended_s and failures:
         wait_s = newest.ended_s + min(2.0**failures, MAX_BACKOFF_S) - now_s
@@ -187,6 +192,7 @@ def _ingest_runs(instance: dg.DagsterInstance, job_name: str, capture: str, sess
                 attempt=int(tags[ATTEMPT_TAG]) if tags.get(SESSION_TAG) == session and ATTEMPT_TAG in tags else None,
                 stop_asked=STOP_TAG in tags,
                 stop_asked_s=float(tags[STOP_AT_TAG]) if STOP_AT_TAG in tags else None,
+                needs_person=tags.get(NEEDS_PERSON_TAG) if tags.get(SESSION_TAG, session) == session else None,
             )
         )
     return runs

@@ -3,10 +3,13 @@
 from contextlib import closing
 
 from dhan_pipeline.journal.reader import captures, hour_summary
+from dhan_pipeline.quality.gaps import parts
 from dhan_pipeline.quality.measures import HourMeasures
+from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect, database_url
+from dhan_pipeline.store.gaps import read_gaps
 
 
 def measure_hour(settings: Settings, hour: str) -> HourMeasures:
@@ -18,6 +21,9 @@ def measure_hour(settings: Settings, hour: str) -> HourMeasures:
     journal = [hour_summary(settings.journal_dir, capture, hour) for capture in captures(settings.journal_dir)]
     with closing(connect(database_url(settings))) as conn:
         totals = ledger.hour_totals(conn, hour)
+        start_ns = parse_hour_key(hour)
+        end_ns = start_ns + HOUR_NS
+        gaps = parts(read_gaps(conn, start_ns, end_ns), start_ns, end_ns, settings.sessions == "always")
     return HourMeasures(
         hour=hour,
         journal_blocks=sum(summary.blocks for summary in journal),
@@ -35,4 +41,5 @@ def measure_hour(settings: Settings, hour: str) -> HourMeasures:
         rejected=totals.rejected,
         rows=totals.rows,
         latency_p99_ms=totals.latency_p99_ms,
+        gaps=tuple(gaps),
     )

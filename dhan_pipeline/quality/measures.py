@@ -5,11 +5,14 @@ judged by the same numbers whoever asks. Targets and thresholds are those of the
 configurable ones are in `Settings`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from dhan_pipeline.gaps import Cause
+from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
 Severity = Literal["WARN", "ERROR"]
@@ -20,9 +23,12 @@ STATUS_STALE_S = 30.0
 #: In session something arrives all the time: a feed that says nothing for this long is not a quiet market.
 SILENCE_ERROR_S = 60.0
 
+#: A token is renewed hours before its time is over; one that was not needs a person while there still is time.
+TOKEN_WARN_S = 7200.0
+
 #: Names of the checks, in the order in which outcomes are returned.
-HOUR_CHECKS = ("parser_error_rate", "latency_p99", "conservation")
-LIVE_CHECKS = (*HOUR_CHECKS, "connected")
+HOUR_CHECKS = ("parser_error_rate", "latency_p99", "conservation", "gaps")
+LIVE_CHECKS = (*HOUR_CHECKS, "connected", "silent_instruments", "trade_clock", "token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class HourMeasures:
     """Rows of `ticks` that are in the table."""
     latency_p99_ms: float | None
     """From receipt to commit, in milliseconds; None where no block of the hour was stored live."""
+    gaps: tuple[GapPart, ...] = ()
+    """The parts of gaps in the hour of which some was in session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,8 @@ class CheckOutcome:
     """The target and thresholds, in words."""
     description: str
     """What was found, what it means, and what to do about it."""
+    table: str = ""
+    """What a person looks at next, in Markdown."""
 
 
 def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutcome]:
@@ -98,6 +108,7 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
                 ]
             ),
         ),
+        _hour_gaps(measures, settings),
     ]
 
 
@@ -136,7 +147,11 @@ def live_outcomes(
             "since the capture started",
             advice="The decoder loses packets: keep the journal and rebuild the hour once it is mended.",
         ),
+        _live_gaps(status, settings),
         _connected(status) if feed_expected else _closed("connected", "No session is on: the feed may be silent."),
+        _silent_instruments(status),
+        _trade_clock(status, settings),
+        _token(status),
     ]
 
 
@@ -245,6 +260,129 @@ def _connected(status: Mapping[str, Any]) -> CheckOutcome:
         f"every connection up, silent for less than {SILENCE_ERROR_S:g} s",
         description,
     )
+
+
+def _gap_limits(settings: Settings) -> str:
+    warn, error = settings.gap_s_warn, settings.gap_s_error
+    return f"none in session, warning above {warn:g} s, critical above {error:g} s"
+
+
+def _hour_gaps(measures: HourMeasures, settings: Settings) -> CheckOutcome:
+    gaps = [gap for gap in measures.gaps if gap.cause is not Cause.SILENT]
+    silent = [gap for gap in measures.gaps if gap.cause is Cause.SILENT]
+    longest = max(gaps, key=lambda gap: gap.seconds, default=None)
+    seconds = longest.seconds if longest else 0.0
+    if longest:
+        total_s = sum(gap.seconds for gap in gaps)
+        found = (
+            f"{len(gaps)} gaps of {measures.hour}, {total_s:,.1f} s in all; the longest, of {seconds:,.1f} s in session"
+            f" on connection {longest.connection}, began at {_ist(longest.started_ns)} IST: {longest.cause}"
+            f"{f', {longest.detail}' if longest.detail else ''}. No rebuild brings back what was not received."
+        )
+    else:
+        found = f"No connection missed a second of {measures.hour} in session."
+    if silent:
+        found += f" {len(silent)} lively instruments fell silent while others went on."
+    passed = seconds <= settings.gap_s_warn and not silent
+    severity = _severity(seconds, settings.gap_s_error)
+    return CheckOutcome(
+        "gaps", passed, severity, seconds, "seconds", _gap_limits(settings), found, gaps_table(measures.gaps)
+    )
+
+
+def gaps_table(gaps: Sequence[GapPart]) -> str:
+    """The gaps in Markdown, with times in IST; empty without any."""
+    if not gaps:
+        return ""
+    rows = "\n".join(
+        f"| {gap.connection} | {_ist(gap.started_ns)} | {'lasts' if gap.lasts else _ist(gap.ended_ns)} |"
+        f" {gap.seconds:,.1f} | {gap.cause} | {gap.detail} | {gap.recovery} | {gap.instruments:,} |"
+        for gap in gaps
+    )
+    return (
+        "| connection | from (IST) | to | seconds in session | cause | what happened | how it ended | instruments |\n"
+        f"|---:|---|---|---:|---|---|---|---:|\n{rows}"
+    )
+
+
+def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
+    open_s, recent_s = status["gap_open_s"], status["gap_recent_s"]
+    seconds = max(open_s, recent_s)
+    if open_s > 0:
+        found = f"A connection has brought nothing for {open_s:,.1f} s of the session; it reconnects by itself."
+    elif recent_s > 0:
+        found = f"The longest gap of the last five minutes took {recent_s:,.1f} s of the session, and is over."
+    else:
+        found = "No connection has missed a second of the last five minutes in session."
+    if seconds > settings.gap_s_warn:
+        found += " See `feed_gaps` and the warnings of the ingest run for the cause."
+    passed = seconds <= settings.gap_s_warn
+    return CheckOutcome(
+        "gaps",
+        passed,
+        _severity(seconds, settings.gap_s_error),
+        seconds,
+        "seconds",
+        _gap_limits(settings),
+        found,
+    )
+
+
+def _silent_instruments(status: Mapping[str, Any]) -> CheckOutcome:
+    count = status["silent_count"]
+    found = "Every lively instrument goes on."
+    if count:
+        tokens = ", ".join(map(str, status["silent"]))
+        found = (
+            f"{count} instruments that were lively have fallen silent while others went on: {tokens}. A halt or a"
+            " price band explains it; if it does not, terminate the ingest run and launch it again to subscribe anew."
+        )
+    return CheckOutcome(
+        "silent_instruments", not count, "WARN", float(count), "instruments", "none, warning above 0", found
+    )
+
+
+def _trade_clock(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
+    verdict = status["trade_clock"]
+    found = {
+        "ok": "Trades arrive moments after their trade time.",
+        None: "Too few packets of the last ones are live to say anything.",
+        "utc": "The feed's trade times look like true UTC, not India's wall clock: `last_trade_time` is too early by"
+        f" {settings.dhan_trade_time_offset_s} s. If so, set DHAN_TRADE_TIME_OFFSET_S=0, start the capture again, and"
+        " materialise `ticks` of the hours since then again: the journal has the bytes.",
+    }[verdict]
+    failed = verdict == "utc"
+    limits = "trade times within two minutes of receipt"
+    return CheckOutcome("trade_clock", not failed, "ERROR" if failed else "WARN", None, "", limits, found)
+
+
+def _token(status: Mapping[str, Any]) -> CheckOutcome:
+    limits = f"warning below {TOKEN_WARN_S / 3600:g} h, critical when its time is over"
+    if status["token_expires_at"] is None:
+        return CheckOutcome("token", True, "WARN", None, "", limits, "The token does not say when its time is over.")
+    expires_at = datetime.fromisoformat(status["token_expires_at"])
+    left_s = (expires_at - datetime.fromisoformat(status["at"])).total_seconds()
+    found = f"The access token is good until {expires_at.astimezone(IST):%Y-%m-%d %H:%M} IST."
+    if left_s <= 0:
+        found = f"The access token's time was over at {expires_at.astimezone(IST):%Y-%m-%d %H:%M} IST."
+    if left_s < TOKEN_WARN_S:
+        found += (
+            " `token_refresh_job` makes a new one where DHAN_PIN and DHAN_TOTP_SECRET are set; else put one into the"
+            " token file. A connection that stands goes on until the broker ends it."
+        )
+    return CheckOutcome(
+        "token",
+        left_s >= TOKEN_WARN_S,
+        "ERROR" if left_s <= 0 else "WARN",
+        round(left_s / 3600, 2),
+        "hours",
+        limits,
+        found,
+    )
+
+
+def _ist(at_ns: int) -> str:
+    return f"{datetime.fromtimestamp(at_ns / 1e9, IST):%H:%M:%S.%f}"[:-3]
 
 
 def _severity(value: float, error: float) -> Severity:

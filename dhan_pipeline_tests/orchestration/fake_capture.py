@@ -1,6 +1,6 @@
 """Speaks the capture's side of the protocol: JSON lines out, ends when its standard input closes.
 
-Arguments: hours to announce as complete. Behaviour by environment: FAKE_CAPTURE=refuse|die|noisy|deaf|quit.
+Arguments: hours to announce as complete. Behaviour by environment: FAKE_CAPTURE=refuse|die|no_plan|noisy|deaf|quit.
 """
 
 import json
@@ -41,6 +41,14 @@ def status() -> None:
         rss_mb=50.0,
         cpu_percent=1.0,
         last_packet_at=datetime.now(UTC).isoformat(),
+        gaps=0,
+        gap_open_s=0.0,
+        gap_recent_s=0.0,
+        silent=[],
+        silent_count=0,
+        trade_clock="ok",
+        token_expires_at=None,
+        disk_free_gb=100.0,
     )
 
 
@@ -55,6 +63,9 @@ def main() -> None:
         say("hour_complete", hour=hour)
     if mode == "quit":
         return
+    if mode == "no_plan":
+        say("error", message="Dhan refused the connection (806, data APIs are not subscribed)", permanent=True)
+        sys.exit(1)
     if mode == "die":
         say("error", message="The token has expired.")
         sys.exit(1)

@@ -24,6 +24,14 @@ STATUS: dict[str, Any] = {
     "backlog_seconds": 0.0,
     "latency_p99_ms": 2.0,
     "last_packet_at": None,
+    "gaps": 0,
+    "gap_open_s": 0.0,
+    "gap_recent_s": 0.0,
+    "silent": [],
+    "silent_count": 0,
+    "trade_clock": "ok",
+    "token_expires_at": None,
+    "disk_free_gb": 100.0,
 }
 
 

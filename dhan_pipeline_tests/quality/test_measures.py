@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from dhan_pipeline.gaps import Cause
+from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.measures import (
     HOUR_CHECKS,
     LIVE_CHECKS,
@@ -15,6 +17,7 @@ from dhan_pipeline.quality.measures import (
     hour_outcomes,
     live_outcomes,
 )
+from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
@@ -51,6 +54,14 @@ GOOD_STATUS: dict[str, Any] = {
     "backlog_seconds": 0.0,
     "latency_p99_ms": 12.0,
     "last_packet_at": "2026-11-20T03:59:59.500000+00:00",
+    "gaps": 0,
+    "gap_open_s": 0.0,
+    "gap_recent_s": 0.0,
+    "silent": [],
+    "silent_count": 0,
+    "trade_clock": "ok",
+    "token_expires_at": None,
+    "disk_free_gb": 100.0,
 }
 
 
@@ -182,3 +193,77 @@ def test_every_live_check_fails_where_the_capture_is_missed_and_passes_where_non
     assert [outcome.name for outcome in absent_outcomes("Gone.")] == list(LIVE_CHECKS)
     assert {(outcome.passed, outcome.severity) for outcome in absent_outcomes("Gone.")} == {(False, "ERROR")}
     assert all(outcome.passed for outcome in closed_outcomes("Closed."))
+
+
+def gap(seconds: float, cause: Cause = Cause.RESET, **facts: Any) -> GapPart:
+    start_ns = parse_hour_key(GOOD_HOUR.hour) + 60 * 10**9
+    facts = {"capture": 0, "connection": 1, "lasts": False, "detail": "", "recovery": "", "instruments": 5, **facts}
+    return GapPart(started_ns=start_ns, ended_ns=start_ns + int(seconds * 1e9), seconds=seconds, cause=cause, **facts)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "passed", "severity"), [(4.9, True, "WARN"), (5.1, False, "WARN"), (60.5, False, "ERROR")]
+)
+def test_the_longest_gap_of_an_hour_is_judged(seconds: float, passed: bool, severity: str) -> None:
+    outcome = named(hour_outcomes(replace(GOOD_HOUR, gaps=(gap(1.0), gap(seconds))), SETTINGS), "gaps")
+    assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, seconds)
+    assert "2 gaps of 2026-11-20T09:00" in outcome.description
+    assert "on connection 1, began at 09:01:00.000 IST: reset" in outcome.description
+
+
+def test_the_gaps_of_an_hour_are_shown_as_a_table_in_indian_time() -> None:
+    table = named(
+        hour_outcomes(
+            replace(
+                GOOD_HOUR,
+                gaps=(
+                    gap(2.5, Cause.STALL, detail="nothing came for 90 s", recovery="connected again"),
+                    gap(9.0, lasts=True),
+                ),
+            ),
+            SETTINGS,
+        ),
+        "gaps",
+    ).table
+    assert table.splitlines()[2:] == [
+        "| 1 | 09:01:00.000 | 09:01:02.500 | 2.5 | stall | nothing came for 90 s | connected again | 5 |",
+        "| 1 | 09:01:00.000 | lasts | 9.0 | reset |  |  | 5 |",
+    ]
+
+
+def test_silent_instruments_of_an_hour_warn_however_long_they_were_silent() -> None:
+    outcome = named(hour_outcomes(replace(GOOD_HOUR, gaps=(gap(900.0, Cause.SILENT),)), SETTINGS), "gaps")
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 0.0)
+
+
+def test_an_open_gap_of_the_session_is_judged_while_it_lasts_and_one_that_ended_for_a_while() -> None:
+    assert live("gaps").passed
+    assert live("gaps", gap_open_s=61.0).severity == "ERROR"
+    recent = live("gaps", gap_recent_s=7.0)
+    assert (recent.passed, recent.severity, recent.value) == (False, "WARN", 7.0)
+
+
+def test_instruments_that_fell_silent_are_named() -> None:
+    outcome = live("silent_instruments", silent=[1103806597957], silent_count=1)
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 1.0)
+    assert "1103806597957" in outcome.description
+
+
+def test_trade_times_in_true_utc_are_critical_and_too_few_packets_are_no_fault() -> None:
+    assert live("trade_clock", trade_clock="utc").severity == "ERROR"
+    assert not live("trade_clock", trade_clock="utc").passed
+    assert live("trade_clock", trade_clock=None).passed
+
+
+@pytest.mark.parametrize(
+    ("expires", "passed", "severity"),
+    [
+        (None, True, "WARN"),
+        ("2026-11-20T06:01:00+00:00", True, "WARN"),
+        ("2026-11-20T05:00:00+00:00", False, "WARN"),
+        ("2026-11-20T03:59:00+00:00", False, "ERROR"),
+    ],
+)
+def test_a_token_whose_time_is_almost_over_warns(expires: str | None, passed: bool, severity: str) -> None:
+    outcome = live("token", token_expires_at=expires)
+    assert (outcome.passed, outcome.severity) == (passed, severity)

@@ -9,7 +9,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,6 +46,12 @@ _CRC_DIGITS = 8
 #: A record batch's metadata takes about 500 bytes. Anything that claims more than this is not ours.
 _METADATA_LIMIT = 4096
 _CANDIDATE = re.compile(rb"\xff\xff\xff\xff(?=.[\0-\x10]\0\0)", re.DOTALL)
+
+#: No message is larger: a stamp that says more is damaged, and nothing of that size is read to find out.
+MESSAGE_LIMIT: Final = 16 << 20
+
+#: Reads like `os.pread`: descriptor, how many bytes, offset.
+Read = Callable[[int, int, int], bytes]
 
 #: Read at once: the whole of a small block, the metadata of a large one.
 _HEAD_BYTES = 16 << 10
@@ -112,9 +118,9 @@ def encode(block: Block) -> bytearray:
     return data
 
 
-def read_message(fd: int, offset: int, end: int) -> Message | str:
+def read_message(fd: int, offset: int, end: int, read: Read = os.pread) -> Message | str:
     """The intact message that begins at the offset of a file of `end` bytes; or, in words, why there is none."""
-    head = os.pread(fd, _HEAD_BYTES, offset)
+    head = read(fd, _HEAD_BYTES, offset)
     if len(head) < _PREFIX.size:
         return "the block is incomplete"
     marker, metadata_length = _PREFIX.unpack_from(head)
@@ -124,38 +130,38 @@ def read_message(fd: int, offset: int, end: int) -> Message | str:
     if stamp is None:
         return "the block has no stamp"
     size = int(stamp[2])
-    if size < _PREFIX.size + metadata_length:
+    if not _PREFIX.size + metadata_length <= size <= MESSAGE_LIMIT:
         return "the block has no stamp"
     if offset + size > end:
         return "the block is incomplete"
-    data = head[:size] if size <= len(head) else os.pread(fd, size, offset)
+    data = head[:size] if size <= len(head) else read(fd, size, offset)
     if len(data) != size or _crc(data, stamp.start(5)) != int(stamp[5], 16):
         return "the block's checksum does not match"
     return Message(offset, int(stamp[1]), int(stamp[3]), int(stamp[4]), data)
 
 
-def find_message(fd: int, offset: int, end: int) -> Message | None:
+def find_message(fd: int, offset: int, end: int, read: Read = os.pread) -> Message | None:
     """The first intact message at or after the offset of a file of `end` bytes, wherever it begins."""
     while offset < end:
         # Windows overlap by what a candidate needs to be seen whole.
-        window = os.pread(fd, min(_SEARCH_BYTES, end - offset), offset)
+        window = read(fd, min(_SEARCH_BYTES, end - offset), offset)
         start = 0
         while candidate := _CANDIDATE.search(window, start):
-            message = read_message(fd, offset + candidate.start(), end)
+            message = read_message(fd, offset + candidate.start(), end, read)
             if isinstance(message, Message):
                 return message
             start = candidate.start() + 1
-        if len(window) < _SEARCH_BYTES:
+        if not window or offset + len(window) >= end:
             break
-        offset += len(window) - _PREFIX.size + 1
+        offset += max(len(window) - _PREFIX.size + 1, 1)
     return None
 
 
-def iter_messages(fd: int, offset: int, end: int) -> Iterator[Message]:
+def iter_messages(fd: int, offset: int, end: int, read: Read = os.pread) -> Iterator[Message]:
     """The intact messages from the offset of a file of `end` bytes on, across anything else that lies there."""
     while offset < end:
-        message = read_message(fd, offset, end)
-        intact = message if isinstance(message, Message) else find_message(fd, offset, end)
+        message = read_message(fd, offset, end, read)
+        intact = message if isinstance(message, Message) else find_message(fd, offset, end, read)
         if intact is None:
             return
         yield intact

@@ -40,10 +40,11 @@ class Holder:
         return cls(int(pid) if pid.strip().isdecimal() else None, boot.strip(), cause)
 
     def write(self, fd: int) -> None:
-        """Replace what the lock file says. Raises OSError."""
+        """Replace what the lock file says, durably: it is asked for after the machine went down. Raises OSError."""
         line = f"{self.pid or ''}\t{self.boot}\t{self.end or ''}"
         os.pwrite(fd, line.ljust(_SIZE - 1).encode()[: _SIZE - 1] + b"\n", 0)
         os.ftruncate(fd, _SIZE)
+        os.fsync(fd)
 
     def ended(self, boot: str) -> Cause:
         """How this process ended, seen from the machine's run `boot`."""

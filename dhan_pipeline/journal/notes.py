@@ -6,8 +6,10 @@ need not know of notes: a text message is no packet. Each note says all that it 
 """
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from dhan_pipeline.journal.block import Block
 
 #: Stands in a block's `connection` where a message is a note. Feeds number theirs from 0.
 NOTE_CONNECTION = 255
+
+#: JSON can hold these, PostgreSQL cannot.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +44,28 @@ def encode_note(note: Note) -> bytes:
 
 
 def decode_note(payload: bytes) -> Note | None:
-    """The note in a message; None for what is none that this version knows."""
+    """The note in a message; None for what is none that this version knows. Never raises.
+
+    Everything in a note fits the database: numbers are of 63 bits, and characters that it cannot hold are replaced.
+    """
     try:
         fields = json.loads(payload)
-        kind = fields.pop("note")
-        fields["cause"] = Cause(fields["cause"])
-        if kind == "started":
-            return Started(**fields)
-        if kind == "gap":
-            gap = Gap(**fields)
-            return gap if gap.instruments is None else replace(gap, instruments=tuple(gap.instruments))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        cause = Cause(fields["cause"])
+        if fields["note"] == "started":
+            return Started(_number(fields["pid"]), _number_or_none(fields["since_ns"]), cause)
+        if fields["note"] == "gap":
+            instruments = fields.get("instruments")
+            return Gap(
+                gap_id=_number(fields["gap_id"]),
+                connection=_number(fields["connection"], NOTE_CONNECTION),
+                started_ns=_number(fields["started_ns"]),
+                cause=cause,
+                detail=_text(fields.get("detail", "")),
+                instruments=None if instruments is None else tuple(map(_number, instruments)),
+                ended_ns=_number_or_none(fields.get("ended_ns")),
+                recovery=_text(fields.get("recovery", "")),
+            )
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 
@@ -60,3 +76,17 @@ def notes(block: Block) -> Iterator[tuple[int, Note]]:
         note = decode_note(block.payload[block.offsets[at] : block.offsets[at + 1]])
         if note is not None:
             yield int(block.received_ns[at]), note
+
+
+def _number(value: Any, limit: int = 1 << 63) -> int:
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{value} is not a number of a note")
+    return value
+
+
+def _number_or_none(value: Any) -> int | None:
+    return None if value is None else _number(value)
+
+
+def _text(value: Any) -> str:
+    return _UNSTORABLE.sub("\ufffd", value)

@@ -1,19 +1,24 @@
 """Reading the journal: in order, from any block on, while it is being written, and across damage."""
 
+import errno
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import ipc
 
 from dhan_pipeline.journal.block import MAX_CAPTURE, Block, split_block_id
-from dhan_pipeline.journal.frame import SCHEMA, SCHEMA_MESSAGE, Message, find_message, iter_messages, read_message
-from dhan_pipeline.sessions import hour_key, parse_hour_key
+from dhan_pipeline.journal.frame import SCHEMA, SCHEMA_MESSAGE, Message, iter_messages, read_message
+from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +27,16 @@ _SEEK_BYTES = 1 << 20
 
 #: How much larger another version of Arrow may write the schema.
 _SCHEMA_GROWTH = 1024
+
+#: Blocks that somebody put out of order are read in order, as long as they lie no further apart than this.
+_STRETCH_BYTES = 4 << 20
+
+#: What a disk fails to give back, it fails to give back in pieces of this size.
+_PAGE = 4096
+
+_CAPTURE = re.compile("[0-9]{2}")
+_DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_FILE = re.compile(r"([01][0-9]|2[0-3])\.arrows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +78,8 @@ def hour_path(journal_dir: Path, capture: int, hour: str) -> Path:
 
 def captures(journal_dir: Path) -> list[int]:
     """Numbers of the captures that have a journal, in order."""
-    if not journal_dir.is_dir():
-        return []
-    numbers = (int(entry.name) for entry in journal_dir.iterdir() if re.fullmatch(r"\d\d", entry.name))
-    return sorted(number for number in numbers if number <= MAX_CAPTURE)
+    names = _entries(journal_dir, _CAPTURE, os.DirEntry.is_dir)
+    return [number for number in map(int, names) if number <= MAX_CAPTURE]
 
 
 def hours(journal_dir: Path, capture: int) -> list[str]:
@@ -75,23 +88,60 @@ def hours(journal_dir: Path, capture: int) -> list[str]:
 
 
 def list_files(journal_dir: Path, capture: int, since: str = "") -> list[Path]:
-    """The capture's files from the day `since` (YYYY-MM-DD) on, in the order in which they were written."""
+    """The capture's files from the day `since` (YYYY-MM-DD) on, in the order in which they were written.
+
+    Raises OSError where a directory may not be listed: what is in it cannot be left out without a word.
+    """
     root = capture_dir(journal_dir, capture)
-    if not root.is_dir():
-        return []
-    days = sorted(d for d in root.iterdir() if re.fullmatch(r"\d{4}-\d\d-\d\d", d.name) and d.name >= since)
-    return [path for day in days for path in sorted(day.iterdir()) if re.fullmatch(r"\d\d\.arrows", path.name)]
+    days = [day for day in _entries(root, _DAY, os.DirEntry.is_dir) if day >= since and _is_day(day)]
+    return [root / day / name for day in days for name in _entries(root / day, _FILE, os.DirEntry.is_file)]
+
+
+def misplaced(path: Path, message: Message) -> str | None:
+    """Why an intact block does not belong into the file that it lies in; None if it does."""
+    capture, hour_ns = _home(path)
+    found, number = split_block_id(message.block_id)
+    if found != capture:
+        return f"a block of capture {found}"
+    # The number is the receive time in ms, or above it: an hour that seems too late must be looked up.
+    early = number < hour_ns // 1_000_000
+    if early or (number >= (hour_ns + HOUR_NS) // 1_000_000 and message.block().hour != _hour_of(path)):
+        return "a block of another hour"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _home(path: Path) -> tuple[int, int]:
+    """Capture of a file, and start of its hour (ns since the Unix epoch, UTC)."""
+    return int(path.parent.parent.name), parse_hour_key(_hour_of(path))
+
+
+def _is_day(name: str) -> bool:
+    try:
+        return date.fromisoformat(name).year >= 1970
+    except ValueError:
+        return False
 
 
 def _hour_of(path: Path) -> str:
     return f"{path.parent.name}T{path.stem}:00"
 
 
+def _entries(directory: Path, pattern: re.Pattern[str], kind: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+    """Names in the directory that match and are of the kind, in order; none where it does not exist."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if pattern.fullmatch(entry.name) and kind(entry))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 class JournalReader:
     """Reads a capture's blocks in order and remembers how far it came.
 
-    Every byte is verified before it is decoded. Bytes that hold no intact block are skipped and reported, except at the
-    end of the newest file: there a block may be half written, and the next call looks again.
+    Every byte is verified before it is decoded. Bytes that hold no intact block, or one of another file, are skipped
+    and reported once, except at the end of the newest file: there a block may be half written, and the next call looks
+    again. A file that may not be opened is reported as a whole, and read once it may be, as long as it is the newest.
     """
 
     def __init__(
@@ -104,30 +154,28 @@ class JournalReader:
         """Begin with the block after the id `after`, or with the journal's first."""
         self._journal_dir = journal_dir
         self._capture = capture
-        self._after = -1 if after is None else after
+        self._place = _Place(after=-1 if after is None else after)
         self._on_corruption = on_corruption
         self._path: Path | None = None
-        self._offset = 0
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks up to the journal's present end. Called again, those that were written since."""
+        """The blocks up to the journal's present end. Called again, those that were written since.
+
+        Raises OSError where a directory may not be listed, or the system has no room for an open file.
+        """
         paths = list_files(self._journal_dir, self._capture, self._path.parent.name if self._path else "")
         if self._path is None:
-            paths = _skip_files(paths, self._after)
+            paths = _skip_files(paths, self._place.after)
         for path in paths:
-            if self._path is None or path > self._path:
-                seek = self._path is None
-                self._path, self._offset = path, 0
-                if seek:
-                    with _opened(path) as (fd, size):
-                        self._offset = _seek(fd, size, self._after)
+            if self._path is None:
+                self._place = replace(self._place, offset=_seek(path, self._place.after))
+            elif path > self._path:
+                self._place = _Place(after=self._place.after)
             elif path < self._path:
                 continue
-            for message in _scan(path, self._offset, path is paths[-1], self._on_corruption):
-                self._offset = message.end
-                if message.block_id > self._after:
-                    self._after = message.block_id
-                    yield message.block()
+            self._path = path
+            for message in _scan(path, self._place, path is paths[-1], self._on_corruption):
+                yield message.block()
 
 
 def read_blocks(
@@ -162,23 +210,27 @@ def hour_summary(journal_dir: Path, capture: int, hour: str) -> HourSummary:
         blocks += 1
         messages += message.messages
         payload_bytes += message.payload_bytes
-    path = hour_path(journal_dir, capture, hour)
     return HourSummary(
         blocks=blocks,
         messages=messages,
         payload_bytes=payload_bytes,
-        file_bytes=path.stat().st_size if path.exists() else 0,
+        file_bytes=_size_of(hour_path(journal_dir, capture, hour)),
         first_received_ns=first.block().first_received_ns if first else None,
         last_received_ns=last.block().last_received_ns if last else None,
         corruptions=tuple(corruptions),
     )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, int]]:
-    """A file's descriptor and its size now."""
-    with path.open("rb", buffering=0) as file:
-        yield file.fileno(), os.fstat(file.fileno()).st_size
+@dataclass(slots=True)
+class _Place:
+    """How far the reading of a file has come."""
+
+    offset: int = 0
+    """Everything before it was read."""
+    reported: int = 0
+    """What is damaged before this offset was reported."""
+    after: int = -1
+    """Id of the last block that was read, in this file or before."""
 
 
 def _scan_hour(
@@ -187,29 +239,114 @@ def _scan_hour(
     path = hour_path(journal_dir, capture, hour)
     following = list_files(journal_dir, capture, since=path.parent.name)
     if path in following:
-        yield from _scan(path, 0, path == following[-1], on_corruption)
+        yield from _scan(path, _Place(), path == following[-1], on_corruption)
 
 
-def _scan(path: Path, offset: int, newest: bool, on_corruption: Callable[[Corruption], None]) -> Iterator[Message]:
-    """The intact messages of a file from the offset on. What lies between them is reported."""
-    with _opened(path) as (fd, size):
+def _scan(path: Path, place: _Place, newest: bool, on_corruption: Callable[[Corruption], None]) -> Iterator[Message]:
+    """The file's intact messages from the place on, by id, each once. What lies between them is reported."""
 
-        def report(end: int) -> None:
-            start = min(_schema_size(fd), end) if offset == 0 else offset
-            if start < end:
-                on_corruption(Corruption(path, start, end - start, str(read_message(fd, start, size))))
+    def report(corruption: Corruption) -> None:
+        if corruption.offset >= place.reported:
+            place.reported = corruption.offset + max(corruption.size, 1)
+            on_corruption(corruption)
 
-        for message in iter_messages(fd, offset, size):
-            report(message.offset)
-            yield message
-            offset = message.end
-        if not newest:
-            report(size)
+    with _opened(path) as file:
+        if isinstance(file, str):
+            if file:
+                report(Corruption(path, 0, _size_of(path), file))
+            return
+        fd, size = file
+        if size < place.offset:  # it was cut, or is another file now
+            place.offset = 0
+        messages = iter_messages(fd, place.offset, size, _pread)
+        while True:
+            # Blocks lie in order unless somebody put them there. A stretch at a time, they are put in order again.
+            stretch, damage, end = _read_stretch(path, fd, size, place.offset, messages)
+            for message in sorted(stretch, key=lambda message: message.block_id):
+                while damage and damage[0].offset < message.offset:
+                    report(damage.popleft())
+                if message.block_id > place.after:
+                    place.after = message.block_id
+                    yield message
+            for corruption in damage:
+                report(corruption)
+            place.offset = end
+            if not stretch and not damage:
+                break
+        if not newest and (lost := _lost(path, fd, place.offset, size, size)):
+            report(lost)
+            place.offset = size
+
+
+def _read_stretch(
+    path: Path, fd: int, size: int, start: int, messages: Iterator[Message]
+) -> tuple[list[Message], deque[Corruption], int]:
+    """The next messages, at least `_STRETCH_BYTES` of them if there are as many; what is damaged; where they end."""
+    stretch: list[Message] = []
+    damage: deque[Corruption] = deque()
+    end = start
+    for message in messages:
+        if lost := _lost(path, fd, end, message.offset, size):
+            damage.append(lost)
+        if reason := misplaced(path, message):
+            damage.append(Corruption(path, message.offset, len(message.data), reason))
+        else:
+            stretch.append(message)
+        end = message.end
+        if end - start >= _STRETCH_BYTES:
+            break
+    return stretch, damage, end
+
+
+def _lost(path: Path, fd: int, start: int, end: int, size: int) -> Corruption | None:
+    """What is lost between two messages of a file of `size` bytes."""
+    if start == 0:
+        start = min(_schema_size(fd), end)
+    return Corruption(path, start, end - start, str(read_message(fd, start, size, _pread))) if start < end else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, int] | str]:
+    """A file's descriptor and its size now; or, in words, why it cannot be opened, whoever tries again.
+
+    The words are empty for a file that is not there any more: listing the directory now would not have named it.
+    """
+    try:
+        file = path.open("rb", buffering=0)
+    except FileNotFoundError:
+        yield ""
+        return
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        yield f"it cannot be opened ({error.strerror})"
+        return
+    with file:
+        yield file.fileno(), os.fstat(file.fileno()).st_size
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    """`os.pread`, with zeros for the pages that the disk cannot give back: they are damaged like any other."""
+    try:
+        return os.pread(fd, size, offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    end = min(offset + size, os.fstat(fd).st_size)
+    if end <= (offset // _PAGE + 1) * _PAGE:
+        return bytes(max(end - offset, 0))
+    starts = [offset, *range((offset // _PAGE + 1) * _PAGE, end, _PAGE)]
+    return b"".join(_pread(fd, stop - start, start) for start, stop in pairwise([*starts, end]))
 
 
 def _schema_size(fd: int) -> int:
     """Bytes of the schema message that begins the file, as this or another version of Arrow wrote it; 0 without one."""
-    data = os.pread(fd, len(SCHEMA_MESSAGE) + _SCHEMA_GROWTH, 0)
+    data = _pread(fd, len(SCHEMA_MESSAGE) + _SCHEMA_GROWTH, 0)
     if data.startswith(SCHEMA_MESSAGE):
         return len(SCHEMA_MESSAGE)
     size = 8 + int.from_bytes(data[4:8], "little")
@@ -227,22 +364,32 @@ def _skip_files(paths: list[Path], after: int) -> list[Path]:
     hour = hour_key(split_block_id(after)[1] * 1_000_000)
     start = sum(_hour_of(path) <= hour for path in paths) - 1
     while start > 0:
-        with _opened(paths[start]) as (fd, size):
-            first = find_message(fd, 0, size)
+        with _opened(paths[start]) as file:
+            first = None if isinstance(file, str) else _find(paths[start], file[0], 0, file[1])
         if first is not None and first.block_id <= after:
             break
         start -= 1
     return paths[max(start, 0) :]
 
 
-def _seek(fd: int, size: int, after: int) -> int:
-    """An offset in the file from which on no block above `after` is missed, at most 1 MiB and a block before it."""
-    low, high = 0, size
-    while high - low > _SEEK_BYTES:
-        middle = (low + high) // 2
-        message = find_message(fd, middle, high)
-        if message is None or message.block_id > after:
-            high = middle
-        else:
-            low = message.offset
-    return low
+def _seek(path: Path, after: int) -> int:
+    """An offset in the file, at most 1 MiB and a block before the first block above `after`, if they lie in order."""
+    with _opened(path) as file:
+        if isinstance(file, str):
+            return 0
+        fd, high = file
+        low = 0
+        while high - low > _SEEK_BYTES:
+            middle = (low + high) // 2
+            message = _find(path, fd, middle, high)
+            if message is None or message.block_id > after:
+                high = middle
+            else:
+                low = message.offset
+        return low
+
+
+def _find(path: Path, fd: int, offset: int, end: int) -> Message | None:
+    """The first intact block of the file at or after the offset."""
+    messages = iter_messages(fd, offset, end, _pread)
+    return next((message for message in messages if misplaced(path, message) is None), None)

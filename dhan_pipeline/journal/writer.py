@@ -1,11 +1,10 @@
 """Writing the journal: one capture, one writer, durable before anybody sees a block."""
 
 import contextlib
+import errno
 import fcntl
-import logging
 import os
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,11 @@ import numpy as np
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.journal.block import Block, next_block_id
-from dhan_pipeline.journal.frame import SCHEMA_MESSAGE, Message, encode, iter_messages
+from dhan_pipeline.journal.file import HourFile, is_at, make_dir, sync_dir
+from dhan_pipeline.journal.frame import MESSAGE_LIMIT, encode
 from dhan_pipeline.journal.holder import Holder, boot_id
 from dhan_pipeline.journal.reader import capture_dir, hour_path, list_files
 from dhan_pipeline.sessions import hour_key, hour_start_ns
-
-log = logging.getLogger(__name__)
-
-#: Only the end of a file is verified when it is opened: each block before the last was durable before the next began.
-_TAIL_BYTES = 4 << 20
-
-# macOS has no fdatasync.
-_sync = getattr(os, "fdatasync", os.fsync)
 
 
 class LockHeldError(PipelineError):
@@ -55,16 +47,21 @@ class JournalWriter:
         """How the process that wrote it before ended: STOP, DISK, HOST_DOWN or RESTART. None while it is empty."""
         self._journal_dir = journal_dir
         self._capture = capture
-        self._fd: int | None = None
-        self._size = 0
-        self._hour_start_ns = -1
-        _make_dir(capture_dir(journal_dir, capture))
-        self._lock_fd, before = _lock(capture_dir(journal_dir, capture) / "lock", capture)
-        try:
-            self._recover()
-        except BaseException:
-            os.close(self._lock_fd)
-            raise
+        self._dir = capture_dir(journal_dir, capture)
+        self._lock_path = self._dir / "lock"
+        self._file: HourFile | None = None
+        with _named(self._dir):
+            make_dir(self._dir)
+            sync_dir(journal_dir)
+            self._lock_fd, before = _lock(self._lock_path, capture)
+            try:
+                self._recover()
+            except BaseException:
+                # Nothing was written: how the one before ended is still news to the next.
+                with contextlib.suppress(OSError):
+                    before.write(self._lock_fd)
+                os.close(self._lock_fd)
+                raise
         if self.last_block_id is not None:
             self.previous = before.ended(boot_id())
 
@@ -78,8 +75,9 @@ class JournalWriter:
         """Write messages (parallel sequences, at least one, all of one IST hour) as a block, durable on return.
 
         Receive times (ns since the Unix epoch, UTC) never step back in a journal: an earlier one is raised to the last.
-        Raises ValueError for messages that make no block. Raises OSError when the disk refuses: the journal then ends
-        with the block before, and the same call may be tried again.
+        Raises ValueError for messages that make no block. Raises OSError when the disk refuses, and when the file was
+        removed or changed under our hands: the journal then ends with the block before, and the same call may be tried
+        again. Where the lock is gone it never succeeds again: another process may hold a new one.
         """
         if not len(received_ns) == len(connection) == len(text) == len(payloads) > 0:
             raise ValueError("a block needs messages, each with time, connection, kind and payload")
@@ -99,15 +97,10 @@ class JournalWriter:
             offsets=offsets,
         )
         data = encode(block)
-        try:
-            if self._fd is None or hour_ns != self._hour_start_ns:
-                self._open(hour_path(self._journal_dir, self._capture, hour_key(hour_ns)))
-                self._hour_start_ns = hour_ns
-            self._write(data)
-        except OSError as error:
-            self._abandon_file()
-            where = str(capture_dir(self._journal_dir, self._capture))
-            raise OSError(error.errno, f"The journal cannot be written ({error.strerror})", where) from error
+        if len(data) > MESSAGE_LIMIT:
+            raise ValueError(f"a block of {len(data)} bytes is larger than {MESSAGE_LIMIT}")
+        with _named(self._dir):
+            self._write(hour_path(self._journal_dir, self._capture, hour_key(hour_ns)), data)
         self.last_block_id, self.last_received_ns = block.block_id, last_ns
         return block
 
@@ -126,62 +119,43 @@ class JournalWriter:
 
     def _recover(self) -> None:
         for path in reversed(list_files(self._journal_dir, self._capture)):
-            last = self._open(path)
-            self._close_file()
-            if last is not None:
-                self.last_block_id, self.last_received_ns = last.block_id, last.block().last_received_ns
+            file = HourFile(path)
+            file.close()
+            self.cut_bytes += file.cut_bytes
+            if file.last is not None:
+                self.last_block_id, self.last_received_ns = file.last.block_id, file.last.block().last_received_ns
                 return
 
-    def _open(self, path: Path) -> Message | None:
-        """Open or create an hour's file, cut back to its last whole block, which is returned."""
-        self._close_file()
-        _make_dir(path.parent)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._fd).st_size
-        last = _last_message(self._fd, size)
-        if last is not None:
-            self._size = last.end
-        else:
-            schema = os.pread(self._fd, len(SCHEMA_MESSAGE), 0)
-            self._size = len(schema) if schema == SCHEMA_MESSAGE else 0
-        if self._size < size:
-            os.ftruncate(self._fd, self._size)
-            _sync(self._fd)
-            self.cut_bytes += size - self._size
-            log.warning("Cut %d bytes of an unfinished block off the end of %s", size - self._size, path)
-        if self._size == 0:
-            self._write(SCHEMA_MESSAGE)
-            _sync_dir(path.parent)
-        return last
-
-    def _write(self, data: bytes | bytearray) -> None:
-        assert self._fd is not None
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        _sync(self._fd)
-        self._size += len(data)
-
-    def _abandon_file(self) -> None:
-        """After a failed write: back to the last whole block now if the disk allows, else when it is opened again."""
-        if self._fd is not None:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._size)
-                _sync(self._fd)
-        self._close_file()
+    def _write(self, path: Path, data: bytearray) -> None:
+        if not is_at(self._lock_fd, self._lock_path):
+            raise OSError(errno.ESTALE, "its lock was removed or replaced")
+        if self._file is not None and self._file.torn:
+            self._file.mend()
+        if self._file is None or self._file.path != path:
+            self._close_file()
+            self._file = HourFile(path)
+            self.cut_bytes += self._file.cut_bytes
+        try:
+            self._file.append(data)
+        except OSError:
+            if not self._file.torn:
+                self._close_file()
+            raise
 
     def _close_file(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
-def _last_message(fd: int, size: int) -> Message | None:
-    """The last intact message of a file."""
-    for start in (max(0, size - _TAIL_BYTES), 0):
-        if last := deque(iter_messages(fd, start, size), maxlen=1):
-            return last[0]
-    return None
+@contextlib.contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """Say in an OSError which journal it is about."""
+    try:
+        yield
+    except OSError as error:
+        why = f"The journal cannot be written ({error.strerror or error})"
+        raise OSError(error.errno, why, str(directory)) from error
 
 
 def _lock(path: Path, capture: int) -> tuple[int, Holder]:
@@ -193,6 +167,9 @@ def _lock(path: Path, capture: int) -> tuple[int, Holder]:
     except BlockingIOError:
         os.close(fd)
         raise LockHeldError(capture, before.pid) from None
+    if not is_at(fd, path):  # it was removed, and perhaps made again, in the meantime
+        os.close(fd)
+        return _lock(path, capture)
     try:
         before = Holder.read(fd)
         Holder(os.getpid(), boot_id()).write(fd)
@@ -200,19 +177,3 @@ def _lock(path: Path, capture: int) -> tuple[int, Holder]:
         os.close(fd)
         raise
     return fd, before
-
-
-def _make_dir(path: Path) -> None:
-    """Create a directory and its parents, durably."""
-    if not path.is_dir():
-        _make_dir(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync_dir(path.parent)
-
-
-def _sync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

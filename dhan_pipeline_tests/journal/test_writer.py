@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dhan_pipeline.journal import writer as writer_module
+from dhan_pipeline.journal import file as file_module
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.frame import SCHEMA_MESSAGE
 from dhan_pipeline.journal.reader import captures, hour_path, hours, read_blocks, read_hour
@@ -108,7 +108,7 @@ def test_a_block_is_synced_whole_before_append_returns(
         os.fdatasync(fd)
         synced.append(os.fstat(fd).st_size)
 
-    monkeypatch.setattr(writer_module, "_sync", sync)
+    monkeypatch.setattr(file_module, "_sync", sync)
     with closing(JournalWriter(tmp_path, 0)) as writer:
         for i in range(3):
             append(writer, i)

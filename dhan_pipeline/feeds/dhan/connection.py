@@ -41,6 +41,7 @@ _HEAD_END = b"\r\n\r\n"
 _DATA_OPCODES = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WHOLE_BINARY_FRAME = 0x82
 _DISCONNECT = LAYOUTS[ResponseCode.DISCONNECT]
+_DISCONNECT_CODE = bytes([ResponseCode.DISCONNECT])
 
 #: How often a connection asks whether a session has begun, and how long it lets what waits in the socket be read before
 #: it calls it silent: after a sleep of the process, timers come before bytes.
@@ -279,7 +280,10 @@ class _Socket(ClientConnection):
         self.transport.abort()
 
     def _deliver_first(self, payload: bytes | str, connection: int) -> None:
-        # All messages of the bytes that brought the first one come here.
+        # All messages of the bytes that brought the first one come here. That the server ends it is no beginning.
+        if payload[:1] == _DISCONNECT_CODE:
+            self._on_message(payload, connection)
+            return
         self._deliver = self._on_message
         if self._on_first_message is not None:
             self._on_first_message(connection)

@@ -1,0 +1,174 @@
+"""Whatever breaks, the missing time is in `feed_gaps`, and everything outside of it is stored."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.gaps import Cause
+from dhan_pipeline.journal.holder import Holder
+from dhan_pipeline.journal.reader import capture_dir, list_files
+from dhan_pipeline.settings import Settings
+from dhan_pipeline_tests.child import Child, capture, until
+from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, assert_stored_exactly_once, prepare_capture, query
+
+RATE = 2000.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    settings = Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        dhan_token_file=tmp_path / "token.json",
+        feed_silence_s=2.0,
+    )
+    prepare_capture(settings)
+    return settings
+
+
+@asynccontextmanager
+async def captured(settings: Settings, simulator: DhanSimulator) -> AsyncIterator[Child]:
+    """A capture that has stored something; ended in order where the test did not end it."""
+    async with capture(settings, simulator.feed_url) as child:
+        await more(child)
+        yield child
+        if child.process.returncode is None:
+            child.process.send_signal(signal.SIGTERM)
+            assert await child.ended() == 0
+
+
+async def more(child: Child, ticks: float = RATE / 2) -> None:
+    """Wait until so many more ticks are stored."""
+    before = child.stored
+    await until(lambda: child.stored >= before + ticks)
+
+
+def gaps(settings: Settings) -> list[tuple[Any, ...]]:
+    """Cause, detail and recovery of each gap in the table, by start."""
+    assert settings.database_url is not None
+    return query(settings.database_url, "SELECT cause, detail, recovery FROM feed_gaps ORDER BY started_at, gap_id")
+
+
+async def test_a_reset_connection_leaves_a_gap_with_its_instruments_and_its_end(
+    settings: Settings, database_url: str
+) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator, captured(settings, simulator) as child:
+        simulator.reset()
+        await until(lambda: child.last_status["gaps"] == 1)
+        await more(child)
+        status = child.last_status
+    [(cause, detail, recovery)] = gaps(settings)
+    assert (cause, recovery) == ("reset", "connected and subscribed again")
+    assert detail.startswith("the connection was lost")
+    [(instruments, seconds)] = query(
+        database_url, "SELECT instruments, extract(epoch FROM ended_at - started_at)::float FROM feed_gaps"
+    )
+    assert sorted(instruments) == sorted(SUBSCRIBED)  # type: ignore[call-overload]
+    assert 0 < seconds < 30  # type: ignore[operator]
+    assert status["gap_open_s"] == 0
+    assert status["gap_recent_s"] == pytest.approx(seconds, abs=0.001)
+    events = [event for event in child.events if event["event"] == "gap"]
+    assert [event["ended_at"] is None for event in events] == [True, False]
+    assert_stored_exactly_once(settings, database_url)
+
+
+async def test_a_capture_that_was_stopped_missed_what_came_until_it_was_started_again(settings: Settings) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+        for _ in range(2):
+            async with captured(settings, simulator):
+                pass
+    assert gaps(settings) == [("stop", "", "the capture ran again")]
+
+
+async def test_the_gap_after_a_kill_begins_with_the_last_packet_that_was_durable(
+    settings: Settings, database_url: str
+) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+        async with captured(settings, simulator) as child:
+            child.process.kill()
+            await child.ended()
+        last_ns = query(database_url, "SELECT max(last_received) FROM ingest_ledger")[0][0]
+        async with captured(settings, simulator):
+            pass
+    assert gaps(settings) == [("restart", "", "the capture ran again")]
+    [(started_at,)] = query(database_url, "SELECT started_at FROM feed_gaps")
+    assert started_at >= last_ns  # type: ignore[operator]
+    assert_stored_exactly_once(settings, database_url)
+
+
+async def test_after_the_machine_went_down_the_gap_says_so(settings: Settings) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+        async with captured(settings, simulator) as child:
+            child.process.kill()
+            await child.ended()
+        with (capture_dir(settings.journal_dir, 0) / "lock").open("r+b") as lock:
+            Holder(child.process.pid, "another run of the machine").write(lock.fileno())
+        async with captured(settings, simulator):
+            pass
+    assert gaps(settings) == [("host down", "", "the capture ran again")]
+
+
+async def test_a_kill_while_a_connection_is_away_leaves_no_gap_open(settings: Settings, database_url: str) -> None:
+    refusing = True
+    async with DhanSimulator(SUBSCRIBED, rate=RATE, accept=lambda *_: 800 if refusing else None) as simulator:
+        async with capture(settings, simulator.feed_url) as child:
+            refusing = False
+            await more(child)
+            refusing = True
+            simulator.reset()
+            await until(lambda: child.last_status["gap_open_s"] > 0)
+            await until(lambda: query(database_url, "SELECT count(*) FROM feed_gaps WHERE ended_at IS NULL")[0][0])
+            child.process.kill()
+            await child.ended()
+        refusing = False
+        async with captured(settings, simulator):
+            pass
+    causes = [cause for cause, _, _ in gaps(settings)]
+    assert causes[-2:] == ["reset", "restart"]
+    assert query(database_url, "SELECT count(*) FROM feed_gaps WHERE ended_at IS NULL") == [(0,)]
+    [(seam,)] = query(
+        database_url,
+        "SELECT extract(epoch FROM (SELECT started_at FROM feed_gaps WHERE cause = 'restart') - ended_at)::float "
+        "FROM feed_gaps WHERE cause = 'reset' ORDER BY gap_id DESC LIMIT 1",
+    )
+    assert seam == 0  # one goes over into the other
+
+
+async def test_a_process_that_was_suspended_knows_that_it_missed_packets(settings: Settings, database_url: str) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator, captured(settings, simulator) as child:
+        child.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(6)  # the fault itself
+        child.process.send_signal(signal.SIGCONT)
+        await more(child)
+    assert ("suspended", "the process stood still", "the process went on") in gaps(settings)
+    assert any("The process stood still for" in event.get("message", "") for event in child.events)
+    assert_stored_exactly_once(settings, database_url)
+
+
+async def test_blocks_that_rot_before_they_are_stored_leave_a_gap_with_their_place(
+    settings: Settings, database_url: str
+) -> None:
+    away = settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+        async with capture(away, simulator.feed_url) as child:
+            await until(lambda: child.last_status.get("messages", 0) > RATE)
+            child.process.kill()
+            await child.ended()
+        [path] = list_files(settings.journal_dir, 0)
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(b"rotten")
+        async with captured(settings, simulator):
+            pass
+    [(_, detail, recovery)] = [gap for gap in gaps(settings) if gap[0] == Cause.DISK]
+    assert f"{path}: " in detail
+    assert "bytes at offset" in detail
+    assert recovery == "what follows was read"
+    assert_stored_exactly_once(settings, database_url)

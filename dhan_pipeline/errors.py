@@ -1,5 +1,24 @@
-"""What the command line tells a person in one sentence instead of a traceback."""
+"""What the command line tells a person in one sentence instead of a traceback, and what it keeps to itself."""
+
+import re
+
+#: What a secret looks like wherever it turns up: a JSON web token, a parameter of a URL, a password in one.
+_SECRETS = (
+    (re.compile(r"\beyJ[\w-]*\.[\w-]+\.[\w-]*"), "***"),
+    (re.compile(r"(?i)((?:token|pin|totp|totp_secret|password)(?:=|[\"']: ?)[\"']?)[^\s&\"',;}]+"), r"\1***"),
+    (re.compile(r"(://[^\s/:@]*:)[^\s/]*@"), r"\1***@"),
+)
 
 
 class PipelineError(Exception):
     """An error that a person can cause and can mend. Its message is one clear sentence that says how."""
+
+
+def redacted(text: str) -> str:
+    """The text without what looks like a token, a PIN or a password.
+
+    A net, not the rule: messages of ours never hold one, but those of a library may.
+    """
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text

@@ -7,7 +7,7 @@ import pytest
 from psycopg2.extensions import connection
 from typer.main import get_command
 
-from dhan_pipeline.cli import app
+from dhan_pipeline.cli.app import app
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
 from dhan_pipeline.ticks import COLUMNS
 

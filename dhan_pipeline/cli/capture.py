@@ -1,0 +1,126 @@
+"""The capture without Dagster, and a message of its feed explained."""
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dhan_pipeline.cli.common import (
+    JsonOption,
+    SourceOption,
+    open_database,
+    read_settings,
+    require_dhan,
+    until_signal,
+)
+from dhan_pipeline.errors import PipelineError
+
+
+def ingest(
+    for_s: Annotated[
+        float | None,
+        typer.Option("--for", min=1, metavar="SECONDS", help="How long to capture; without it, until a signal."),
+    ] = None,
+    supervised: Annotated[
+        bool, typer.Option("--supervised", help="Print JSON lines, and stop when standard input closes.")
+    ] = False,
+) -> None:
+    """Capture the feed into the journal and the database, without Dagster."""
+    import uvloop
+
+    from dhan_pipeline.clock import Clock
+    from dhan_pipeline.feeds.dhan.errors import DataPlanError
+    from dhan_pipeline.ingest.run import Ingest
+
+    emit = _print_json if supervised else _print_status
+
+    async def run(stop: asyncio.Event) -> None:
+        if supervised:
+            os.set_blocking(sys.stdout.fileno(), False)
+            _stop_when_stdin_closes(stop)
+        capture = Ingest(settings, database_url, emit, Clock())
+        try:
+            await capture.run(stop)
+        finally:
+            capture.close()
+
+    try:
+        settings = read_settings()
+        with open_database(settings) as database_url:
+            uvloop.run(until_signal(run, for_s))
+    except (PipelineError, OSError) as error:
+        if supervised:
+            # Without a data plan trying again is of no use: a person has to act at the broker.
+            _print_json({"event": "error", "message": str(error), "permanent": isinstance(error, DataPlanError)})
+        raise error if isinstance(error, PipelineError) else PipelineError(str(error)) from error
+
+
+def _print_json(event: dict[str, Any]) -> None:
+    # A supervisor that does not read must not hold up the sockets: a full pipe takes a line whole or not at all, and
+    # then it is dropped. One that has died closes standard input too, which ends the capture in order.
+    with suppress(BlockingIOError, BrokenPipeError):
+        os.write(sys.stdout.fileno(), f"{json.dumps(event)}\n".encode())
+
+
+def _print_status(event: dict[str, Any]) -> None:
+    if event["event"] == "status":
+        print(
+            f"{event['messages_per_second']:>9,.0f} messages/s  {event['ticks']:>12,} ticks stored  "
+            f"{event['rejected']:>6,} rejected  p50 {event['latency_p50_ms'] or 0:.0f} ms  "
+            f"p99 {event['latency_p99_ms'] or 0:.0f} ms  backlog {event['backlog_seconds']:.1f} s",
+            file=sys.stderr,
+        )
+
+
+def _stop_when_stdin_closes(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        with suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def decode(
+    frame: Annotated[str, typer.Argument(metavar="HEX", help="One message in hexadecimal; - reads standard input.")],
+    source: SourceOption = "dhan",
+    as_json: JsonOption = False,
+) -> None:
+    """Explain a message of the feed: every packet and every field."""
+    require_dhan(source)
+    from dhan_pipeline.feeds.dhan.explain import explain
+
+    try:
+        message = bytes.fromhex(sys.stdin.read() if frame == "-" else frame)
+    except ValueError:
+        raise typer.BadParameter("that is not hexadecimal", param_hint="HEX") from None
+    packets = explain(message)
+    if not packets:
+        raise PipelineError("The message is empty.")
+    if as_json:
+        print(json.dumps({"packets": packets}))
+        return
+    console = Console()
+    for packet in packets:
+        error = f": {packet['error']}" if packet["error"] else ""
+        table = Table(
+            title=f"{packet['kind']} at {packet['offset']}, {packet['size']} bytes{error}", title_justify="left"
+        )
+        table.add_column("offset", justify="right")
+        table.add_column("field")
+        table.add_column("raw", justify="right")
+        table.add_column("meaning")
+        for row in packet["rows"]:
+            table.add_row(str(row["offset"]), row["field"], str(row["raw"]), row["meaning"])
+        console.print(table)

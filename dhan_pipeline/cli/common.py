@@ -1,0 +1,66 @@
+"""What several commands need: options, the settings, the database, an end by signal."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.settings import Settings
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, the rest on standard error.")]
+SourceOption = Annotated[str, typer.Option("--source", help="The broker whose wire protocol is spoken: dhan.")]
+
+
+def require_dhan(source: str) -> None:
+    """Refuse a source that does not exist. Raises typer.BadParameter."""
+    if source != "dhan":
+        raise typer.BadParameter(f"{source} is not a source that exists; use dhan.", param_hint="--source")
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The settings from the environment; raises PipelineError that names each variable that is wrong."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        # Its own message would show the value, which may be a secret in the wrong place.
+        wrong = "; ".join(f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
+        raise PipelineError(f"The settings cannot be used: {wrong}.") from None
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[str]:
+    """The URL of the database in use. An embedded server that this starts is stopped again."""
+    from dhan_pipeline.store import embedded
+    from dhan_pipeline.store.engine import libpq_url
+
+    if settings.database_url:
+        yield libpq_url(settings.database_url)
+        return
+    server = embedded.start(settings.data_dir, settings.postgres_bin_dir)
+    try:
+        yield server.url
+    finally:
+        if server.started:
+            embedded.stop(settings.data_dir, settings.postgres_bin_dir)
+
+
+async def until_signal(work: Callable[[asyncio.Event], Awaitable[None]], for_s: float | None = None) -> None:
+    """Run `work`, which ends when the event it is given is set: by SIGINT, SIGTERM, or after `for_s` seconds."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if for_s is not None:
+        loop.call_later(for_s, stop.set)
+    await work(stop)
+
+
+def stderr_console() -> Console:
+    """Where progress is shown."""
+    return Console(stderr=True)

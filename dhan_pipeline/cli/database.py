@@ -1,0 +1,132 @@
+"""The database: its server, its schema, the instruments in it."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.settings import Settings
+
+db_app = typer.Typer(help="The embedded PostgreSQL.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def sync_instruments(
+    db_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the database; without it DATABASE_URL, else the embedded one.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the scrip master first.")] = False,
+    csv_path: Annotated[Path | None, typer.Option(help="A scrip master on disk, compact or detailed.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a COPY.")] = 50_000,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept a master in which a segment vanished or the rows collapsed.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Load the scrip master into the instruments table; what is missing from it is deactivated, never deleted."""
+    if download == (csv_path is not None):
+        raise typer.BadParameter("one of --download and --csv-path is needed", param_hint="--download")
+    from dhan_pipeline.feeds.dhan.scrip_master import download_instruments_csv, parse_dhan_csv
+    from dhan_pipeline.store.instruments import sync_to_database
+
+    settings = read_settings(database_url=db_url)
+    if csv_path is None:
+        with Progress(
+            TextColumn("Scrip master"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=stderr_console()
+        ) as progress:
+            task = progress.add_task("download", total=None)
+            csv_path = download_instruments_csv(
+                settings.dhan_scrip_master_url,
+                settings.data_dir / "scrip_master.csv",
+                lambda received, total: progress.update(task, completed=received, total=total),
+            )
+    master = parse_dhan_csv(csv_path)
+    with open_database(settings) as url:
+        result = sync_to_database(url, master, batch_size=batch_size, force=force)
+    facts = dataclasses.asdict(result)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name:>12}  {value:,.2f}" if isinstance(value, float) else f"{name:>12}  {value:,}")
+
+
+def migrate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL that would run, and run nothing.")] = False,
+) -> None:
+    """Bring the database's schema up to date."""
+    from dhan_pipeline.store.migrate import migrate as run_migrations
+
+    with open_database(read_settings()) as url:
+        done = run_migrations(url, dry_run=dry_run)
+    if not dry_run:
+        print("\n".join(done) or "The schema is up to date.")
+
+
+@db_app.command("start")
+def db_start() -> None:
+    """Start the embedded PostgreSQL; it runs until `db stop`."""
+    from dhan_pipeline.store import embedded
+
+    settings = read_settings()
+    embedded.start(settings.data_dir, settings.postgres_bin_dir)
+    print(f"PostgreSQL runs; its data is below {settings.data_dir.resolve()}.")
+
+
+@db_app.command("stop")
+def db_stop() -> None:
+    """Stop the embedded PostgreSQL."""
+    from dhan_pipeline.store import embedded
+
+    settings = read_settings()
+    print(
+        "PostgreSQL stopped." if embedded.stop(settings.data_dir, settings.postgres_bin_dir) else "It was not running."
+    )
+
+
+@db_app.command("url")
+def db_url_command() -> None:
+    """Print the URL of the database in use, password included."""
+    print(_running_database(read_settings()))
+
+
+@db_app.command("psql")
+def db_psql() -> None:
+    """Open psql on the database in use."""
+    from dhan_pipeline.store import embedded
+
+    settings = read_settings()
+    psql = embedded.client_program("psql", settings.postgres_bin_dir) or shutil.which("psql")
+    if psql is None:
+        raise PipelineError("psql is not installed; connect any client to the address of: dhan-pipeline db url.")
+    # The URL holds the password, and arguments can be seen by every user: it travels in the environment.
+    from psycopg2.extensions import parse_dsn
+
+    parts = parse_dsn(_running_database(settings))
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+        "dbname": "PGDATABASE",
+        "sslmode": "PGSSLMODE",
+    }
+    environment = {names[key]: str(value) for key, value in parts.items() if key in names}
+    os.execve(psql, [str(psql)], {**os.environ, **environment})  # no shell is wanted
+
+
+def _running_database(settings: Settings) -> str:
+    from dhan_pipeline.store import embedded
+    from dhan_pipeline.store.engine import libpq_url
+
+    if settings.database_url:
+        return libpq_url(settings.database_url)
+    if url := embedded.url(settings.data_dir, settings.postgres_bin_dir):
+        return url
+    raise PipelineError("The embedded PostgreSQL does not run; start it with: dhan-pipeline db start.")

@@ -19,7 +19,10 @@ _sync = getattr(os, "fdatasync", os.fsync)
 
 
 class HourFile:
-    """A file to which one writer appends. Every method but `close` raises OSError when the disk refuses."""
+    """A file to which one writer appends. Every method but `close` raises OSError when the disk refuses.
+
+    Its first bytes, the schema, are written with its first block: a file that is only opened needs no room.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create it, cut back to its last whole block, and make durable what it holds."""
@@ -46,7 +49,7 @@ class HourFile:
         here = os.fstat(self._fd)
         if not is_at(self._fd, self.path) or here.st_size != self._size:
             raise OSError(errno.ESTALE, f"{self.path.name} was removed, replaced or changed by another program")
-        self._write(data)
+        self._write(data if self._size else SCHEMA_MESSAGE + data)
 
     def mend(self) -> None:
         """Cut a torn file back to its last whole block."""
@@ -59,8 +62,7 @@ class HourFile:
         """Close the file, torn or not: whoever opens it next cuts it. Everything appended is durable already."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            close_quietly(fd)
 
     def _recover(self) -> None:
         size = os.fstat(self._fd).st_size
@@ -71,12 +73,8 @@ class HourFile:
             os.ftruncate(self._fd, self._size)
             self.cut_bytes = size - self._size
             log.warning("Cut %d bytes of an unfinished block off the end of %s", self.cut_bytes, self.path)
-        if self._size:
-            # The process before may have been killed between writing and syncing.
-            _sync(self._fd)
-        else:
-            self._write(SCHEMA_MESSAGE)
-        # Though they be old: the process that made them may have failed to sync them.
+        # The process that wrote all this may have ended before it was synced.
+        _sync(self._fd)
         sync_dir(self.path.parent)
         sync_dir(self.path.parent.parent)
 
@@ -103,6 +101,12 @@ def is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except OSError:
         return False
+
+
+def close_quietly(fd: int) -> None:
+    """Close a descriptor, which is closed even where the disk complains: everything that matters was synced before."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def make_dir(path: Path) -> None:

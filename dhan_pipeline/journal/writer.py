@@ -12,7 +12,7 @@ import numpy as np
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.journal.block import Block, next_block_id
-from dhan_pipeline.journal.file import HourFile, is_at, make_dir, sync_dir
+from dhan_pipeline.journal.file import HourFile, close_quietly, is_at, make_dir, sync_dir
 from dhan_pipeline.journal.frame import MESSAGE_LIMIT, encode
 from dhan_pipeline.journal.holder import Holder, boot_id
 from dhan_pipeline.journal.reader import capture_dir, hour_path, list_files
@@ -60,7 +60,7 @@ class JournalWriter:
                 # Nothing was written: how the one before ended is still news to the next.
                 with contextlib.suppress(OSError):
                     before.write(self._lock_fd)
-                os.close(self._lock_fd)
+                close_quietly(self._lock_fd)
                 raise
         if self.last_block_id is not None:
             self.previous = before.ended(boot_id())
@@ -114,7 +114,7 @@ class JournalWriter:
             if end is not None:
                 with contextlib.suppress(OSError):
                     Holder(os.getpid(), boot_id(), end).write(self._lock_fd)
-            os.close(self._lock_fd)
+            close_quietly(self._lock_fd)
             self._lock_fd = -1
 
     def _recover(self) -> None:
@@ -165,15 +165,15 @@ def _lock(path: Path, capture: int) -> tuple[int, Holder]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
+        close_quietly(fd)
         raise LockHeldError(capture, before.pid) from None
     if not is_at(fd, path):  # it was removed, and perhaps made again, in the meantime
-        os.close(fd)
+        close_quietly(fd)
         return _lock(path, capture)
     try:
         before = Holder.read(fd)
         Holder(os.getpid(), boot_id()).write(fd)
     except BaseException:
-        os.close(fd)
+        close_quietly(fd)
         raise
     return fd, before

@@ -113,7 +113,7 @@ def test_a_block_is_synced_whole_before_append_returns(
         for i in range(3):
             append(writer, i)
             assert synced[-1] == hour_path(tmp_path, 0, "2026-11-20T09:00").stat().st_size
-    assert len(synced) == 4  # the schema, and each block once
+    assert len(synced) == 4  # the file when it is opened, and each block once
 
 
 @pytest.mark.parametrize("kept", ["schema", "whole blocks"])

@@ -198,3 +198,23 @@ def test_nothing_is_lost_repeated_or_reordered_while_one_puts_and_one_takes(
     producer.join(10)
     assert taken == made
     assert backlog.take(NO_TIME) == []
+
+
+def test_blocks_that_cannot_be_read_are_told_with_what_stands_around_them(
+    writer: JournalWriter, tmp_path: Path
+) -> None:
+    for number in range(10):
+        append(writer, number, size=1000)
+    path = hour_path(tmp_path, 0, HOUR)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"rotten")
+    told: list[tuple[int, int, str]] = []
+    backlog = Backlog(tmp_path, 0, writer.last_block_id, writer.last_received_ns, lambda *facts: told.append(facts))
+    backlog.start_after(None)
+    taken = take_all(backlog)
+    assert len(taken) == 9
+    [(since_ns, until_ns, where)] = told
+    assert until_ns - since_ns == 2 * SECOND_NS
+    assert since_ns in {block.last_received_ns for block in taken}
+    assert str(path) in where

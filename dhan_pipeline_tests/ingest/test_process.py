@@ -97,3 +97,25 @@ def test_resuming_reads_no_other_day(processor: BlockProcessor, journal: Journal
 
 def test_resuming_without_a_journal_begins_with_nothing_known(processor: BlockProcessor, tmp_path: Path) -> None:
     resume(processor, tmp_path, 0, first_block_id(0, START_NS))
+
+
+def test_instruments_that_are_learnt_keep_what_is_remembered_of_the_others(journal: JournalWriter) -> None:
+    few, all_ = np.array(TOKENS[1:2]), np.array(TOKENS)
+    processor = BlockProcessor(few)
+    blocks = record(
+        journal,
+        [
+            previous_close(EQUITY, 90.0),
+            quote(FUTURE, 50.0),
+            ticker(EQUITY, 100.0),
+            quote(FUTURE, 50.0),
+        ],
+        START_NS,
+        in_block=2,
+    )
+    before = processor.process(blocks[0])
+    assert [rejection.reason for rejection in before.enriched.rejected] == ["unknown instrument"]
+    processor.learn(all_)
+    after = processor.process(blocks[1])
+    assert after.enriched.rejected == []
+    assert column(after, "change")[0] == 10.0

@@ -7,6 +7,7 @@ from dhan_pipeline.ingest import writer as writer_module
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.ingest.writer import Writer
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
@@ -19,7 +20,9 @@ from dhan_pipeline_tests.ingest.feed import (
     NEXT_HOUR,
     SECOND_NS,
     START_NS,
+    UNKNOWN,
     HandClock,
+    add_instruments,
     assert_stored_exactly_once,
     backlog_of,
     end_sessions,
@@ -28,6 +31,7 @@ from dhan_pipeline_tests.ingest.feed import (
     query,
     record,
     running,
+    ticker,
     until,
 )
 
@@ -281,3 +285,24 @@ def test_partitions_are_made_ahead_as_the_clock_goes_on(writing: Writing, databa
         until(lambda: "ticks_20261120_12" in partitions())
         until(lambda: writing.all_committed)
     assert writing.writer.counts.hours == {NEXT_HOUR}
+
+
+def test_instruments_that_are_synced_meanwhile_are_known_from_then_on(
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "LEARN_S", 0.0)
+    writing = Writing(settings, database_url, journal)
+
+    def put_unknown(at_ns: int) -> None:
+        for block in record(journal, [ticker(UNKNOWN, 100.0)], at_ns):
+            writing.backlog.put(block)
+
+    with running(writing.writer, writing.backlog):
+        put_unknown(START_NS)
+        until(lambda: writing.writer.counts.rejected == 1)
+        add_instruments(database_url, [generate_instrument_token(*UNKNOWN)])
+        put_unknown(START_NS + SECOND_NS)  # the packet that makes the writer look
+        until(lambda: writing.writer.counts.rejected == 2)
+        put_unknown(START_NS + 2 * SECOND_NS)
+        until(lambda: writing.writer.counts.ticks == 1)
+    assert_stored_exactly_once(settings, database_url)

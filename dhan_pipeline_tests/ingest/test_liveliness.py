@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.gaps import Cause, Gap
+from dhan_pipeline.ingest.liveliness import Liveliness
+from dhan_pipeline.ingest.process import BlockProcessor
+from dhan_pipeline.journal.notes import NOTE_CONNECTION, encode_note
+from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.settings import Settings
+from dhan_pipeline_tests.ingest.feed import EQUITY, FUTURE, SECOND_NS, START_NS, TOKENS, packet, ticker
+
+EQUITY_TOKEN, FUTURE_TOKEN = TOKENS[1], TOKENS[2]
+
+
+class Heard:
+    """What the listener heard."""
+
+    def __init__(self) -> None:
+        self.fell: list[tuple[int, int, int]] = []
+        self.back: list[tuple[int, int]] = []
+
+    def silent(self, instrument: int, connection: int, since_ns: int) -> None:
+        self.fell.append((instrument, connection, since_ns))
+
+    def heard(self, instrument: int, at_ns: int) -> None:
+        self.back.append((instrument, at_ns))
+
+
+class Shown:
+    """A liveliness that sees what a journal is given."""
+
+    def __init__(self, settings: Settings, journal: JournalWriter) -> None:
+        self.journal = journal
+        self.heard = Heard()
+        self.processor = BlockProcessor(np.array(TOKENS), settings.dhan_trade_time_offset_s)
+        connections = {EQUITY_TOKEN: 3, FUTURE_TOKEN: 3, TOKENS[0]: 3}
+        self.liveliness = Liveliness(settings, connections, self.heard)
+        self.liveliness.know(self.processor.instruments)
+
+    def see(self, at_ns: int, *messages: bytes, connection: int = 3) -> None:
+        times = [at_ns + n for n in range(len(messages))]
+        text = [connection == NOTE_CONNECTION] * len(messages)
+        block = self.journal.append(times, [connection] * len(messages), text, messages)
+        self.liveliness.see(self.processor.process(block))
+
+    def trade(self, start_ns: int, seconds: int, *instruments: tuple[int, int]) -> int:
+        """Two packets a second of each; returns when it ended."""
+        for half in range(2 * seconds):
+            at_ns = start_ns + half * SECOND_NS // 2
+            self.see(at_ns, *(ticker(instrument, 100.0) for instrument in instruments))  # type: ignore[arg-type]
+        return start_ns + seconds * SECOND_NS
+
+
+@pytest.fixture
+def shown(settings: Settings, journal: JournalWriter) -> Shown:
+    return Shown(settings, journal)
+
+
+INDEX = (0, 13)
+
+
+def test_a_lively_instrument_that_falls_silent_among_others_is_told_with_its_last_packet(shown: Shown) -> None:
+    at_ns = shown.trade(START_NS, 60, EQUITY, FUTURE, INDEX)
+    back_ns = shown.trade(at_ns, 60, FUTURE, INDEX)
+    [(instrument, connection, since_ns)] = shown.heard.fell
+    assert (instrument, connection) == (EQUITY_TOKEN, 3)
+    assert at_ns - SECOND_NS <= since_ns < at_ns
+    shown.trade(back_ns, 2, EQUITY, FUTURE, INDEX)
+    assert shown.heard.back == [(EQUITY_TOKEN, back_ns // 1000 * 1000)]
+
+
+def test_where_all_of_a_connection_fall_silent_no_instrument_is_to_blame(shown: Shown) -> None:
+    at_ns = shown.trade(START_NS, 60, EQUITY, FUTURE)
+    shown.trade(at_ns, 60, INDEX)
+    assert shown.heard.fell == []
+
+
+def test_after_a_gap_everything_begins_anew(shown: Shown) -> None:
+    at_ns = shown.trade(START_NS, 60, EQUITY, FUTURE, INDEX)
+    at_ns = shown.trade(at_ns, 60, FUTURE, INDEX)
+    note = Gap(at_ns, 3, at_ns, Cause.RESET, ended_ns=at_ns + 1)
+    shown.see(at_ns, encode_note(note), connection=NOTE_CONNECTION)
+    assert shown.heard.back == [(EQUITY_TOKEN, 0)]
+    shown.trade(at_ns + SECOND_NS, 60, FUTURE, INDEX)
+    assert len(shown.heard.fell) == 1
+
+
+def test_an_instrument_whose_session_is_over_is_not_silent(settings: Settings, journal: JournalWriter) -> None:
+    shown = Shown(settings.model_copy(update={"sessions": "exchange"}), journal)
+    close_ns = parse_hour_key("2026-11-20T15:00") + 35 * 60 * SECOND_NS  # of equities; futures go on to 15:40
+    at_ns = shown.trade(close_ns - 60 * SECOND_NS, 60, EQUITY, FUTURE, (2, 68407))
+    shown.trade(at_ns, 60, FUTURE, INDEX)
+    assert shown.heard.fell == []
+
+
+def test_trade_times_close_to_receipt_are_those_of_the_clock_that_is_expected(shown: Shown) -> None:
+    assert shown.liveliness.trade_clock is None
+    shown.trade(START_NS, 60, EQUITY, FUTURE)
+    assert shown.liveliness.trade_clock == "ok"
+
+
+def test_trade_times_in_true_utc_are_noticed(shown: Shown) -> None:
+    for second in range(300):
+        at_ns = START_NS + second * SECOND_NS
+        shown.see(at_ns, packet(ResponseCode.TICKER, EQUITY, 100.0, at_ns // SECOND_NS))
+    assert shown.liveliness.trade_clock == "utc"

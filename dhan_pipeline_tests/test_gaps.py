@@ -1,6 +1,7 @@
 """Whatever breaks, the missing time is in `feed_gaps`, and everything outside of it is stored."""
 
 import asyncio
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,13 +10,22 @@ from typing import Any
 
 import pytest
 
-from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.dhan import MAX_INSTRUMENTS, DhanSimulator
 from dhan_pipeline.gaps import Cause
+from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.holder import Holder
 from dhan_pipeline.journal.reader import capture_dir, list_files
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.child import Child, capture, until
-from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, assert_stored_exactly_once, prepare_capture, query
+from dhan_pipeline_tests.ingest.feed import (
+    SUBSCRIBED,
+    add_instruments,
+    assert_stored_exactly_once,
+    prepare_capture,
+    query,
+)
 
 RATE = 2000.0
 
@@ -172,3 +182,40 @@ async def test_blocks_that_rot_before_they_are_stored_leave_a_gap_with_their_pla
     assert "bytes at offset" in detail
     assert recovery == "what follows was read"
     assert_stored_exactly_once(settings, database_url)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="this system cannot limit another process's files")
+async def test_a_disk_that_takes_no_more_ends_the_capture_with_a_sentence_and_the_next_one_notes_the_gap(
+    settings: Settings, database_url: str
+) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+        async with capture(settings, simulator.feed_url) as child:
+            await more(child)
+            size = max(path.stat().st_size for path in list_files(settings.journal_dir, 0)) + 50_000
+            resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE, (size, size))
+            assert await child.ended() == 1
+        assert child.events[-1]["event"] == "error"
+        assert "The journal cannot be written" in child.events[-1]["message"]
+        assert "Traceback" not in child.log
+        async with captured(settings, simulator):
+            pass
+    assert gaps(settings) == [("disk", "", "the capture ran again")]
+    assert_stored_exactly_once(settings, database_url)
+
+
+async def test_two_connections_have_gaps_of_their_own(settings: Settings, database_url: str) -> None:
+    many = [
+        Subscription(ExchangeSegment.NSE_EQ, 200_000 + n, Mode.TICKER, f"T{n}") for n in range(MAX_INSTRUMENTS + 50)
+    ]
+    write_subscriptions(settings.subscriptions_path, many)
+    add_instruments(database_url, [subscription.instrument_token for subscription in many])
+    tokens = [subscription.instrument_token for subscription in many]
+    async with DhanSimulator(tokens, rate=RATE) as simulator, captured(settings, simulator) as child:
+        await until(lambda: len(simulator.connections) == 2)
+        min(simulator.connections, key=lambda connection: connection.subscribed).reset()
+        await until(lambda: child.last_status["gaps"] == 1)
+        await until(lambda: child.last_status["gap_open_s"] == 0)
+        await more(child)
+    [(connection, instruments)] = query(database_url, "SELECT connection, instruments FROM feed_gaps")
+    assert connection == 1
+    assert sorted(instruments) == tokens[MAX_INSTRUMENTS:]  # type: ignore[call-overload]

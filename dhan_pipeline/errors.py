@@ -5,7 +5,10 @@ import re
 #: What a secret looks like wherever it turns up: a JSON web token, a parameter of a URL, a password in one.
 _SECRETS = (
     (re.compile(r"\beyJ[\w-]*\.[\w-]+\.[\w-]*"), "***"),
-    (re.compile(r"(?i)((?:token|pin|totp|totp_secret|password)(?:=|[\"']: ?)[\"']?)[^\s&\"',;}]+"), r"\1***"),
+    (
+        re.compile(r"(?i)(?<!instrument_)((?:token|pin|totp|totp_secret|password)(?:=|[\"']: ?)[\"']?)[^\s&\"',;}]+"),
+        r"\1***",
+    ),
     (re.compile(r"(://[^\s/:@]*:)[^\s/]*@"), r"\1***@"),
 )
 

@@ -35,6 +35,11 @@ COMMANDS = (
     ("db", "stop"),
     ("db", "url"),
     ("db", "psql"),
+    ("gaps",),
+    ("token",),
+    ("token", "check"),
+    ("token", "generate"),
+    ("token", "renew"),
     ("decode",),
 )
 

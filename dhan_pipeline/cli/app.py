@@ -10,7 +10,9 @@ import typer
 
 from dhan_pipeline.cli.capture import decode, ingest
 from dhan_pipeline.cli.database import db_app, migrate, sync_instruments
+from dhan_pipeline.cli.gaps import gaps
 from dhan_pipeline.cli.simulated import demo, simulate
+from dhan_pipeline.cli.token import token_app
 from dhan_pipeline.errors import PipelineError, redacted
 
 app = typer.Typer(
@@ -27,6 +29,8 @@ app.command(short_help="Capture the feed, without Dagster.")(ingest)
 app.command("sync-instruments", short_help="Load the scrip master into the database.")(sync_instruments)
 app.command()(migrate)
 app.add_typer(db_app, name="db")
+app.command(short_help="List the times in which packets may be missing.")(gaps)
+app.add_typer(token_app, name="token")
 app.command(short_help="Explain a message of the feed.")(decode)
 
 

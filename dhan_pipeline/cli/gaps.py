@@ -1,0 +1,121 @@
+"""The times in which packets may have been missed."""
+
+import json
+from contextlib import closing
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
+
+_DAY_NS = 86_400_000_000_000
+
+
+def gaps(
+    hour: Annotated[
+        str | None, typer.Option(metavar="HOUR", help="Of one hour (IST), such as 2026-11-20T09:00.")
+    ] = None,
+    day: Annotated[
+        str | None, typer.Option(metavar="DAY", help="Of one day (IST), such as 2026-11-20; without options, today.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Since a time until now: ISO 8601, IST unless it names an offset."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the gaps: when a connection or an instrument brought nothing in session, why, and how it ended."""
+    from dhan_pipeline.clock import Clock
+    from dhan_pipeline.quality.gaps import parts
+    from dhan_pipeline.sessions import IST, hour_key
+    from dhan_pipeline.store.engine import connect
+    from dhan_pipeline.store.gaps import read_gaps
+
+    now_ns = Clock().now_ns()
+    start_ns, end_ns = _interval(hour, day, since, now_ns)
+    end_ns = min(end_ns, now_ns)
+    settings = read_settings()
+    with open_database(settings) as url, closing(connect(url)) as conn:
+        stored = read_gaps(conn, start_ns, end_ns)
+    found = parts(stored, start_ns, end_ns, settings.sessions == "always")
+
+    def ist(at_ns: int) -> datetime:
+        return datetime.fromtimestamp(at_ns / 1e9, IST)
+
+    rows: list[dict[str, Any]] = [
+        {
+            "capture": gap.capture,
+            "connection": gap.connection,
+            "instruments": gap.instruments,
+            "started_at": ist(gap.started_ns).isoformat(),
+            "ended_at": None if gap.lasts else ist(gap.ended_ns).isoformat(),
+            "session_seconds": round(gap.seconds, 3),
+            "cause": gap.cause.value,
+            "detail": gap.detail,
+            "recovery": gap.recovery,
+        }
+        for gap in found
+    ]
+    if as_json:
+        interval = {"from": ist(start_ns).isoformat(), "to": ist(end_ns).isoformat()}
+        print(json.dumps({**interval, "gaps": rows, "outside_sessions": len(stored) - len(found)}))
+        return
+    between = f"from {ist(start_ns):%Y-%m-%d %H:%M} to {ist(end_ns):%Y-%m-%d %H:%M} IST"
+    if found:
+        with_days = hour_key(start_ns)[:10] != hour_key(max(end_ns - 1, start_ns))[:10]
+        time_format = "%Y-%m-%d %H:%M:%S" if with_days else "%H:%M:%S"
+        table = Table(title=f"Gaps in session {between}", title_justify="left")
+        for name in ("from", "to", "seconds", "connection", "instruments", "cause", "what happened", "how it ended"):
+            table.add_column(name, justify="right" if name in ("seconds", "connection", "instruments") else "left")
+        for gap in found:
+            table.add_row(
+                f"{ist(gap.started_ns):{time_format}}",
+                "lasts" if gap.lasts else f"{ist(gap.ended_ns):{time_format}}",
+                f"{gap.seconds:,.1f}",
+                f"{gap.connection}" if not gap.capture else f"{gap.capture}/{gap.connection}",
+                f"{gap.instruments:,}",
+                gap.cause.value,
+                gap.detail,
+                gap.recovery,
+            )
+        Console().print(table)
+    else:
+        print(f"There is no gap in session {between}.")
+    if outside := len(stored) - len(found):
+        print(f"{outside} more {'was' if outside == 1 else 'were'} outside sessions.")
+
+
+def _interval(hour: str | None, day: str | None, since: str | None, now_ns: int) -> tuple[int, int]:
+    """Start and end in ns since the Unix epoch, UTC. Raises typer.BadParameter."""
+    from dhan_pipeline.sessions import HOUR_NS, IST, day_start_ns, parse_hour_key
+
+    if sum(option is not None for option in (hour, day, since)) > 1:
+        raise typer.BadParameter("only one of --hour, --day and --since can be given", param_hint="--hour")
+    if hour is not None:
+        try:
+            start_ns = parse_hour_key(hour)
+        except ValueError:
+            raise typer.BadParameter(f"{hour} is not an hour such as 2026-11-20T09:00", param_hint="--hour") from None
+        end_ns = start_ns + HOUR_NS
+    elif since is not None:
+        try:
+            at = datetime.fromisoformat(since)
+        except ValueError:
+            raise typer.BadParameter(f"{since} is not a time such as 2026-11-20T09:15", param_hint="--since") from None
+        start_ns = int((at if at.tzinfo else at.replace(tzinfo=IST)).astimezone(UTC).timestamp() * 1e9)
+        end_ns = max(now_ns, start_ns)
+    else:
+        start_ns = day_start_ns(now_ns)
+        if day is not None:
+            try:
+                midnight = datetime.combine(date.fromisoformat(day), datetime.min.time(), IST)
+            except ValueError:
+                raise typer.BadParameter(f"{day} is not a day such as 2026-11-20", param_hint="--day") from None
+            start_ns = int(midnight.timestamp()) * 1_000_000_000
+        end_ns = start_ns + _DAY_NS
+    if start_ns >= now_ns:
+        raise typer.BadParameter("that is still to come", param_hint="--hour, --day, --since")
+    return start_ns, end_ns

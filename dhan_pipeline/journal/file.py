@@ -130,7 +130,8 @@ def _last_message(path: Path, fd: int, size: int) -> tuple[Message | None, int]:
     """The file's message with the highest id, and where its last intact one ends, be it of another file."""
     last, end = None, 0
     for start in (max(0, size - _TAIL_BYTES), 0):
-        for message in iter_messages(fd, start, size):
+        # What the disk does not give back is an error here: nothing may be cut off that somebody may yet read.
+        for message in iter_messages(fd, start, size, os.pread):
             end = message.end
             if misplaced(path, message) is None and (last is None or message.block_id > last.block_id):
                 last = message

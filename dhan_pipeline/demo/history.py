@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.ingest.run import Ingest
-from dhan_pipeline.journal.reader import hours
+from dhan_pipeline.journal.reader import captures, hours
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import read_subscriptions
@@ -20,6 +20,9 @@ HOURS = 3
 SECONDS_AN_HOUR = 4.0
 RATE = 10_000.0
 
+#: Number of the capture that makes them. Of its own, because the live one has missed nothing when it begins.
+CAPTURE = 1
+
 #: The capture is asked to stop this long (of its clock) before the end, since stopping takes a moment.
 _MARGIN_NS = 240_000_000_000
 
@@ -28,7 +31,7 @@ def capture_history(settings: Settings, database_url: str, console: Console) -> 
     """Capture those of the last complete hours that come after the journal's last one."""
     end_ns = hour_start_ns(Clock().now_ns())
     start_ns = end_ns - HOURS * HOUR_NS
-    if held := hours(settings.journal_dir, settings.capture):
+    if held := _held(settings):
         start_ns = max(start_ns, parse_hour_key(held[-1]) + HOUR_NS)
     if start_ns >= end_ns:
         return
@@ -39,7 +42,12 @@ def capture_history(settings: Settings, database_url: str, console: Console) -> 
 def first_day(settings: Settings) -> date:
     """The IST day of the first hour that there is, or will be once the last hours are captured."""
     first = hour_key(Clock().now_ns() - HOURS * HOUR_NS)
-    return date.fromisoformat(min([first, *hours(settings.journal_dir, settings.capture)])[:10])
+    return date.fromisoformat(min([first, *_held(settings)])[:10])
+
+
+def _held(settings: Settings) -> list[str]:
+    """The hours that the journal has, in order."""
+    return sorted(hour for number in captures(settings.journal_dir) for hour in hours(settings.journal_dir, number))
 
 
 async def _capture(settings: Settings, database_url: str, clock: Clock, end_ns: int, console: Console) -> None:
@@ -57,9 +65,8 @@ async def _capture(settings: Settings, database_url: str, clock: Clock, end_ns: 
                 progress.update(task, completed=now_ns - start_ns, description=text)
 
         async with DhanSimulator(tokens, rate=RATE, clock=clock) as simulator:
-            capture = Ingest(
-                settings.model_copy(update={"dhan_feed_url": simulator.feed_url}), database_url, show, clock
-            )
+            past = settings.model_copy(update={"dhan_feed_url": simulator.feed_url, "capture": CAPTURE})
+            capture = Ingest(past, database_url, show, clock)
             try:
                 seconds_left = -clock.elapsed_s(end_ns - _MARGIN_NS)
                 asyncio.get_running_loop().call_later(seconds_left, stop.set)

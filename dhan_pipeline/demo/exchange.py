@@ -1,7 +1,6 @@
 """The demo's exchange: a process of its own, and the settings that lead to it."""
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.demo.services import free_port, listens, service
+from dhan_pipeline.demo.services import Services, free_port, listens
 from dhan_pipeline.feeds.simulator.dhan import choose_instruments
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
@@ -19,7 +18,9 @@ from dhan_pipeline.settings import Settings
 
 
 @contextmanager
-def exchange(data_dir: Path, database_url: str, instruments: int, rate: float) -> Iterator[Settings]:
+def exchange(
+    services: Services, data_dir: Path, database_url: str, instruments: int, rate: float
+) -> Iterator[Settings]:
     """Run the exchange; yields the settings of a pipeline that captures all that it trades.
 
     `rate` in ticks a second. The scrip master is of today, so that contracts expire as they would.
@@ -36,7 +37,7 @@ def exchange(data_dir: Path, database_url: str, instruments: int, rate: float) -
     command = ["dhan-pipeline", "simulate", "--listen", f"127.0.0.1:{feed_port}", "--rest", f"127.0.0.1:{rest_port}"]
     command += ["--instruments", str(instruments), "--rate", str(rate), "--master", str(master)]
     command += ["--token-file", str(token_file)]
-    with service(command, data_dir / "logs" / "exchange.log", os.environ) as running:
+    with services.run("exchange", *command) as running:
         running.wait_until(lambda: listens(feed_port) and token_file.exists())
         yield Settings(
             data_dir=data_dir,

@@ -17,13 +17,15 @@ from typing import Any
 import dagster as dg
 import psycopg2
 import yaml
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from rich.console import Console
 
 import dhan_pipeline
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.demo.exchange import exchange
+from dhan_pipeline.demo.guardian import DemoError, Guardian, guarded
 from dhan_pipeline.demo.history import capture_history, first_day
-from dhan_pipeline.demo.services import DemoError, answers, free_port, service
+from dhan_pipeline.demo.services import Services, answers, free_port
 from dhan_pipeline.orchestration.names import LIVE_FEED, ROLE_TAG, STOP_TAG, TICKS
 from dhan_pipeline.orchestration.resources import settings_environment
 from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
@@ -58,15 +60,21 @@ def run_demo(
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     url = f"http://127.0.0.1:{free_port(port)}"
     logs = data_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"The data directory {data_dir} cannot be used: {error.strerror}.") from None
     result: dict[str, Any] = {}
     with _interruptible(console), ExitStack() as stack:
+        guardian = stack.enter_context(guarded(data_dir))
+        services = Services(logs, guardian)
         server = embedded.start(data_dir)
         if server.started:
-            stack.callback(embedded.stop, data_dir)
+            guardian.begin(data_dir)
+            stack.callback(_stop_postgres, data_dir, guardian)
         migrate(server.url)
         console.print(f"PostgreSQL runs. The exchange opens: {instruments} instruments, {rate:,.0f} ticks a second.")
-        settings = stack.enter_context(exchange(data_dir, server.url, instruments, rate))
+        settings = stack.enter_context(exchange(services, data_dir, server.url, instruments, rate))
         settings = settings.model_copy(update={"partitions_start": first_day(settings)})
 
         console.print("Dagster starts, and syncs some 200,000 instruments.")
@@ -75,26 +83,32 @@ def run_demo(
         home = _write_dagster_home(data_dir / "dagster", socket)
         # Makes the storage: two processes that do so at once break it.
         instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+        _end_old_runs(instance)
         workspace = ("--workspace", str(home / "workspace.yaml"))
         environment = {**os.environ, **settings_environment(settings), "DAGSTER_HOME": str(home)}
 
-        def start(name: str, *command: str) -> Any:
-            return service(command, logs / f"{name}.log", environment)
-
-        code = stack.enter_context(start("code-server", "dagster", "api", "grpc", "--socket", str(socket), *_MODULE))
-        with start("instrument-sync", "dagster", "job", "execute", *_MODULE, "--job", "instrument_sync_job") as sync:
+        code = stack.enter_context(
+            services.run(
+                "code-server", "dagster", "api", "grpc", "--socket", str(socket), *_MODULE, environment=environment
+            )
+        )
+        sync_job = ("dagster", "job", "execute", *_MODULE, "--job", "instrument_sync_job")
+        with services.run("instrument-sync", *sync_job, environment=environment, keep=False) as sync:
             sync.wait_until_done()
         code.wait_until(socket.exists)
+        address = ("--host", "127.0.0.1", "--port", url.rpartition(":")[2])
         web = stack.enter_context(
-            start("webserver", "dagster-webserver", "--host", "127.0.0.1", "--port", url.rpartition(":")[2], *workspace)
+            services.run("webserver", "dagster-webserver", *address, *workspace, environment=environment)
         )
         capture_history(settings, server.url, console)
         web.wait_until(lambda: answers(f"{url}/server_info"))
-        daemon = stack.enter_context(start("daemon", "dagster-daemon", "run", *workspace))
+        daemon = stack.enter_context(
+            services.run("daemon", "dagster-daemon", "run", *workspace, environment=environment)
+        )
         console.print(f"\nDagster   {url}\nDatabase  {server.url}\n")
         started_s = time.time()
         try:
-            _watch(server.url, for_s, console if live_line else None)
+            _watch(services, data_dir, server.url, for_s, console, live_line)
         finally:
             result["checks"] = _checks(instance)
             daemon.ask_to_stop()
@@ -131,25 +145,34 @@ def _write_dagster_home(home: Path, socket: Path) -> Path:
     return home
 
 
-def _watch(database_url: str, for_s: float | None, console: Console | None) -> None:
-    """Wait until the live capture is over its time, or for ever; show what it says of itself, once a second."""
+def _watch(
+    services: Services, data_dir: Path, database_url: str, for_s: float | None, console: Console, live_line: bool
+) -> None:
+    """Wait until the live capture is over its time, or for ever; show what it says of itself, once a second.
+
+    What ends by itself meanwhile is started again.
+    """
     started = time.monotonic()
     first_word: float | None = None
     began = Clock().now()
     next_line_s = 0.0
     while for_s is None or first_word is None or time.monotonic() - first_word < for_s:
         time.sleep(1)
+        for name in services.revive():
+            console.print(f"The {name} had ended, and is started again; see {data_dir / 'logs' / f'{name}.log'}.")
         try:
             with closing(connect(database_url)) as conn:
                 status = next((s for s in ledger.statuses(conn) if s.updated_at > began), None)
         except psycopg2.Error:
-            continue  # it may be restarting: the line goes on when it answers
+            if embedded.start(data_dir).started:
+                console.print("PostgreSQL had ended, and is started again.")
+            continue
         if status is None:
             if first_word is None and time.monotonic() - started > CAPTURE_START_S:
                 raise DemoError("The capture did not start; see the run in the Dagster UI, and the logs.")
             continue
         first_word = first_word or time.monotonic()
-        if console and (console.is_terminal or time.monotonic() >= next_line_s):
+        if live_line and (console.is_terminal or time.monotonic() >= next_line_s):
             next_line_s = time.monotonic() + _LINE_S
             console.print(_line(status.status), end="\r" if console.is_terminal else "\n")
 
@@ -160,6 +183,20 @@ def _line(status: dict[str, Any]) -> str:
         f"{status['rejected']:>4,} rejected  p50 {status['latency_p50_ms'] or 0:>4.0f} ms  "
         f"p99 {status['latency_p99_ms'] or 0:>4.0f} ms  backlog {status['backlog_seconds']:.1f} s  "
     )
+
+
+def _stop_postgres(data_dir: Path, guardian: Guardian) -> None:
+    embedded.stop(data_dir)
+    guardian.end(data_dir)
+
+
+def _end_old_runs(instance: dg.DagsterInstance) -> None:
+    """Settle what a demo left that was killed: its runs are dead, and do not count as stopped by a person."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        instance.report_run_failed(run, "The demo was killed.")
+    for run in instance.get_runs(dg.RunsFilter(tags={ROLE_TAG: "ingest"}), limit=1):
+        if run.status == dg.DagsterRunStatus.CANCELED:
+            instance.add_run_tags(run.run_id, {STOP_TAG: "the demo ended"})
 
 
 def _stop_ingest_runs(instance: dg.DagsterInstance) -> None:

@@ -1,4 +1,4 @@
-"""Processes of the demo: started with a log file each, waited for, and stopped with all that they started."""
+"""Processes of the demo: started with a log file each, kept running, and stopped with all that they started."""
 
 import os
 import signal
@@ -12,71 +12,134 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.demo.guardian import DemoError, Guardian, signal_group
 
 #: Longest that a service may take to start, and to end before it is killed.
 START_S = 60.0
 STOP_S = 5.0
 
-
-class DemoError(PipelineError):
-    """The demo cannot run."""
+#: A service that ended is started again after 2, 4, 8… seconds, at most this many. One that lived for so long was well.
+MAX_BACKOFF_S = 30.0
 
 
 class Service:
     """A process with a session of its own, so that a terminal's Ctrl-C reaches it only through us."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str], guardian: Guardian) -> None:
         """`command`: a program of this Python environment, and its arguments. `log` gets all that it prints."""
+        self._command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
         self._log = log
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(
-                [str(Path(sys.executable).with_name(command[0])), *command[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=dict(environment),
-                start_new_session=True,
-                preexec_fn=_reset_signals,
-            )
+        self._environment = dict(environment)
+        self._guardian = guardian
+        self._groups: list[int] = []
+        """Process groups: of a process that was replaced, what it had started may still run."""
+        self._failures = 0
+        self._again_at: float | None = None
+        self._process = self._start()
+
+    @property
+    def name(self) -> str:
+        """What it is, for a person."""
+        return self._log.stem
+
+    @property
+    def pid(self) -> int:
+        """Of its present process."""
+        return self._process.pid
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Return once `ready()`. Raises DemoError where the process ends before, or takes too long."""
         deadline = time.monotonic() + START_S
         while not ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise DemoError(f"The {self._log.stem} did not start; see {self._log}.")
+                raise DemoError(f"The {self.name} did not start; see {self._log}.")
             time.sleep(0.05)
 
     def wait_until_done(self) -> None:
         """Return once the process has ended well. Raises DemoError where it failed."""
         if self._process.wait():
-            raise DemoError(f"The {self._log.stem} failed; see {self._log}.")
+            raise DemoError(f"The {self.name} failed; see {self._log}.")
+
+    def revive(self) -> bool:
+        """Start the process again if it has ended, after a while that grows; whether that was done now."""
+        if self._process.poll() is None:
+            return False
+        now = time.monotonic()
+        if self._again_at is None:
+            self._failures = 0 if now - self._started_at > MAX_BACKOFF_S else self._failures + 1
+            self._again_at = now + min(2.0**self._failures, MAX_BACKOFF_S)
+        if now < self._again_at:
+            return False
+        self._again_at = None
+        self._process = self._start()
+        return True
 
     def ask_to_stop(self) -> None:
         """SIGTERM to the process and all that it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
         """Ask to stop and wait; kill what does not."""
         self.ask_to_stop()
-        try:
+        deadline = time.monotonic() + STOP_S
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        while self._signal(0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        for group in self._groups:
+            self._guardian.end(group)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._started_at = time.monotonic()
+        with self._log.open("ab") as file:
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=_reset_signals,
+            )
+        self._groups.append(process.pid)
+        self._guardian.begin(process.pid)
+        return process
+
+    def _signal(self, number: int) -> bool:
+        """Whether any of it was there."""
+        there = [signal_group(group, number) for group in self._groups]
+        return any(there)
 
 
-@contextmanager
-def service(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[Service]:
-    """A `Service` that is stopped at the end."""
-    running = Service(command, log, environment)
-    try:
-        yield running
-    finally:
-        running.stop()
+class Services:
+    """What a demo runs, and keeps running."""
+
+    def __init__(self, logs: Path, guardian: Guardian) -> None:
+        """`logs` gets a file for each."""
+        self._logs = logs
+        self._guardian = guardian
+        self._kept: list[Service] = []
+
+    @contextmanager
+    def run(
+        self, name: str, *command: str, environment: Mapping[str, str] = os.environ, keep: bool = True
+    ) -> Iterator[Service]:
+        """A `Service` that is stopped at the end, and if `keep` one of those that are revived until then."""
+        running = Service(command, self._logs / f"{name}.log", environment, self._guardian)
+        try:
+            if keep:
+                self._kept.append(running)
+            yield running
+        finally:
+            if keep:
+                self._kept.remove(running)
+            running.stop()
+
+    def revive(self) -> list[str]:
+        """Start again what has ended; returns the names of what was started now."""
+        return [service.name for service in self._kept if service.revive()]
 
 
 def free_port(port: int = 0) -> int:

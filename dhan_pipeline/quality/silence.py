@@ -5,82 +5,131 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: An instrument is lively once so many of its packets came, at this rate or above, over the last minutes.
-LIVELY_PACKETS = 30
-LONGEST_INTERVAL_S = 10.0
+#: What came longer ago than this weighs a third and less: the last minutes are what an instrument is judged by.
+MEMORY_S = 300.0
 
-#: How fast the mean interval follows: each packet weighs so much.
-_WEIGHT = 1 / 64
+#: It is lively once it was watched for this long, and as many of its packets weigh in: one in 10 s or more.
+WATCHED_S = 300.0
+LIVELY_PACKETS = 30.0
 
-#: It is silent when nothing came for so many of its mean intervals, and for at least so long. Were packets independent,
-#: an interval of 40 means would occur once in e^40 packets; markets come in bursts, which the factor leaves room for.
-SILENT_INTERVALS = 40.0
+#: It is silent when nothing came for all of these. Were packets independent, an interval of 40 means would occur once
+#: in e^40 packets. Of the slowest that count as lively the mean is known from some 44 packets, and may be too short:
+#: that leaves one in (1 + 40/44)^44, or 2e12. 5000 such instruments send 1e7 packets a day.
 SILENT_S = 30.0
+SILENT_INTERVALS = 40.0
+#: Markets come in bursts, which a mean knows nothing of: also so many times the longest interval of the last minutes.
+SILENT_LONGEST = 4.0
 
-#: Where more than this share of a connection's lively instruments is silent, the matter is the connection's, or the
-#: market's: the watchdog's, not ours.
+#: Where more than this share of those on a connection whom one should have heard is silent too, the matter is the
+#: connection's, or the market's: the watchdog's, not ours.
 _COMMON = 0.5
+
+#: Who is silent for longer than this is not watched any more: its session is over.
+FORGET_S = 3600.0
 
 
 class SilenceWatch:
-    """Watches the instruments of one capture. Times are receive times in ns; they never step back."""
+    """Watches the instruments of one capture. Times are receive times in ns; they never step back.
+
+    An instrument's silence is measured in time, and in the packets that its connection brought meanwhile: where the
+    connection stalls, or the whole market slows down, nobody misses what nobody sends.
+    """
 
     def __init__(self, connections: NDArray[np.int16]) -> None:
         """The connection of each instrument by its index, below 0 for those that are not subscribed."""
-        self._connections = connections
-        self._last_ns = np.zeros(len(connections), np.int64)
-        self._interval_ns = np.zeros(len(connections))
-        self._packets = np.zeros(len(connections), np.int64)
-        self._silent = np.zeros(len(connections), np.bool_)
+        self._index = np.flatnonzero(connections >= 0)
+        """Index of each watched instrument. Its place here is its place in the arrays below."""
+        self._place = np.full(len(connections), -1, np.int64)
+        self._place[self._index] = np.arange(len(self._index))
+        self._connection = connections[self._index].astype(np.int64)
+        watched, numbers = len(self._index), int(self._connection.max(initial=0)) + 1
+        self._passed = np.zeros(numbers, np.int64)  # packets of each connection
+        self._since_ns = np.zeros(watched, np.int64)
+        self._last_ns = np.zeros(watched, np.int64)
+        self._last_passed = np.zeros(watched, np.int64)
+        # Of each instrument's packets, and of the intervals between them: sums in which the past fades.
+        self._packets = np.zeros(watched)
+        self._seconds = np.zeros(watched)
+        self._others = np.zeros(watched)
+        self._longest_s = np.zeros(watched)
+        self._silent = np.zeros(watched, np.bool_)
+        # Silence counts from here, by connection, where most of it was silent before.
+        self._excused_ns = np.zeros(numbers, np.int64)
+        self._excused_passed = np.zeros(numbers, np.int64)
         self._back: list[tuple[int, int, int]] = []
 
     def reset(self) -> None:
         """Forget what was lively, and who is silent: after a gap of a connection, everything begins anew."""
-        for values in (self._last_ns, self._interval_ns, self._packets, self._silent):
-            values.fill(0)
+        self._last_ns.fill(0)
+        self._packets.fill(0)
+        self._silent.fill(False)
         self._back.clear()
 
     def update(self, index: NDArray[Any], received_ns: NDArray[Any]) -> None:
         """Packets came of these instruments (indices from 0, in order of receipt)."""
-        # Of several packets of one instrument the last one's time counts, and all of them.
-        seen, from_end, counts = np.unique(index[::-1], return_index=True, return_counts=True)
-        newest_ns = received_ns[len(index) - 1 - from_end]
-        before_ns = self._last_ns[seen]
-        was_silent = self._silent[seen]
-        for at in np.flatnonzero(was_silent).tolist():
-            self._back.append((int(seen[at]), int(before_ns[at]), int(newest_ns[at])))
-        self._silent[seen] = False
-        known = before_ns > 0
-        weight = 1 - (1 - _WEIGHT) ** counts
-        mean = self._interval_ns[seen]
-        # The silence itself says nothing about how lively it is.
-        span = np.where(was_silent, mean, (newest_ns - before_ns) / counts)
-        young = self._packets[seen] < LIVELY_PACKETS
-        # The first packets weigh alike, so that the mean is one from the beginning.
-        weight = np.where(young, counts / np.maximum(self._packets[seen] + counts, 1), weight)
-        self._interval_ns[seen] = np.where(known, mean + weight * (span - mean), 0.0)
-        self._packets[seen] += counts
-        self._last_ns[seen] = newest_ns
+        at = self._place[index]
+        if at.min(initial=0) < 0:
+            received_ns, at = received_ns[at >= 0], at[at >= 0]
+        connection = self._connection[at]
+        self._passed += np.bincount(connection, minlength=len(self._passed))
+        before_ns = self._last_ns[at]
+        interval_s = (received_ns - before_ns) / 1e9
+        fresh = interval_s > FORGET_S  # never heard of, too
+        if fresh.any():
+            self._since_ns[at[fresh]] = received_ns[fresh]
+            for values in (self._packets, self._seconds, self._others, self._longest_s):
+                values[at[fresh]] = 0.0
+            interval_s[fresh] = 0.0
+        silent = self._silent[at]
+        if silent.any():
+            heard, first = np.unique(at[silent], return_index=True)
+            self._silent[heard] = False
+            for place, before, first_ns in zip(
+                heard.tolist(), before_ns[silent][first].tolist(), received_ns[silent][first].tolist(), strict=True
+            ):
+                self._back.append((int(self._index[place]), before, first_ns))
+        # Where an instrument has several packets here, the last one's assignment stands. Each computes from what was
+        # before all of them, so that the whole block counts as one interval with several packets at its end.
+        fading = np.exp(interval_s / -MEMORY_S)
+        passed = self._passed[connection]
+        others = np.where(fresh, 0, passed - self._last_passed[at])
+        self._seconds[at] = self._seconds[at] * fading + interval_s
+        self._others[at] = self._others[at] * fading + others
+        self._longest_s[at] = np.maximum(self._longest_s[at] * fading, interval_s)
+        self._packets[at] = self._packets[at] * fading
+        np.add.at(self._packets, at, 1.0)
+        self._last_ns[at] = received_ns
+        self._last_passed[at] = passed
 
     def check(self, now_ns: int) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
         """(fell silent: index and last packet's time; were heard again: index, last time before, time now)."""
-        lively = (
-            (self._packets >= LIVELY_PACKETS)
-            & (self._interval_ns <= LONGEST_INTERVAL_S * 1e9)
-            & (self._connections >= 0)
+        lively = (self._packets >= LIVELY_PACKETS) & (self._last_ns - self._since_ns >= WATCHED_S * 1e9)
+        packets = np.maximum(self._packets, 1.0)
+        mean_s = self._seconds / packets
+        silence_s = (now_ns - np.maximum(self._last_ns, self._excused_ns[self._connection])) / 1e9
+        passed = self._passed - self._excused_passed
+        missed = np.minimum(self._passed[self._connection] - self._last_passed, passed[self._connection])
+        silent = (
+            lively
+            & (silence_s > SILENT_S)
+            & (silence_s > SILENT_INTERVALS * mean_s)
+            & (silence_s > SILENT_LONGEST * self._longest_s)
+            & (missed > SILENT_INTERVALS * self._others / packets)
+            & (silence_s < FORGET_S)
         )
-        bound_ns = np.maximum(self._interval_ns * SILENT_INTERVALS, SILENT_S * 1e9)
-        silent = lively & (now_ns - self._last_ns > bound_ns)
-        # Long before the bound it shows whether everybody is quiet.
-        quiet = lively & (now_ns - self._last_ns > np.maximum(bound_ns / 4, self._interval_ns * 10))
+        new = silent & ~self._silent
         fell: list[tuple[int, int]] = []
-        if silent.any():
-            for connection in np.unique(self._connections[silent]).tolist():
-                of_it = self._connections == connection
-                if np.count_nonzero(quiet & of_it) > _COMMON * np.count_nonzero(lively & of_it):
-                    continue
-                new = silent & of_it & ~self._silent
-                self._silent |= new
-                fell += [(at, int(self._last_ns[at])) for at in np.flatnonzero(new).tolist()]
+        for connection in np.unique(self._connection[new]).tolist():
+            of_it = self._connection == connection
+            shortest_s = silence_s[new & of_it].min()
+            # Whoever sends ten packets in that time on average, and has sent none, is silent no less.
+            expected = lively & of_it & (mean_s < shortest_s / 10)
+            quiet = expected & (silence_s > 0.8 * shortest_s)
+            if np.count_nonzero(quiet) > _COMMON * np.count_nonzero(expected):
+                self._excused_ns[connection] = now_ns
+                self._excused_passed[connection] = self._passed[connection]
+                continue
+            self._silent |= new & of_it
+            fell += [(int(self._index[at]), int(self._last_ns[at])) for at in np.flatnonzero(new & of_it).tolist()]
         back, self._back = self._back, []
         return fell, back

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Verdict = Literal["ok", "utc"] | None
 
-#: A trade time this close to the packet's arrival is that of a live packet: the feed is known to lag by minutes.
+#: A trade time this close to the packet's arrival is that of a live packet. Delays of minutes happen, on a bad day.
 NEAR_S = 120
 
 #: Packets with a trade time that a verdict is based on: the last ones, as many as these at least.
@@ -23,6 +23,10 @@ FEWEST = 200
 _FAIR = 0.05
 _HARDLY_ANY = 0.005
 
+#: The last trade of a session is sent again with every subscription, and looks shifted when it is as old as the shift
+#: is long: for twice `NEAR_S`, and no longer. Trade times that look shifted for longer than that move on.
+_STANDS_STILL_S = 2 * NEAR_S + 10
+
 
 class TradeClock:
     """Judges the last packets that carry a trade time."""
@@ -32,10 +36,14 @@ class TradeClock:
         self._offset_s = offset_s
         self._batches: deque[tuple[int, int, int]] = deque()
         self._packets = self._near = self._shifted = 0
+        self._now_ns = self._shifted_since_ns = 0
 
     def update(self, traded_s: NDArray[Any], received_ns: NDArray[Any]) -> None:
         """Take account of packets: trade times in UTC seconds as converted, 0 for none, and receive times in ns."""
-        lag_s = (received_ns // 1_000_000_000 - traded_s)[traded_s > 0]
+        known = traded_s > 0
+        lag_s = (received_ns // 1_000_000_000 - traded_s)[known]
+        if not len(lag_s):
+            return
         near = int(np.count_nonzero(np.abs(lag_s) <= NEAR_S))
         shifted = int(np.count_nonzero(np.abs(lag_s - self._offset_s) <= NEAR_S)) if self._offset_s else 0
         self._batches.append((len(lag_s), near, shifted))
@@ -43,10 +51,15 @@ class TradeClock:
         self._near += near
         self._shifted += shifted
         while self._packets - self._batches[0][0] >= WINDOW:
-            packets, near, shifted = self._batches.popleft()
+            packets, near_then, shifted_then = self._batches.popleft()
             self._packets -= packets
-            self._near -= near
-            self._shifted -= shifted
+            self._near -= near_then
+            self._shifted -= shifted_then
+        self._now_ns = int(received_ns[-1])
+        if self._near > _HARDLY_ANY * self._packets or self._shifted < _FAIR * self._packets:
+            self._shifted_since_ns = 0
+        elif not self._shifted_since_ns:
+            self._shifted_since_ns = self._now_ns
 
     def verdict(self) -> Verdict:
         """`ok`: trade times are what they should be; `utc`: they look like true UTC; None: nothing can be said."""
@@ -54,6 +67,6 @@ class TradeClock:
             return None
         if self._near >= _FAIR * self._packets:
             return "ok"
-        if self._near <= _HARDLY_ANY * self._packets and self._shifted >= _FAIR * self._packets:
+        if self._shifted_since_ns and self._now_ns - self._shifted_since_ns > _STANDS_STILL_S * 1e9:
             return "utc"
         return None

@@ -88,8 +88,7 @@ def _depth_packet(frame: bytes, start: int, size: int, code: int, error: str | N
         rows = _fields(frame, at, DEPTH_HEADER, 2)
         at += DEPTH_HEADER.size
         if code == DepthCode.DISCONNECT:
-            reason = depth_disconnect_reason(frame[start : start + size])
-            rows.append({"offset": at, "field": "reason_code", "raw": reason, "meaning": disconnect_reason(reason)})
+            at = _disconnect(frame, start, size, rows)
         elif levels == 20:
             rows[-1] |= {"field": "sequence", "meaning": "not used"}
         if error is None and code != DepthCode.DISCONNECT:
@@ -99,6 +98,19 @@ def _depth_packet(frame: bytes, start: int, size: int, code: int, error: str | N
                 at += DEPTH_ROW.size
     rows += _remainder(frame, at, start + size)
     return {"kind": kind, "offset": start, "size": size, "error": error, "rows": rows}
+
+
+def _disconnect(frame: bytes, start: int, size: int, rows: list[ExplainedField]) -> int:
+    """Add the reason of a disconnect packet of the depth feeds to the rows of its header. Returns where it ends."""
+    at = start + DEPTH_HEADER.size
+    found = depth_disconnect_reason(frame[start : start + size])
+    if found and int.from_bytes(frame[at : start + size][:2], "little") != found:
+        at = rows.pop()["offset"]  # it stands where other packets have their rows
+    elif size < DEPTH_HEADER.size + 2:
+        return at
+    reason = int.from_bytes(frame[at : at + 2], "little")
+    rows.append({"offset": at, "field": "reason_code", "raw": reason, "meaning": disconnect_reason(reason)})
+    return at + 2
 
 
 def _fields(frame: bytes, at: int, layout: Layout, decimals: int, prefix: str = "") -> list[ExplainedField]:

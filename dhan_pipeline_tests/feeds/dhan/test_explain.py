@@ -87,7 +87,23 @@ def test_frames_of_the_depth_feeds(code: int, kind: str) -> None:
 def test_a_disconnect_of_the_depth_feeds() -> None:
     (packet,) = explain(bytes.fromhex("0e00 32 00 00000000 00000000 2503"))
     assert packet["kind"] == "disconnect"
-    assert packet["rows"][-2]["meaning"] == "too many requests or connections"
+    assert packet["rows"][-1] == {
+        "offset": 12,
+        "field": "reason_code",
+        "raw": 805,
+        "meaning": "too many requests or connections",
+    }
+
+
+def test_a_disconnect_of_the_depth_feeds_with_its_reason_in_the_other_place() -> None:
+    (packet,) = explain(bytes.fromhex("0c00 32 00 00000000 27030000"))
+    assert [(row["offset"], row["field"]) for row in packet["rows"][-2:]] == [(8, "reason_code"), (10, "rest")]
+    assert packet["rows"][-2]["meaning"] == "access token expired"
+
+
+def test_a_disconnect_of_the_depth_feeds_without_a_reason_shows_none() -> None:
+    (packet,) = explain(bytes.fromhex("0c00 32 00 00000000 00000000"))
+    assert [row["field"] for row in packet["rows"]][-2:] == ["security_id", "rows"]
 
 
 @settings(deadline=None, derandomize=True)

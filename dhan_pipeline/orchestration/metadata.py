@@ -10,7 +10,8 @@ from typing import Any
 import dagster as dg
 
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures, gaps_table
+from dhan_pipeline.quality.gap_words import gaps_table
+from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures
 from dhan_pipeline.ticks import COLUMNS
 
 Metadata = dict[str, Any]
@@ -39,6 +40,7 @@ def raw_packets_metadata(measures: HourMeasures) -> Metadata:
         "bytes": measures.journal_bytes,
         "damaged": len(measures.journal_damage),
         "gap_seconds": round(sum(gap.seconds for gap in measures.gaps if gap.cause is not Cause.SILENT), 3),
+        "silent_instruments": sum(gap.cause is Cause.SILENT for gap in measures.gaps),
     }
     if measures.gaps:
         metadata["gaps"] = dg.MetadataValue.md(gaps_table(measures.gaps))

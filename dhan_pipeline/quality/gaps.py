@@ -23,6 +23,10 @@ class GapPart:
     ended_ns: int
     lasts: bool
     """Whether the gap has not ended yet."""
+    gap_started_ns: int
+    """When the whole gap began."""
+    gap_ended_ns: int | None
+    """When the whole gap ended; None while it lasts."""
     seconds: float
     """How much of the part was in session of its instruments."""
     cause: Cause
@@ -69,6 +73,8 @@ def parts(gaps: Iterable[StoredGap], start_ns: int, end_ns: int, always: bool) -
                     started_ns=started_ns,
                     ended_ns=ended_ns,
                     lasts=gap.ended_ns is None,
+                    gap_started_ns=gap.started_ns,
+                    gap_ended_ns=gap.ended_ns,
                     seconds=seconds,
                     cause=gap.cause,
                     detail=gap.detail,
@@ -88,7 +94,7 @@ def _segments(gap: StoredGap) -> Collection[ExchangeSegment]:
     return [split_instrument_token(int(token))[0] for token in firsts]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # a capture that was away for a year asks for every day of it, each second
 def _open_times(day: date, segments: frozenset[ExchangeSegment]) -> tuple[tuple[int, int], ...]:
     """The day's sessions of any of the segments as intervals that do not overlap, in ns since the Unix epoch, UTC."""
     of_day = sorted((s.open, s.close) for segment in segments for s in sessions(segment, day))

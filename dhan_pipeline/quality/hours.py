@@ -1,9 +1,11 @@
-"""Measuring a complete hour: one reading of its journal files, its ledger rows and its rows in the table."""
+"""Measuring a complete hour: one reading of its journal files, its ledger rows, its gaps and its rows in the table."""
 
 from contextlib import closing
 
+from psycopg2.extensions import connection
+
 from dhan_pipeline.journal.reader import captures, hour_summary
-from dhan_pipeline.quality.gaps import parts
+from dhan_pipeline.quality.gaps import GapPart, parts
 from dhan_pipeline.quality.measures import HourMeasures
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
@@ -21,9 +23,7 @@ def measure_hour(settings: Settings, hour: str) -> HourMeasures:
     journal = [hour_summary(settings.journal_dir, capture, hour) for capture in captures(settings.journal_dir)]
     with closing(connect(database_url(settings))) as conn:
         totals = ledger.hour_totals(conn, hour)
-        start_ns = parse_hour_key(hour)
-        end_ns = start_ns + HOUR_NS
-        gaps = parts(read_gaps(conn, start_ns, end_ns), start_ns, end_ns, settings.sessions == "always")
+        gaps = _gaps(conn, settings, hour)
     return HourMeasures(
         hour=hour,
         journal_blocks=sum(summary.blocks for summary in journal),
@@ -41,5 +41,17 @@ def measure_hour(settings: Settings, hour: str) -> HourMeasures:
         rejected=totals.rejected,
         rows=totals.rows,
         latency_p99_ms=totals.latency_p99_ms,
-        gaps=tuple(gaps),
+        gaps=gaps,
     )
+
+
+def hour_gaps(settings: Settings, hour: str) -> tuple[GapPart, ...]:
+    """The gaps of an IST hour in session, as they are known now. Raises ValueError, psycopg2.Error."""
+    with closing(connect(database_url(settings))) as conn:
+        return _gaps(conn, settings, hour)
+
+
+def _gaps(conn: connection, settings: Settings, hour: str) -> tuple[GapPart, ...]:
+    start_ns = parse_hour_key(hour)
+    end_ns = start_ns + HOUR_NS
+    return tuple(parts(read_gaps(conn, start_ns, end_ns), start_ns, end_ns, settings.sessions == "always"))

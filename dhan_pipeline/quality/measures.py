@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from dhan_pipeline.gaps import Cause
+from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -22,9 +23,6 @@ STATUS_STALE_S = 30.0
 
 #: In session something arrives all the time: a feed that says nothing for this long is not a quiet market.
 SILENCE_ERROR_S = 60.0
-
-#: A token is renewed hours before its time is over; one that was not needs a person while there still is time.
-TOKEN_WARN_S = 7200.0
 
 #: Names of the checks, in the order in which outcomes are returned.
 HOUR_CHECKS = ("parser_error_rate", "latency_p99", "conservation", "gaps")
@@ -108,7 +106,7 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
                 ]
             ),
         ),
-        _hour_gaps(measures, settings),
+        gaps_outcome(hour, measures.gaps, settings),
     ]
 
 
@@ -117,12 +115,13 @@ def live_outcomes(
     settings: Settings,
     feed_expected: bool = True,
     earlier: Mapping[str, Any] | None = None,
+    token_until: datetime | None = None,
 ) -> list[CheckOutcome]:
     """The outcomes of `LIVE_CHECKS` for a capture's status line.
 
     Counts of a status run since the capture started. With an `earlier` status of the same capture the error rate is
     that of the time between the two, else that since the start. Without `feed_expected`, out of session, connections
-    are not judged.
+    are not judged. `token_until`: how long the token is needed, None where nothing more is expected today.
     """
     packets, rejected, span = status["packets"], status["rejected"], "since the capture started"
     if earlier is not None and earlier["packets"] < packets:
@@ -151,7 +150,7 @@ def live_outcomes(
         _connected(status) if feed_expected else _closed("connected", "No session is on: the feed may be silent."),
         _silent_instruments(status),
         _trade_clock(status, settings),
-        _token(status),
+        _token(status, token_until),
     ]
 
 
@@ -267,46 +266,41 @@ def _gap_limits(settings: Settings) -> str:
     return f"none in session, warning above {warn:g} s, critical above {error:g} s"
 
 
-def _hour_gaps(measures: HourMeasures, settings: Settings) -> CheckOutcome:
-    gaps = [gap for gap in measures.gaps if gap.cause is not Cause.SILENT]
-    silent = [gap for gap in measures.gaps if gap.cause is Cause.SILENT]
-    longest = max(gaps, key=lambda gap: gap.seconds, default=None)
+def gaps_outcome(hour: str, gaps: Sequence[GapPart], settings: Settings) -> CheckOutcome:
+    """The outcome of the check `gaps` for a sealed hour."""
+    silences = [gap for gap in gaps if gap.cause is Cause.SILENT]
+    gaps_of_connections = [gap for gap in gaps if gap.cause is not Cause.SILENT]
+    longest = max(gaps_of_connections, key=lambda gap: gap.seconds, default=None)
     seconds = longest.seconds if longest else 0.0
     if longest:
-        total_s = sum(gap.seconds for gap in gaps)
+        total_s = sum(gap.seconds for gap in gaps_of_connections)
         found = (
-            f"{len(gaps)} gaps of {measures.hour}, {total_s:,.1f} s in all; the longest, of {seconds:,.1f} s in session"
-            f" on connection {longest.connection}, began at {_ist(longest.started_ns)} IST: {longest.cause}"
-            f"{f', {longest.detail}' if longest.detail else ''}. No rebuild brings back what was not received."
+            f"{len(gaps_of_connections)} gaps of {hour}, {total_s:,.1f} s of the session in all. The longest,"
+            f" {seconds:,.1f} s on connection {connection_number(longest)}, {gap_in_words(longest)}."
         )
+        if seconds > settings.gap_s_warn:
+            found += f" {ADVICE[longest.cause]} No rebuild brings back what was not received."
     else:
-        found = f"No connection missed a second of {measures.hour} in session."
-    if silent:
-        found += f" {len(silent)} lively instruments fell silent while others went on."
-    passed = seconds <= settings.gap_s_warn and not silent
-    severity = _severity(seconds, settings.gap_s_error)
+        found = f"No connection missed a second of {hour} in session."
+    if silences:
+        found += (
+            f" {len(silences)} lively instruments fell silent while others on their connection went on: a halt or a"
+            f" price band explains it. `dhan-pipeline gaps --hour {hour}` lists them."
+        )
     return CheckOutcome(
-        "gaps", passed, severity, seconds, "seconds", _gap_limits(settings), found, gaps_table(measures.gaps)
-    )
-
-
-def gaps_table(gaps: Sequence[GapPart]) -> str:
-    """The gaps in Markdown, with times in IST; empty without any."""
-    if not gaps:
-        return ""
-    rows = "\n".join(
-        f"| {gap.connection} | {_ist(gap.started_ns)} | {'lasts' if gap.lasts else _ist(gap.ended_ns)} |"
-        f" {gap.seconds:,.1f} | {gap.cause} | {gap.detail} | {gap.recovery} | {gap.instruments:,} |"
-        for gap in gaps
-    )
-    return (
-        "| connection | from (IST) | to | seconds in session | cause | what happened | how it ended | instruments |\n"
-        f"|---:|---|---|---:|---|---|---|---:|\n{rows}"
+        "gaps",
+        seconds <= settings.gap_s_warn and not silences,
+        _severity(seconds, settings.gap_s_error),
+        seconds,
+        "seconds",
+        _gap_limits(settings),
+        found,
+        gaps_table(gaps),
     )
 
 
 def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
-    open_s, recent_s = status["gap_open_s"], status["gap_recent_s"]
+    open_s, recent_s = status.get("gap_open_s", 0.0), status.get("gap_recent_s", 0.0)
     seconds = max(open_s, recent_s)
     if open_s > 0:
         found = f"A connection has brought nothing for {open_s:,.1f} s of the session; it reconnects by itself."
@@ -315,11 +309,10 @@ def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     else:
         found = "No connection has missed a second of the last five minutes in session."
     if seconds > settings.gap_s_warn:
-        found += " See `feed_gaps` and the warnings of the ingest run for the cause."
-    passed = seconds <= settings.gap_s_warn
+        found += " The messages of the ingest run and `dhan-pipeline gaps` say why."
     return CheckOutcome(
         "gaps",
-        passed,
+        seconds <= settings.gap_s_warn,
         _severity(seconds, settings.gap_s_error),
         seconds,
         "seconds",
@@ -329,13 +322,15 @@ def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
 
 
 def _silent_instruments(status: Mapping[str, Any]) -> CheckOutcome:
-    count = status["silent_count"]
+    count = status.get("silent_count", 0)
     found = "Every lively instrument goes on."
     if count:
-        tokens = ", ".join(map(str, status["silent"]))
+        tokens = status.get("silent", [])
+        more = f" and {count - len(tokens)} more" if count > len(tokens) else ""
         found = (
-            f"{count} instruments that were lively have fallen silent while others went on: {tokens}. A halt or a"
-            " price band explains it; if it does not, terminate the ingest run and launch it again to subscribe anew."
+            f"{count} instruments that were lively have fallen silent while others on their connection went on:"
+            f" {', '.join(map(str, tokens))}{more}. A halt or a price band explains it; if it does not, terminate the"
+            " ingest run and launch ingest_job to subscribe anew."
         )
     return CheckOutcome(
         "silent_instruments", not count, "WARN", float(count), "instruments", "none, warning above 0", found
@@ -343,46 +338,49 @@ def _silent_instruments(status: Mapping[str, Any]) -> CheckOutcome:
 
 
 def _trade_clock(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
-    verdict = status["trade_clock"]
-    found = {
-        "ok": "Trades arrive moments after their trade time.",
-        None: "Too few packets of the last ones are live to say anything.",
-        "utc": "The feed's trade times look like true UTC, not India's wall clock: `last_trade_time` is too early by"
-        f" {settings.dhan_trade_time_offset_s} s. If so, set DHAN_TRADE_TIME_OFFSET_S=0, start the capture again, and"
-        " materialise `ticks` of the hours since then again: the journal has the bytes.",
-    }[verdict]
-    failed = verdict == "utc"
     limits = "trade times within two minutes of receipt"
-    return CheckOutcome("trade_clock", not failed, "ERROR" if failed else "WARN", None, "", limits, found)
+    match status.get("trade_clock"):
+        case "utc":
+            found = (
+                "The feed's trade times look like true UTC, not India's wall clock: `last_trade_time` is"
+                f" {settings.dhan_trade_time_offset_s / 3600:g} h too early in every row since then. Set"
+                " DHAN_TRADE_TIME_OFFSET_S=0, start the capture again, and materialise `ticks` of the affected hours"
+                " again: the journal has the bytes."
+            )
+            return CheckOutcome("trade_clock", False, "ERROR", None, "", limits, found)
+        case "ok":
+            found = "Trades arrive moments after their trade time."
+        case _:
+            found = "Too few of the last packets report a trade of just now to say anything."
+    return CheckOutcome("trade_clock", True, "WARN", None, "", limits, found)
 
 
-def _token(status: Mapping[str, Any]) -> CheckOutcome:
-    limits = f"warning below {TOKEN_WARN_S / 3600:g} h, critical when its time is over"
-    if status["token_expires_at"] is None:
-        return CheckOutcome("token", True, "WARN", None, "", limits, "The token does not say when its time is over.")
-    expires_at = datetime.fromisoformat(status["token_expires_at"])
+def _token(status: Mapping[str, Any], needed_until: datetime | None) -> CheckOutcome:
+    limits = "good for today's sessions, critical when its time is over"
+    if (expires := status.get("token_expires_at")) is None:
+        return CheckOutcome("token", True, "WARN", None, "", limits, "How long the token is good is unknown.")
+    expires_at = datetime.fromisoformat(expires)
     left_s = (expires_at - datetime.fromisoformat(status["at"])).total_seconds()
-    found = f"The access token is good until {expires_at.astimezone(IST):%Y-%m-%d %H:%M} IST."
-    if left_s <= 0:
-        found = f"The access token's time was over at {expires_at.astimezone(IST):%Y-%m-%d %H:%M} IST."
-    if left_s < TOKEN_WARN_S:
+    expired, short = left_s <= 0, needed_until is not None and expires_at < needed_until
+    found = (
+        f"The access token's time was over at {_minute(expires_at)}."
+        if expired
+        else f"The access token is good until {_minute(expires_at)}."
+    )
+    if short and needed_until is not None:
+        found += f" It is needed until {_minute(needed_until)}."
+    if expired or short:
         found += (
-            " `token_refresh_job` makes a new one where DHAN_PIN and DHAN_TOTP_SECRET are set; else put one into the"
-            " token file. A connection that stands goes on until the broker ends it."
+            " With DHAN_PIN and DHAN_TOTP_SECRET a new one is made by itself; else put one into the token file."
+            " A connection that stands goes on until the broker ends it."
         )
     return CheckOutcome(
-        "token",
-        left_s >= TOKEN_WARN_S,
-        "ERROR" if left_s <= 0 else "WARN",
-        round(left_s / 3600, 2),
-        "hours",
-        limits,
-        found,
+        "token", not expired and not short, "ERROR" if expired else "WARN", left_s / 3600, "hours", limits, found
     )
 
 
-def _ist(at_ns: int) -> str:
-    return f"{datetime.fromtimestamp(at_ns / 1e9, IST):%H:%M:%S.%f}"[:-3]
+def _minute(at: datetime) -> str:
+    return f"{at.astimezone(IST):%Y-%m-%d %H:%M} IST"
 
 
 def _severity(value: float, error: float) -> Severity:

@@ -1,11 +1,13 @@
 """Hours and status lines are judged against the thresholds, in words that say what to do."""
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from dhan_pipeline.gaps import Cause
+from dhan_pipeline.quality.gap_words import ADVICE
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.measures import (
     HOUR_CHECKS,
@@ -17,7 +19,7 @@ from dhan_pipeline.quality.measures import (
     hour_outcomes,
     live_outcomes,
 )
-from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.sessions import IST, parse_hour_key
 from dhan_pipeline.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
@@ -195,45 +197,85 @@ def test_every_live_check_fails_where_the_capture_is_missed_and_passes_where_non
     assert all(outcome.passed for outcome in closed_outcomes("Closed."))
 
 
-def gap(seconds: float, cause: Cause = Cause.RESET, **facts: Any) -> GapPart:
-    start_ns = parse_hour_key(GOOD_HOUR.hour) + 60 * 10**9
-    facts = {"capture": 0, "connection": 1, "lasts": False, "detail": "", "recovery": "", "instruments": 5, **facts}
-    return GapPart(started_ns=start_ns, ended_ns=start_ns + int(seconds * 1e9), seconds=seconds, cause=cause, **facts)
+HOUR_NS = parse_hour_key(GOOD_HOUR.hour)
+
+
+def gap(seconds: float, cause: Cause = Cause.RESET, at_s: float = 60, **facts: Any) -> GapPart:
+    start_ns = HOUR_NS + int(at_s * 1e9)
+    end_ns = start_ns + int(seconds * 1e9)
+    facts = {"capture": 0, "connection": 1, "detail": "", "recovery": "", "instruments": 5, **facts}
+    facts = {"lasts": False, "gap_started_ns": start_ns, "gap_ended_ns": end_ns, **facts}
+    return GapPart(started_ns=start_ns, ended_ns=end_ns, seconds=seconds, cause=cause, **facts)
+
+
+def gaps(*found: GapPart) -> CheckOutcome:
+    return hour("gaps", gaps=found)
 
 
 @pytest.mark.parametrize(
     ("seconds", "passed", "severity"), [(4.9, True, "WARN"), (5.1, False, "WARN"), (60.5, False, "ERROR")]
 )
 def test_the_longest_gap_of_an_hour_is_judged(seconds: float, passed: bool, severity: str) -> None:
-    outcome = named(hour_outcomes(replace(GOOD_HOUR, gaps=(gap(1.0), gap(seconds))), SETTINGS), "gaps")
+    outcome = gaps(gap(1.0), gap(seconds))
     assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, seconds)
-    assert "2 gaps of 2026-11-20T09:00" in outcome.description
-    assert "on connection 1, began at 09:01:00.000 IST: reset" in outcome.description
+    assert f"2 gaps of 2026-11-20T09:00, {seconds + 1:.1f} s of the session in all" in outcome.description
+    assert f"{seconds} s on connection 1, from 09:01:00.000 to 09:0" in outcome.description
+
+
+def test_an_hour_without_gaps_passes_and_says_so() -> None:
+    outcome = gaps()
+    assert (outcome.passed, outcome.value, outcome.table) == (True, 0.0, "")
+    assert outcome.description == "No connection missed a second of 2026-11-20T09:00 in session."
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_what_to_do_is_said_of_every_cause(cause: Cause) -> None:
+    assert ADVICE[cause].endswith(".")
+    if cause is not Cause.SILENT:
+        assert ADVICE[cause] in gaps(gap(9.0, cause)).description
+
+
+def test_the_worst_gap_is_told_from_its_real_beginning_to_its_real_end() -> None:
+    before = HOUR_NS - 16 * 3600 * 10**9
+    reaching = gap(600.0, Cause.HOST_DOWN, at_s=0, gap_started_ns=before, detail="it was off")
+    assert (
+        "from 2026-11-19 17:00:00.000 to 2026-11-20 09:10:00.000 IST: host down, it was off."
+        in gaps(reaching).description
+    )
+    lasting = gap(3540.0, lasts=True, gap_ended_ns=None)
+    assert "from 09:01:00.000 on, and lasts: reset." in gaps(lasting).description
 
 
 def test_the_gaps_of_an_hour_are_shown_as_a_table_in_indian_time() -> None:
-    table = named(
-        hour_outcomes(
-            replace(
-                GOOD_HOUR,
-                gaps=(
-                    gap(2.5, Cause.STALL, detail="nothing came for 90 s", recovery="connected again"),
-                    gap(9.0, lasts=True),
-                ),
-            ),
-            SETTINGS,
-        ),
-        "gaps",
-    ).table
-    assert table.splitlines()[2:] == [
-        "| 1 | 09:01:00.000 | 09:01:02.500 | 2.5 | stall | nothing came for 90 s | connected again | 5 |",
-        "| 1 | 09:01:00.000 | lasts | 9.0 | reset |  |  | 5 |",
+    stalled = gap(2.5, Cause.STALL, at_s=90, detail="nothing came for 90 s", recovery="connected again")
+    lasting = gap(9.0, lasts=True, gap_ended_ns=None, capture=2)
+    assert gaps(stalled, lasting).table.splitlines() == [
+        "| connection | from (IST) | to | seconds in session | cause | what happened | how it ended | instruments |",
+        "|---:|---|---|---:|---|---|---|---:|",
+        "| 2/1 | 09:01:00.000 | lasts | 9.0 | reset |  |  | 5 |",
+        "| 1 | 09:01:30.000 | 09:01:32.500 | 2.5 | stall | nothing came for 90 s | connected again | 5 |",
     ]
 
 
-def test_silent_instruments_of_an_hour_warn_however_long_they_were_silent() -> None:
-    outcome = named(hour_outcomes(replace(GOOD_HOUR, gaps=(gap(900.0, Cause.SILENT),)), SETTINGS), "gaps")
-    assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 0.0)
+def test_words_of_a_server_cannot_break_the_table() -> None:
+    [row] = gaps(gap(2.5, detail="bad | gate\nway")).table.splitlines()[2:]
+    assert row == "| 1 | 09:01:00.000 | 09:01:02.500 | 2.5 | reset | bad \\| gate way |  | 5 |"
+
+
+def test_of_hundreds_of_gaps_the_longest_are_shown() -> None:
+    table = gaps(*(gap(1.0 + n / 100, at_s=n) for n in range(300))).table
+    assert table.count("| reset |") == 50
+    assert "| 09:04:59.000 |" in table
+    assert table.endswith("\n\n250 shorter gaps are left out.")
+
+
+def test_silent_instruments_of_an_hour_are_counted_apart_and_warn_however_long_they_were_silent() -> None:
+    outcome = gaps(gap(900.0, Cause.SILENT), gap(800.0, Cause.SILENT), gap(2.0))
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 2.0)
+    assert "1 gaps of" in outcome.description
+    assert "2 lively instruments fell silent" in outcome.description
+    assert "| silent |" not in outcome.table
+    assert outcome.table.endswith("2 lively instruments fell silent.")
 
 
 def test_an_open_gap_of_the_session_is_judged_while_it_lasts_and_one_that_ended_for_a_while() -> None:
@@ -243,15 +285,19 @@ def test_an_open_gap_of_the_session_is_judged_while_it_lasts_and_one_that_ended_
     assert (recent.passed, recent.severity, recent.value) == (False, "WARN", 7.0)
 
 
-def test_instruments_that_fell_silent_are_named() -> None:
+def test_instruments_that_fell_silent_are_named_as_far_as_they_are_told() -> None:
     outcome = live("silent_instruments", silent=[1103806597957], silent_count=1)
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 1.0)
-    assert "1103806597957" in outcome.description
+    assert ": 1103806597957. " in outcome.description
+    many = live("silent_instruments", silent=[1103806597957, 1103806597958], silent_count=30)
+    assert "1103806597957, 1103806597958 and 28 more." in many.description
 
 
 def test_trade_times_in_true_utc_are_critical_and_too_few_packets_are_no_fault() -> None:
-    assert live("trade_clock", trade_clock="utc").severity == "ERROR"
-    assert not live("trade_clock", trade_clock="utc").passed
+    outcome = live("trade_clock", trade_clock="utc")
+    assert (outcome.passed, outcome.severity) == (False, "ERROR")
+    assert "5.5 h too early" in outcome.description
+    assert "DHAN_TRADE_TIME_OFFSET_S=0" in outcome.description
     assert live("trade_clock", trade_clock=None).passed
 
 
@@ -259,11 +305,27 @@ def test_trade_times_in_true_utc_are_critical_and_too_few_packets_are_no_fault()
     ("expires", "passed", "severity"),
     [
         (None, True, "WARN"),
-        ("2026-11-20T06:01:00+00:00", True, "WARN"),
-        ("2026-11-20T05:00:00+00:00", False, "WARN"),
+        ("2026-11-20T18:25:00+00:00", True, "WARN"),  # when the last session closes
+        ("2026-11-20T18:24:00+00:00", False, "WARN"),
         ("2026-11-20T03:59:00+00:00", False, "ERROR"),
     ],
 )
-def test_a_token_whose_time_is_almost_over_warns(expires: str | None, passed: bool, severity: str) -> None:
-    outcome = live("token", token_expires_at=expires)
+def test_a_token_that_does_not_last_for_the_day_warns(expires: str | None, passed: bool, severity: str) -> None:
+    closes = datetime(2026, 11, 20, 23, 55, tzinfo=IST)
+    status = {**GOOD_STATUS, "token_expires_at": expires}
+    outcome = named(live_outcomes(status, SETTINGS, token_until=closes), "token")
     assert (outcome.passed, outcome.severity) == (passed, severity)
+    assert ("needed until 2026-11-20 23:55 IST" in outcome.description) is (
+        expires is not None and expires < "2026-11-20T18:25"
+    )
+
+
+def test_after_the_last_session_of_the_day_a_token_may_end() -> None:
+    assert live("token", token_expires_at="2026-11-20T04:01:00+00:00").passed
+    assert "unknown" in live("token", token_expires_at=None).description
+
+
+def test_a_status_line_of_an_older_capture_is_judged_by_what_it_says() -> None:
+    fields = ("gaps", "gap_open_s", "gap_recent_s", "silent", "silent_count", "trade_clock", "token_expires_at")
+    old = {name: value for name, value in GOOD_STATUS.items() if name not in fields}
+    assert all(outcome.passed for outcome in live_outcomes(old, SETTINGS))

@@ -1,0 +1,74 @@
+"""Gaps in words for a person: a sentence, a table, and what to do about them. Times are shown in IST."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from dhan_pipeline.gaps import Cause
+from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.sessions import IST, day_start_ns
+
+#: Rows of a table of gaps: a connection that comes and goes for an hour makes hundreds.
+_TABLE_ROWS = 50
+
+#: What to do about a gap.
+ADVICE = {
+    Cause.STALL: "The connection stood and nothing came; it was replaced after FEED_SILENCE_S. If it happens often, ask"
+    " the broker.",
+    Cause.RESET: "If it happens often, look at the network, then ask the broker.",
+    Cause.SERVER: "The broker's server ended the connection, and said why.",
+    Cause.TOKEN: "Set DHAN_PIN and DHAN_TOTP_SECRET, so that a new token is made in time.",
+    Cause.LIMIT: "Does another program use the account? Else subscribe to less.",
+    Cause.PLAN: "Subscribe to the data plan at the broker, then launch ingest_job.",
+    Cause.RESTART: "Why the capture ended is in the ingest run of that time.",
+    Cause.HOST_DOWN: "The machine went down: give it a supply of power, and updates, that spare the session.",
+    Cause.DISK: "Look at the free space and the health of the disk below DATA_DIR.",
+    Cause.SUSPENDED: "Keep the machine from sleeping in session.",
+    Cause.STOP: "Somebody stopped the capture in session.",
+    Cause.SILENT: "A halt or a price band explains it.",
+}
+
+
+def gap_in_words(gap: GapPart) -> str:
+    """When the whole gap was, in IST, and why: `from 10:50:03.120 to 11:20:14.000 IST: restart`."""
+    until = "on, and lasts" if gap.gap_ended_ns is None else f"to {_ist(gap.gap_ended_ns, gap.gap_started_ns)} IST"
+    return f"from {_ist(gap.gap_started_ns, gap.started_ns)} {until}: {gap.cause}{f', {gap.detail}' * bool(gap.detail)}"
+
+
+def gaps_table(gaps: Sequence[GapPart]) -> str:
+    """The longest gaps in Markdown, by start, with times in IST; silent instruments as a number. Empty without any."""
+    silences = sum(gap.cause is Cause.SILENT for gap in gaps)
+    of_connections = sorted((gap for gap in gaps if gap.cause is not Cause.SILENT), key=lambda gap: -gap.seconds)
+    shown = sorted(of_connections[:_TABLE_ROWS], key=lambda gap: (gap.started_ns, gap.capture, gap.connection))
+    blocks = []
+    if shown:
+        rows = "\n".join(
+            f"| {connection_number(gap)} | {_ist(gap.gap_started_ns, gap.started_ns)} |"
+            f" {'lasts' if gap.gap_ended_ns is None else _ist(gap.gap_ended_ns, gap.started_ns)} |"
+            f" {gap.seconds:,.1f} | {gap.cause} | {_cell(gap.detail)} | {_cell(gap.recovery)} | {gap.instruments:,} |"
+            for gap in shown
+        )
+        blocks.append(
+            "| connection | from (IST) | to | seconds in session | cause | what happened | how it ended |"
+            f" instruments |\n|---:|---|---|---:|---|---|---|---:|\n{rows}"
+        )
+    if len(of_connections) > len(shown):
+        blocks.append(f"{len(of_connections) - len(shown):,} shorter gaps are left out.")
+    if silences:
+        blocks.append(f"{silences:,} lively instruments fell silent.")
+    return "\n\n".join(blocks)
+
+
+def connection_number(gap: GapPart) -> str:
+    """The number of a gap's connection, with that of its capture where there are several."""
+    return f"{gap.capture}/{gap.connection}" if gap.capture else f"{gap.connection}"
+
+
+def _cell(words: str) -> str:
+    """Words from outside as a cell of a table in Markdown."""
+    return " ".join(words.split()).replace("|", "\\|")
+
+
+def _ist(at_ns: int, beside_ns: int) -> str:
+    """A time in IST, with its day where that is another than that of the time beside it."""
+    at = f"{datetime.fromtimestamp(at_ns / 1e9, IST):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    return at if day_start_ns(at_ns) != day_start_ns(beside_ns) else at.partition(" ")[2]

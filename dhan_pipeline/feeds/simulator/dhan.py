@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,16 @@ from websockets.protocol import State
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, RequestCode, ResponseCode
+from dhan_pipeline.feeds.simulator.faults import (
+    GARBAGE,
+    HUGE_HEADER,
+    SentLog,
+    Switches,
+    frame_of,
+    split_frames,
+    stack,
+    torn_packet,
+)
 from dhan_pipeline.feeds.simulator.market import Market, frame_header
 from dhan_pipeline.feeds.simulator.rest import RestServer
 from dhan_pipeline.feeds.simulator.tokens import check_token
@@ -57,6 +69,16 @@ _AHEAD_S = 0.05
 _MAX_AHEAD_EVENTS = 2000
 #: What is late by more than this is never sent; and a burst takes no longer to make.
 _CATCH_UP_S = 0.25
+
+#: Sizes and pauses of bytes that trickle.
+_TRICKLE_BYTES = 8192
+_TRICKLE_S = 0.002
+
+#: How long what a client is to see before a reset has to arrive: a reset drops what is still unread.
+_ARRIVAL_S = 0.05
+
+#: How much of a message that announces 100 MB is sent.
+_HUGE_BYTES = 4 << 20
 
 #: Unsent bytes above which a connection is given no further packets until it has read some.
 _HIGH_WATER_BYTES = 4 << 20
@@ -97,8 +119,19 @@ class _Prepared:
 class Connection:
     """One client's connection, and what it asked for."""
 
-    def __init__(self, websocket: ServerConnection, client_id: str, market: Market, packets_a_message: int) -> None:
+    def __init__(
+        self,
+        websocket: ServerConnection,
+        client_id: str,
+        market: Market,
+        packets_a_message: int,
+        faults: Switches,
+        randomness: random.Random,
+        log: SentLog | None,
+    ) -> None:
         self.client_id = client_id
+        self.log = log
+        """What was given to the socket, if that is recorded."""
         self.sent: Counter[ResponseCode] = Counter()
         """Packets handed to the socket, by kind."""
         self.skipped = 0
@@ -109,11 +142,17 @@ class Connection:
         self._packets_a_message = packets_a_message
         self._websocket = websocket
         self._prepared: list[_Prepared] = []
+        self._faults = faults
+        self._random = randomness
+        self._gathered: list[bytes] | None = None
+        self._waiting: list[bytes] = []
+        self._trickle: asyncio.Task[None] | None = None
+        self._ended = False
 
     @property
     def is_open(self) -> bool:
         """Whether packets can still be sent."""
-        return self._websocket.state is State.OPEN and not self._websocket.transport.is_closing()
+        return not self._ended and self._websocket.state is State.OPEN and not self._websocket.transport.is_closing()
 
     @property
     def subscribed(self) -> int:
@@ -143,31 +182,89 @@ class Connection:
     def release(self, events: int) -> None:
         """Send what the events before `events` brought, unless the client has too much to read already."""
         too_slow = self._websocket.transport.get_write_buffer_size() > _HIGH_WATER_BYTES
-        stack = self._packets_a_message
+        height = self._packets_a_message
+        if self._faults.stacked or self._faults.reordered:
+            self._gathered = []
         for batch in self._prepared:
-            size = LAYOUTS[batch.code].size * stack
+            size = LAYOUTS[batch.code].size * height
             size += len(frame_header(size))
             before = batch.messages_sent
-            messages = -(-int(np.searchsorted(batch.due, events)) // stack)
+            messages = -(-int(np.searchsorted(batch.due, events)) // height)
             if messages == before:
                 continue
             batch.messages_sent = messages
-            packets = min(messages * stack, len(batch.due)) - before * stack
+            packets = min(messages * height, len(batch.due)) - before * height
             if too_slow:
                 self.skipped += packets
+                if self.log is not None:
+                    self.log.skipped_ns.extend([time.time_ns()] * packets)
             else:
                 self._write(batch.code, batch.frames[before * size : messages * size], packets)
         self._prepared = [batch for batch in self._prepared if batch.due[-1] >= events]
+        if self._gathered is not None:
+            frames, self._gathered = self._gathered, None
+            if self._faults.reordered:
+                self._random.shuffle(frames)
+            if self._faults.stacked:
+                frames = stack(frames, self._random)
+            self._transmit(b"".join(frames))
+
+    def send_message(self, frame: bytes, code: ResponseCode) -> None:
+        """A message of the caller's making, counted under `code`, now."""
+        self._write(code, frame, 1)
+
+    async def send_half(self) -> None:
+        """The first half of a message, which ends with a reset of the connection."""
+        if self.is_open:
+            frame = frame_of(torn_packet())
+            self._websocket.transport.write(frame[: len(frame) // 2])
+            self._waiting.clear()
+            self._faults_over()
+            await asyncio.sleep(_ARRIVAL_S)
+            self.reset()
+
+    def send_huge(self) -> None:
+        """A message that announces 100 MB, and the first of them."""
+        if self.is_open:
+            self._faults_over()
+            self._websocket.transport.write(HUGE_HEADER + bytes(_HUGE_BYTES))
+
+    def drop(self) -> None:
+        """Close the connection without a word."""
+        if self.is_open:
+            self._faults_over()
+            self._websocket.transport.close()
+
+    async def close(self, code: int) -> None:
+        """Close the connection with a WebSocket code."""
+        self._faults_over()
+        await self._websocket.close(code)
+
+    def _faults_over(self) -> None:
+        """Nothing more is sent of what trickles, and nothing new: the stream of messages has ended."""
+        self._ended = True
+        self._waiting.clear()
+        if self._trickle is not None:
+            self._trickle.cancel()
 
     async def disconnect(self, reason_code: int) -> None:
         """Say why (code 50), then close. Nothing is sent after."""
-        self.send_control(ResponseCode.DISCONNECT, reason_code)
+        if self._trickle is not None:
+            self._trickle.cancel()
+            self._waiting.clear()
+            self._trickle = None
+        if self.is_open:
+            packet = LAYOUTS[ResponseCode.DISCONNECT]
+            self._count(ResponseCode.DISCONNECT, 1)
+            self._hand_over(frame_of(packet.struct.pack(ResponseCode.DISCONNECT, packet.size, 0, 0, reason_code)))
+            self._ended = True
         await self._websocket.close()
 
     def reset(self) -> None:
         """Drop the connection without a word: the client sees a TCP reset."""
-        if self.is_open:
-            transport = self._websocket.transport
+        transport = self._websocket.transport
+        if not transport.is_closing():
+            self._faults_over()
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
 
@@ -184,9 +281,47 @@ class Connection:
         return b"".join(frame_header(len(message)) + message for message in messages)
 
     def _write(self, code: ResponseCode, frames: bytes, packets: int) -> None:
-        if self.is_open:
-            self._websocket.transport.write(frames)
-            self.sent[code] += packets
+        if not self.is_open or self._faults.stalled:
+            return
+        self._count(code, packets)
+        if self._gathered is not None:
+            self._gathered.extend(split_frames(frames))
+        else:
+            self._transmit(frames)
+
+    def _count(self, code: ResponseCode, packets: int) -> None:
+        self.sent[code] += packets
+
+    def _transmit(self, frames: bytes) -> None:
+        if self._faults.slow or self._waiting:
+            self._waiting.extend(split_frames(frames))
+            if self._trickle is None or self._trickle.done():
+                self._trickle = asyncio.ensure_future(self._let_trickle())
+        else:
+            self._hand_over(frames)
+
+    def _hand_over(self, frames: bytes) -> None:
+        self._websocket.transport.write(frames)
+        if self.log is not None:
+            for frame in split_frames(frames):
+                self.log.add(frame)
+
+    async def _let_trickle(self) -> None:
+        """Whole messages in order, in pieces that end anywhere. What is not slow any more goes at once."""
+        transport = self._websocket.transport
+        while self._waiting and not transport.is_closing():
+            frame = self._waiting[0]
+            start = 0
+            while self._faults.slow and start < len(frame):
+                stop = start + self._random.randint(1, max(len(frame) // 2, 1))
+                transport.write(frame[start:stop])
+                start = stop
+                if self._random.random() < len(frame) / _TRICKLE_BYTES:
+                    await asyncio.sleep(_TRICKLE_S)
+            transport.write(frame[start:])
+            self._waiting.pop(0)
+            if self.log is not None:
+                self.log.add(frame)
 
 
 class DhanSimulator:
@@ -213,18 +348,27 @@ class DhanSimulator:
         ping_interval: float | None = PING_INTERVAL_S,
         pong_timeout: float = PONG_TIMEOUT_S,
         status_interval: float = STATUS_INTERVAL_S,
+        record: bool = False,
     ) -> None:
         """Make the market of these instrument tokens; nothing listens yet.
 
         A port of 0 takes a free one. `master_csv` is the scrip master that REST serves, compact or detailed. `accept`
         replaces `check_token`. With `packets_a_message` above 1, packets come stacked, which the real feed was never
-        seen to do.
+        seen to do. With `record`, `logs` keeps what each socket was given.
         """
         clock = clock or Clock()
         self.rate = rate
         self.market = Market(instruments, seed=seed, clock=clock)
         self.connections: list[Connection] = []
         """Those that are open, oldest first."""
+        self.faults = Switches()
+        """What goes wrong for as long as it is switched on."""
+        self.first_connection = asyncio.Event()
+        """Set once a client has connected."""
+        self.logs: list[SentLog] = []
+        """What was given to each socket that there has been, in order of connecting, if that is recorded."""
+        self._record = record
+        self._random = random.Random(seed)
         self._accept = accept or (lambda client_id, token: check_token(client_id, token, clock))
         self._packets_a_message = packets_a_message
         self._status_interval = status_interval
@@ -268,7 +412,7 @@ class DhanSimulator:
             self._handle,
             self._host,
             self._port,
-            process_request=_refuse_malformed,
+            process_request=self._judge_handshake,
             compression=None,
             ping_interval=self._ping_interval,
             ping_timeout=self._pong_timeout,
@@ -314,6 +458,24 @@ class DhanSimulator:
         for connection in self.connections:
             connection.reset()
 
+    def send_garbage(self, kind: str, count: int = 1) -> None:
+        """Messages that no feed should send, `kind` of `faults.GARBAGE`, to every client; counted as heartbeats."""
+        for connection in self.connections:
+            for _ in range(count):
+                connection.send_message(GARBAGE[kind](), ResponseCode.HEARTBEAT)
+
+    async def _judge_handshake(self, connection: ServerConnection, request: Request) -> Response | None:
+        if self.faults.mute:
+            await asyncio.get_running_loop().create_future()
+        if self.faults.unreachable:
+            connection.transport.abort()
+        if (status := self.faults.refuse) is not None:
+            response = connection.respond(status, f"{status.phrase}\n")
+            if self.faults.retry_after_s is not None:
+                response.headers["Retry-After"] = str(self.faults.retry_after_s)
+            return response
+        return _refuse_malformed(connection, request)
+
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -324,8 +486,14 @@ class DhanSimulator:
         assert websocket.request is not None
         query = parse_qs(urlsplit(websocket.request.path).query)
         client_id = query["clientId"][0]
-        connection = Connection(websocket, client_id, self.market, self._packets_a_message)
+        log = SentLog(len(self.logs)) if self._record else None
+        if log is not None:
+            self.logs.append(log)
+        connection = Connection(
+            websocket, client_id, self.market, self._packets_a_message, self.faults, self._random, log
+        )
         self.connections.append(connection)
+        self.first_connection.set()
         try:
             refusal = self._accept(client_id, query["token"][0])
             if refusal is None:
@@ -363,7 +531,8 @@ class DhanSimulator:
                 connection.modes[index] |= _MODE_BITS[mode]
                 if connection.subscribed > MAX_INSTRUMENTS:
                     return 804
-                self._send_snapshot(connection, mode, index)
+                for _ in range(1 + self.faults.duplicate_snapshot):
+                    self._send_snapshot(connection, mode, index)
             elif code in _UNSUBSCRIBE:
                 connection.modes[index] &= ~np.uint8(_MODE_BITS[_UNSUBSCRIBE[RequestCode(code)]])
             else:

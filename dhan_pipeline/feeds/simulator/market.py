@@ -78,6 +78,8 @@ class Market:
     def __init__(self, tokens: Sequence[int] | NDArray[np.int64], *, seed: int = 0, clock: Clock | None = None) -> None:
         """Open the market for the instruments of these tokens. Raises ValueError where one is given twice."""
         self.tokens: NDArray[np.int64] = np.asarray(tokens, np.int64)
+        self.trade_time_offset_s = IST_OFFSET_S
+        """Seconds that trade times on the wire are ahead of UTC. The real feed's are India's wall clock."""
         self._clock = clock or Clock()
         self._index_of = {token: index for index, token in enumerate(self.tokens.tolist())}
         if len(self._index_of) != len(self.tokens):
@@ -130,6 +132,7 @@ class Market:
         if now // _DAY_S != self._day:
             self._day = now // _DAY_S
             self._begin_day()
+        traded_at = now - IST_OFFSET_S + self.trade_time_offset_s
         while events:
             if self._next == len(self._order):
                 self._order = self._order_generator.permutation(self._selection)
@@ -138,7 +141,7 @@ class Market:
                 self._make_draws()
             count = min(events, len(self._order) - self._next, _DRAWS - self._drawn)
             index = self._order[self._next : self._next + count]
-            changed = self._move(index, slice(self._drawn, self._drawn + count), now)
+            changed = self._move(index, slice(self._drawn, self._drawn + count), traded_at)
             self._next += count
             self._drawn += count
             events -= count

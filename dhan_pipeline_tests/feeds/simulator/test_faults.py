@@ -1,0 +1,239 @@
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from itertools import pairwise
+from urllib.parse import urlencode
+from zlib import crc32
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
+
+from dhan_pipeline.feeds.dhan.framing import split
+from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.faults import (
+    FAULTS,
+    GARBAGE,
+    Fault,
+    Switches,
+    frame_of,
+    happening,
+    parse_fault,
+    payload_of,
+    run,
+    split_frames,
+)
+from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.sessions import IST_OFFSET_S
+
+CLIENT = "1100000001"
+TOKENS = [generate_instrument_token(ExchangeSegment.NSE_EQ, number) for number in range(1, 51)]
+
+
+@asynccontextmanager
+async def client(simulator: DhanSimulator) -> AsyncIterator[ClientConnection]:
+    """A client that is subscribed to everything, in full mode."""
+    query = urlencode({"version": "2", "token": make_token(CLIENT), "clientId": CLIENT, "authType": "2"})
+    url = f"{simulator.feed_url}?{query}"
+    async with connect(url, compression=None, proxy=None, max_queue=None, close_timeout=0.5) as websocket:
+        listed = [{"ExchangeSegment": "NSE_EQ", "SecurityId": str(number)} for number in range(1, 51)]
+        request = {"RequestCode": 21, "InstrumentCount": len(listed), "InstrumentList": listed}
+        await websocket.send(json.dumps(request))
+        yield websocket
+
+
+async def everything(websocket: ClientConnection) -> list[bytes]:
+    """All messages until the connection ends."""
+    received: list[bytes] = []
+    with suppress(ConnectionClosed):
+        while True:
+            message = await websocket.recv()
+            received.append(message.encode() if isinstance(message, str) else message)
+    return received
+
+
+def exchange(rate: float = 5000.0) -> DhanSimulator:
+    return DhanSimulator(TOKENS, rate=rate, record=True)
+
+
+def logged(simulator: DhanSimulator, number: int = 0) -> list[int]:
+    return list(simulator.logs[number].crc)
+
+
+def test_frames_are_taken_apart_and_put_together() -> None:
+    payloads = [b"", b"a" * 125, b"b" * 126, b"c" * 70_000]
+    frames = [frame_of(payload) for payload in payloads]
+    assert [frame[:2] for frame in frames[:2]] == [b"\x82\x00", b"\x82\x7d"]
+    assert frames[2][:4] == b"\x82\x7e\x00\x7e"
+    assert list(split_frames(b"".join(frames))) == frames
+    assert [payload_of(frame) for frame in frames] == payloads
+
+
+@pytest.mark.parametrize("switches", [(), ("slow",), ("stacked",), ("reordered",), ("slow", "stacked", "reordered")])
+async def test_what_lasts_loses_nothing_and_the_log_has_every_message_in_order(switches: tuple[str, ...]) -> None:
+    async with exchange() as simulator, client(simulator) as websocket:
+        for name in switches:
+            setattr(simulator.faults, name, True)
+        reading = asyncio.create_task(everything(websocket))
+        async with asyncio.timeout(10):
+            while sum(simulator.sent.values()) < 3000:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for kind in GARBAGE:
+            simulator.send_garbage(kind)
+        simulator.rate = 0
+        simulator.flush()
+        simulator.faults.slow = False
+        async with asyncio.timeout(10):
+            while any(connection._waiting for connection in simulator.connections):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await simulator.disconnect(800)
+        received = await reading
+    assert [crc32(message) for message in received] == logged(simulator)
+    assert all(a <= b for a, b in pairwise(simulator.logs[0].sent_ns))
+    heights = {sum(1 for _ in split(message)) for message in received if message[:1] == b"\x08"}
+    assert (max(heights) > 1) == ("stacked" in switches)
+
+
+async def test_while_it_stalls_nothing_comes_and_nothing_is_counted() -> None:
+    async with exchange() as simulator, client(simulator) as websocket:
+        await websocket.recv()
+        async with happening(simulator, parse_fault("stall")):
+            sent = simulator.sent
+            while True:
+                try:
+                    async with asyncio.timeout(0.3):
+                        await websocket.recv()
+                except TimeoutError:
+                    break
+            assert simulator.sent == sent
+            await (await websocket.ping())
+        await websocket.recv()
+
+
+@pytest.mark.parametrize("blow", ["reset", "drop", "half", "close=1011", "disconnect=807", "huge"])
+async def test_what_ends_a_connection_leaves_an_exact_beginning_of_the_log(blow: str) -> None:
+    async with exchange() as simulator, client(simulator) as websocket:
+        reading = asyncio.create_task(everything(websocket))
+        async with asyncio.timeout(10):
+            while sum(simulator.sent.values()) < 500:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        async with happening(simulator, parse_fault(blow)):
+            async with asyncio.timeout(10):
+                received = [crc32(message) for message in await reading]
+        assert websocket.close_code == {"close=1011": 1011, "disconnect=807": 1000}.get(blow, 1006)
+    log = logged(simulator)
+    assert received == log[: len(received)]
+    if blow.startswith(("close", "disconnect", "drop")):
+        assert received == log
+    if blow.startswith("disconnect"):
+        assert simulator.sent[ResponseCode.DISCONNECT] == 1
+
+
+@pytest.mark.parametrize("status", [429, 401, 503])
+async def test_a_handshake_is_refused_for_as_long_as_it_lasts(status: int) -> None:
+    async with exchange() as simulator:
+        simulator.faults.retry_after_s = 7
+        async with happening(simulator, Fault("refuse", status, for_s=1)):
+            with pytest.raises(InvalidStatus) as caught:
+                async with client(simulator):
+                    pass
+        assert caught.value.response.status_code == status
+        assert caught.value.response.headers["Retry-After"] == "7"
+        async with client(simulator) as websocket:
+            await websocket.recv()
+
+
+async def test_an_unreachable_exchange_drops_the_handshake_and_a_mute_one_never_answers_it() -> None:
+    async with exchange() as simulator:
+        async with happening(simulator, parse_fault("unreachable")):
+            with pytest.raises((OSError, ConnectionClosedError, EOFError, Exception)) as caught:
+                async with client(simulator):
+                    pass
+            assert not isinstance(caught.value, TimeoutError)
+        async with happening(simulator, parse_fault("mute")):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3), client(simulator):
+                    pass
+
+
+async def test_the_snapshot_comes_twice() -> None:
+    twice = parse_fault("duplicate-snapshot")
+    async with exchange(rate=0) as simulator, happening(simulator, twice), client(simulator) as websocket:
+        received = [await websocket.recv() for _ in range(4 * len(TOKENS))]
+    assert received[: 2 * len(TOKENS)] == received[2 * len(TOKENS) :]
+
+
+async def test_trade_times_become_true_utc() -> None:
+    wrong = parse_fault("wrong-epoch")
+    async with exchange() as simulator, client(simulator) as websocket, happening(simulator, wrong):
+        now_s = time.time()
+        lags = []
+        async with asyncio.timeout(10):
+            while len(lags) < 200:
+                message = await websocket.recv()
+                if message[0] == ResponseCode.FULL:
+                    lags.append(now_s - int.from_bytes(message[14:18], "little"))  # type: ignore[arg-type]
+        assert min(map(abs, lags[100:])) < 60
+    assert simulator.market.trade_time_offset_s == IST_OFFSET_S
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("reset@30", Fault("reset", at_s=30)),
+        ("stall@60+20", Fault("stall", at_s=60, for_s=20)),
+        ("reset/45", Fault("reset", every_s=45)),
+        ("disconnect=807@2.5", Fault("disconnect", 807, 2.5)),
+        ("refuse=503@10+30/60", Fault("refuse", 503, 10, 30, 60)),
+        ("refuse", Fault("refuse", 429, for_s=10)),
+        ("slow", Fault("slow", for_s=10)),
+    ],
+)
+def test_a_fault_is_read_from_a_text(text: str, fault: Fault) -> None:
+    assert parse_fault(text) == fault
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("flood", "flood is not a fault: .* the names are stall, slow"),
+        ("reset@soon", "reset@soon is not a fault"),
+        ("reset+5", "reset passes at once, so it cannot go on for 5 s"),
+        ("stall=3", "stall takes no value"),
+        ("refuse=42", "42 is not an HTTP status"),
+        ("stall+20/10", "it is to be repeated before it ends"),
+        ("", " is not a fault"),
+    ],
+)
+def test_what_is_no_fault_is_refused_in_words(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_fault(text)
+
+
+async def test_a_timetable_begins_with_the_first_client_and_ends_what_lasts() -> None:
+    async with exchange() as simulator:
+        running = asyncio.create_task(run(simulator, [parse_fault("stall@0.05+60"), parse_fault("refuse=503+60")]))
+        await asyncio.sleep(0)
+        assert simulator.faults == Switches()
+        async with client(simulator):
+            async with asyncio.timeout(5):
+                while not (simulator.faults.stalled and simulator.faults.refuse):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert simulator.faults == Switches(refuse=None)
+        assert HTTPStatus.SERVICE_UNAVAILABLE is not simulator.faults.refuse
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_every_fault_of_the_list_can_happen(name: str) -> None:
+    async with exchange() as simulator, client(simulator) as websocket:
+        await websocket.recv()
+        async with happening(simulator, parse_fault(name)):
+            pass
+    assert simulator.faults == Switches()

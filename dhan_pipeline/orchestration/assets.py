@@ -5,6 +5,7 @@ reports of the running capture (`ingest.py`), which materialises the same hourly
 """
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.scrip_master import download_instruments_csv, parse_dhan_csv
-from dhan_pipeline.ingest.rebuild import rebuild_hour
+from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour
 from dhan_pipeline.orchestration.metadata import Metadata, raw_packets_metadata, ticks_metadata, ticks_schema
 from dhan_pipeline.orchestration.names import LIVE_FEED, RAW_PACKETS, TICKS
 from dhan_pipeline.orchestration.resources import explained
-from dhan_pipeline.quality.hours import measure_hour
+from dhan_pipeline.quality.gap_words import gap_in_words
+from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.quality.hours import hour_gaps, measure_hour
 from dhan_pipeline.sessions import IST, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect, database_url
@@ -155,11 +158,10 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
             )
         measures = measure_hour(settings, hour)
         if not measures.journal_blocks:
-            missed = ""
-            if measures.gaps:
-                gap = max(measures.gaps, key=lambda gap: gap.seconds)
-                missed = f" {gap.seconds:,.0f} s of it in session were missed: {gap.cause}."
-            raise dg.Failure(description=f"The journal holds nothing of the hour {hour}.{missed}", allow_retries=False)
+            raise dg.Failure(
+                description=f"The journal holds nothing of the hour {hour}.{_missed(measures.gaps)}",
+                allow_retries=False,
+            )
         for sentence in measures.journal_damage:
             context.log.error(sentence)
         return dg.MaterializeResult(metadata=raw_packets_metadata(measures))
@@ -184,10 +186,21 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
     ) -> dg.MaterializeResult[None]:
         hour = context.partition_key
         with explained():
-            rebuild_hour(settings, database_url(settings), hour, clock)
+            try:
+                rebuild_hour(settings, database_url(settings), hour, clock)
+            except HourRefusedError as error:
+                over = hour < hour_key(clock.now_ns())
+                raise HourRefusedError(f"{error}{_missed(hour_gaps(settings, hour)) if over else ''}") from error
         return dg.MaterializeResult(metadata=ticks_metadata(measure_hour(settings, hour)))
 
     return [raw_packets, ticks]
+
+
+def _missed(gaps: Sequence[GapPart]) -> str:
+    """A sentence on why nothing came; empty where no gap is known."""
+    if not gaps:
+        return ""
+    return f" Nothing came {gap_in_words(max(gaps, key=lambda gap: gap.seconds))}."
 
 
 def _master_path(settings: Settings) -> Path:

@@ -18,8 +18,16 @@ from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
 #: A capture is up and subscribed when the first session opens.
 LEAD = timedelta(minutes=5)
 
+#: Where sessions never end, a token that is good for this long is good enough: there is time to act.
+TOKEN_AHEAD = timedelta(hours=2)
+
 #: After the last close a capture stays until the hour is over, and this much longer to have it materialised.
 SEAL = timedelta(minutes=2)
+
+
+def session_name(clock: Clock) -> str:
+    """The session of now: its day in IST. No session crosses midnight in India; one that never closes begins anew."""
+    return f"{clock.now().astimezone(IST):%Y-%m-%d}"
 
 
 def capture_expected(settings: Settings, clock: Clock) -> bool:
@@ -35,6 +43,15 @@ def capture_expected(settings: Settings, clock: Clock) -> bool:
 def feed_expected(settings: Settings, clock: Clock) -> bool:
     """Whether a subscribed segment trades continuously, so that a silent feed means that something is wrong."""
     return settings.sessions == "always" or packets_due(clock.now_ns(), subscribed_segments(settings))
+
+
+def token_needed_until(settings: Settings, clock: Clock) -> datetime | None:
+    """The last close of what is subscribed today (IST); None where no session of today is left."""
+    now = clock.now().astimezone(IST)
+    if settings.sessions == "always":
+        return now + TOKEN_AHEAD
+    bounds = session_bounds(now.date(), subscribed_segments(settings))
+    return bounds[1] if bounds is not None and now < bounds[1] else None
 
 
 def _holds(now: datetime, day: date, segments: Collection[ExchangeSegment]) -> bool:

@@ -13,7 +13,7 @@ import dagster as dg
 import psycopg2
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.calendar import capture_expected, feed_expected
+from dhan_pipeline.orchestration.calendar import capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.orchestration.metadata import check_metadata, severity
 from dhan_pipeline.orchestration.names import LIVE_FEED, TICKS
 from dhan_pipeline.quality.hours import measure_hour
@@ -39,7 +39,7 @@ DESCRIPTIONS = {
     "connected": "Every connection to the feed is up, and something arrives.",
     "silent_instruments": "Lively instruments that fell silent while others on their connection went on.",
     "trade_clock": "Trade times follow India's wall clock, as they always did.",
-    "token": "The access token's time is not about to be over.",
+    "token": "The access token is good until the last session of today closes.",
 }
 
 
@@ -84,7 +84,9 @@ def _live_outcomes(settings: Settings, clock: Clock) -> list[CheckOutcome]:
         return absent("No capture has run yet.")
     if time.time() - capture.updated_at.timestamp() > STATUS_STALE_S:
         return absent(f"The capture last reported at {capture.updated_at:%Y-%m-%d %H:%M:%S %Z}.")
-    return live_outcomes(capture.status, settings, feed_expected(settings, clock))
+    return live_outcomes(
+        capture.status, settings, feed_expected(settings, clock), token_until=token_needed_until(settings, clock)
+    )
 
 
 def _results(

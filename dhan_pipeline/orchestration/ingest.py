@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.calendar import feed_expected
+from dhan_pipeline.orchestration.calendar import feed_expected, session_name, token_needed_until
 from dhan_pipeline.orchestration.child import CaptureChild
 from dhan_pipeline.orchestration.metadata import (
     check_metadata,
@@ -38,16 +39,21 @@ from dhan_pipeline.orchestration.names import (
     NEEDS_PERSON_TAG,
     RAW_PACKETS,
     ROLE_TAG,
+    SESSION_TAG,
+    STOP_AT_TAG,
     STOP_TAG,
     TICKS,
 )
 from dhan_pipeline.orchestration.resources import settings_environment
-from dhan_pipeline.quality.hours import measure_hour
+from dhan_pipeline.quality.gap_words import event_in_words
+from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.quality.hours import hour_gaps, measure_hour
 from dhan_pipeline.quality.measures import (
     CheckOutcome,
     HourMeasures,
     absent_outcomes,
     closed_outcomes,
+    gaps_outcome,
     hour_outcomes,
     live_outcomes,
 )
@@ -68,6 +74,9 @@ POLL_S = 2.0
 #: Live checks are judged this often, reported when their state changes, and all of them in the longer interval.
 LIVE_JUDGE_S = 5.0
 LIVE_REPORT_S = 300.0
+
+#: Gaps that a run tells in its log. A connection that comes and goes all day would make the run's page slow.
+GAPS_TOLD = 500
 
 #: Seconds of status lines over which the live error rate is taken.
 LIVE_WINDOW_S = 60
@@ -123,15 +132,21 @@ class _Supervision:
         materialized = self._instance.get_materialized_partitions
         self._sealed = materialized(RAW_PACKETS) & materialized(TICKS)
         """Hours that are materialised, or are being measured."""
-        self._to_measure: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._again: dict[str, float] = {}
-        """Hours whose report failed, and when to try again."""
+        self._to_measure: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
+        """Hours to measure; True: only their gaps, of which some became known after the hour was sealed."""
+        self._again: dict[tuple[str, bool], float] = {}
+        """Those whose report failed, and when to try again."""
+        # A run that died may not have come to judge the last hour again.
+        self._with_new_gaps: dict[str, datetime | None] = dict.fromkeys(sorted(self._sealed)[-1:])
+        """Sealed hours with gaps that the capture has told of, and of which status line's time at the latest."""
+        self._gaps_told = 0
         self._statuses: deque[dict[str, Any]] = deque(maxlen=LIVE_WINDOW_S)
         self._live: dict[str, tuple[bool, str]] = {}
         self._heartbeat_due = self._poll_due = 0.0
         self._judge_due = time.monotonic() + LIVE_JUDGE_S
         self._live_due = 0.0
         self._needs_person: str | None = None
+        self._disown_tags()
         self._child = CaptureChild(command, {**os.environ, **settings_environment(settings)})
 
     def run(self) -> None:
@@ -158,7 +173,7 @@ class _Supervision:
                 self._report_live(closed_outcomes(f"The capture was asked to stop: {asked_to_stop}"), every=True)
         if code:
             if self._needs_person is not None:
-                tags = {NEEDS_PERSON_TAG: self._needs_person}
+                tags = {NEEDS_PERSON_TAG: self._needs_person, SESSION_TAG: session_name(self._clock)}
                 self._safely("who has to act", lambda: self._instance.add_run_tags(self._context.run_id, tags))
             raise dg.Failure(description=ending, allow_retries=False)
 
@@ -166,33 +181,27 @@ class _Supervision:
         match event:
             case {"event": "status"}:
                 self._statuses.append(event)
+                self._judge_new_gaps(event)
             case {"event": "hour_complete", "hour": str(hour)}:
                 if hour >= self._first_hour and hour not in self._sealed:
                     self._sealed.add(hour)
-                    self._to_measure.put(hour)
+                    self._to_measure.put((hour, False))
             case {"event": "hour_measured", "measures": HourMeasures() as measures}:
                 if not self._safely(f"reporting the hour {measures.hour}", lambda: self._seal(measures)):
-                    self._again[measures.hour] = time.monotonic() + RETRY_S
-            case {"event": "hour_not_measured", "hour": str(hour)}:
-                self._again[hour] = time.monotonic() + RETRY_S
+                    self._again[measures.hour, False] = time.monotonic() + RETRY_S
+            case {"event": "gaps_measured", "hour": str(hour), "gaps": gaps}:
+                if not self._safely(f"reporting the gaps of {hour}", lambda: self._report_gaps(hour, gaps)):
+                    self._again[hour, True] = time.monotonic() + RETRY_S
+            case {"event": "hour_not_measured", "hour": str(hour), "gaps_only": bool(gaps_only)}:
+                self._again[hour, gaps_only] = time.monotonic() + RETRY_S
             case {"event": "started", "pid": pid}:
                 self._log(logging.INFO, f"The capture started as process {pid}.")
             case {"event": "stopped", "reason": reason}:
                 self._log(logging.INFO, f"The capture stopped: {reason}.")
             case {"event": "warning", "message": str(message)}:
                 self._log(logging.WARNING, message)
-            case {"event": "gap", "ended_at": None}:
-                self._log(
-                    logging.WARNING,
-                    "On connection {connection} packets may be missed from {started_at} on:"
-                    " {cause}. {detail}".format_map(event).rstrip(),
-                )
-            case {"event": "gap", "recovery": _}:
-                self._log(
-                    logging.INFO,
-                    "The gap on connection {connection} from {started_at} to {ended_at}, {seconds} s"
-                    " ({cause}), is over: {recovery}.".format_map(event),
-                )
+            case {"event": "gap"}:
+                self._safely("a gap", lambda: self._hear_of_gap(event))
             case {"event": "error", "message": str(message)}:
                 self._log(logging.ERROR, message)
                 if event.get("permanent"):
@@ -202,9 +211,9 @@ class _Supervision:
 
     def _report_what_is_due(self) -> None:
         now = time.monotonic()
-        for hour in [hour for hour, due in self._again.items() if due <= now]:
-            del self._again[hour]
-            self._to_measure.put(hour)
+        for measure in [measure for measure, due in self._again.items() if due <= now]:
+            del self._again[measure]
+            self._to_measure.put(measure)
         if not self._statuses:
             return
         if now >= self._heartbeat_due:
@@ -230,12 +239,52 @@ class _Supervision:
         if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
             # Terminated while nobody could signal this process, or declared dead: end now, a successor may be waiting.
             raise DagsterExecutionInterruptedError
-        return run.tags.get(STOP_TAG)
+        return run.tags.get(STOP_TAG) or None
+
+    def _disown_tags(self) -> None:
+        """Drop what was said of another run: one that a person launches from it inherits its tags."""
+        of_another = [tag for tag in (STOP_TAG, STOP_AT_TAG, NEEDS_PERSON_TAG) if self._context.run.tags.get(tag)]
+        if of_another:
+            tags = dict.fromkeys(of_another, "")
+            self._safely("its tags", lambda: self._instance.add_run_tags(self._context.run_id, tags))
 
     def _judge(self) -> list[CheckOutcome]:
         return live_outcomes(
-            self._statuses[-1], self._settings, feed_expected(self._settings, self._clock), earlier=self._statuses[0]
+            self._statuses[-1],
+            self._settings,
+            feed_expected(self._settings, self._clock),
+            earlier=self._statuses[0],
+            token_until=token_needed_until(self._settings, self._clock),
         )
+
+    def _hear_of_gap(self, event: dict[str, Any]) -> None:
+        """Tell of a gap that began or ended, and remember the sealed hours into which it reaches back."""
+        started = datetime.fromisoformat(event["started_at"])
+        ended = datetime.fromisoformat(event["ended_at"]) if event["ended_at"] else None
+        first = hour_key(int(started.timestamp() * 1e9))
+        last = hour_key(int(ended.timestamp() * 1e9)) if ended else max(self._sealed, default="")
+        for hour in self._sealed:
+            if max(first, self._first_hour) <= hour <= last:
+                self._with_new_gaps[hour] = None
+        self._gaps_told += ended is None
+        if self._gaps_told <= GAPS_TOLD:
+            self._log(logging.WARNING if ended is None else logging.INFO, event_in_words(event))
+        elif self._gaps_told == GAPS_TOLD + 1 and ended is None:
+            self._log(logging.WARNING, "There are many gaps: more are not told here. `dhan-pipeline gaps` lists all.")
+
+    def _judge_new_gaps(self, status: dict[str, Any]) -> None:
+        """Judge sealed hours again once the gaps that were told of are stored.
+
+        All that was received before a status line's backlog is stored; a gap is told before the next status line.
+        """
+        at = datetime.fromisoformat(status["at"])
+        stored_to = at - timedelta(seconds=(status["backlog_seconds"] or 0.0) * self._clock.speed)
+        for hour, told_by in list(self._with_new_gaps.items()):
+            if stored_to >= (told_by or at):
+                del self._with_new_gaps[hour]
+                self._to_measure.put((hour, True))
+            elif told_by is None:
+                self._with_new_gaps[hour] = at
 
     def _beat(self) -> None:
         status = self._statuses[-1]
@@ -248,16 +297,26 @@ class _Supervision:
         hour = measures.hour
         report(dg.AssetMaterialization(RAW_PACKETS, partition=hour, metadata=raw_packets_metadata(measures)))
         report(dg.AssetMaterialization(TICKS, partition=hour, metadata=ticks_metadata(measures)))
-        latest = self._instance.fetch_materializations(
+        self._report_hour(hour, hour_outcomes(measures, self._settings))
+
+    def _report_gaps(self, hour: str, gaps: Sequence[GapPart]) -> None:
+        """Judge the gaps of a sealed hour again."""
+        if gaps:
+            self._report_hour(hour, [gaps_outcome(hour, gaps, self._settings)])
+
+    def _report_hour(self, hour: str, outcomes: Sequence[CheckOutcome]) -> None:
+        """Report checks of an hour that is materialised; else nothing, since sealing it will report all."""
+        found = self._instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=TICKS, asset_partitions=[hour]), limit=1
-        ).records[0]
-        # Without its target the UI shows the hour's checks as missing.
-        target = AssetCheckEvaluationTargetMaterializationData(
-            run_id=latest.run_id, storage_id=latest.storage_id, timestamp=latest.timestamp
-        )
-        for outcome in hour_outcomes(measures, self._settings):
-            evaluation = _evaluation(TICKS, outcome, partition=hour, target_materialization_data=target)
-            report(evaluation)  # type: ignore[arg-type]  # its annotation forgets evaluations
+        ).records
+        for latest in found:
+            # Without its target the UI shows the hour's checks as missing.
+            target = AssetCheckEvaluationTargetMaterializationData(
+                run_id=latest.run_id, storage_id=latest.storage_id, timestamp=latest.timestamp
+            )
+            for outcome in outcomes:
+                evaluation = _evaluation(TICKS, outcome, partition=hour, target_materialization_data=target)
+                self._context.log_event(evaluation)  # type: ignore[arg-type]  # its annotation forgets evaluations
 
     def _report_live(self, outcomes: Sequence[CheckOutcome], every: bool) -> None:
         """Report live checks: `every` one, or those whose state changed.
@@ -274,14 +333,15 @@ class _Supervision:
     def _measure(self) -> None:
         """Measure complete hours, in a thread: reading a busy hour of the journal takes longer than a heartbeat may."""
         while True:
-            hour = self._to_measure.get()
+            hour, gaps_only = self._to_measure.get()
             try:
-                measures = measure_hour(self._settings, hour)
+                if gaps_only:
+                    self._child.put({"event": "gaps_measured", "hour": hour, "gaps": hour_gaps(self._settings, hour)})
+                else:
+                    self._child.put({"event": "hour_measured", "measures": measure_hour(self._settings, hour)})
             except Exception as error:
                 log.warning("The hour %s cannot be measured now and is tried again: %s", hour, error)
-                self._child.put({"event": "hour_not_measured", "hour": hour})
-            else:
-                self._child.put({"event": "hour_measured", "measures": measures})
+                self._child.put({"event": "hour_not_measured", "hour": hour, "gaps_only": gaps_only})
 
     def _log(self, level: int, message: str) -> None:
         self._safely("a message", lambda: self._context.log.log(level, message))

@@ -12,7 +12,7 @@ ROLE_TAG = "dhan/role"
 #: Number of the capture that an ingest run keeps; `dagster.yaml` allows one run a number.
 CAPTURE_TAG = "dhan/capture"
 
-#: The session that a run was started for, and its number among those.
+#: The session that a run was started for (or failed for good in), and its number among those.
 SESSION_TAG = "dhan/session"
 ATTEMPT_TAG = "dhan/attempt"
 
@@ -20,5 +20,5 @@ ATTEMPT_TAG = "dhan/attempt"
 STOP_TAG = "dhan/stop"
 STOP_AT_TAG = "dhan/stop_at"
 
-#: Why a failed run is not to be replaced before a person has acted, such as at the broker.
+#: Why a failed run is not to be replaced in its session before a person has acted, such as at the broker.
 NEEDS_PERSON_TAG = "dhan/needs_person"

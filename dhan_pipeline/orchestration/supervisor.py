@@ -12,7 +12,7 @@ from typing import Literal
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.calendar import capture_expected
+from dhan_pipeline.orchestration.calendar import capture_expected, session_name
 from dhan_pipeline.orchestration.names import (
     ATTEMPT_TAG,
     CAPTURE_TAG,
@@ -21,7 +21,6 @@ from dhan_pipeline.orchestration.names import (
     STOP_AT_TAG,
     STOP_TAG,
 )
-from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
 #: Seconds without a heartbeat after which a started run is given up: two missed heartbeats and some patience. It is
@@ -94,7 +93,7 @@ def decide(now_s: float, in_session: bool, subscribed: bool, runs: Sequence[Inge
     if newest and newest.status == Status.CANCELED and not newest.stop_asked:
         return Decision("skip", "A person stopped the last ingest run; launch ingest_job to capture again.")
     if newest and newest.needs_person:
-        return Decision("skip", f"{newest.needs_person}. Once that is mended, launch ingest_job.")
+        return Decision("skip", f"{newest.needs_person.rstrip('.')}. Once that is mended, launch ingest_job.")
     failures = _failures_in_a_row(runs)
     if newest and newest.ended_s and failures:
         wait_s = newest.ended_s + min(2.0**failures, MAX_BACKOFF_S) - now_s
@@ -137,8 +136,7 @@ def build_supervisor(settings: Settings, ingest_job: dg.JobDefinition) -> dg.Sen
     def ingest_supervisor(
         context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> dg.SkipReason | dg.RunRequest:
-        # No session crosses midnight in India; one that never closes begins anew there.
-        session = f"{clock.now().astimezone(IST):%Y-%m-%d}"
+        session = session_name(clock)
         decision = decide(
             now_s=time.time(),
             in_session=capture_expected(settings, clock),
@@ -190,9 +188,9 @@ def _ingest_runs(instance: dg.DagsterInstance, job_name: str, capture: str, sess
                 ended_s=record.end_time,
                 heartbeat_s=heartbeat,
                 attempt=int(tags[ATTEMPT_TAG]) if tags.get(SESSION_TAG) == session and ATTEMPT_TAG in tags else None,
-                stop_asked=STOP_TAG in tags,
-                stop_asked_s=float(tags[STOP_AT_TAG]) if STOP_AT_TAG in tags else None,
-                needs_person=tags.get(NEEDS_PERSON_TAG) if tags.get(SESSION_TAG, session) == session else None,
+                stop_asked=bool(tags.get(STOP_TAG)),
+                stop_asked_s=float(tags.get(STOP_AT_TAG) or 0.0) or None,
+                needs_person=(tags.get(NEEDS_PERSON_TAG) or None) if tags.get(SESSION_TAG) == session else None,
             )
         )
     return runs

@@ -1,7 +1,8 @@
 """Gaps in words for a person: a sentence, a table, and what to do about them. Times are shown in IST."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.gaps import GapPart
@@ -56,6 +57,18 @@ def gaps_table(gaps: Sequence[GapPart]) -> str:
     if silences:
         blocks.append(f"{silences:,} lively instruments fell silent.")
     return "\n\n".join(blocks)
+
+
+def event_in_words(event: Mapping[str, Any]) -> str:
+    """What a capture's event `gap` says: that one began, or that it is over. Raises KeyError, ValueError."""
+    started_ns = int(datetime.fromisoformat(event["started_at"]).timestamp() * 1e9)
+    started = f"{_ist(started_ns, started_ns + int(event['seconds'] * 1e9))} IST"
+    cause, connection = event["cause"], event["connection"]
+    of = f"an instrument of connection {connection}" if cause == Cause.SILENT else f"connection {connection}"
+    if event["ended_at"] is None:
+        detail = f", {event['detail']}" if event["detail"] else ""
+        return f"A gap: {of} brings nothing since {started}: {cause}{detail}."
+    return f"The gap of {of} since {started} ({cause}) is over after {event['seconds']:,.1f} s: {event['recovery']}."
 
 
 def connection_number(gap: GapPart) -> str:

@@ -1,24 +1,29 @@
 """Definitions over a journal and a database of the test's own, a real Dagster instance, and a capture that is fake."""
 
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.gaps import Cause, Gap
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration.build import build_defs
 from dhan_pipeline.orchestration.names import STOP_TAG
 from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.partitions import instant
 
 HOUR = "2026-11-20T09:00"
@@ -90,6 +95,53 @@ def record_hour(pipeline: Pipeline, conn: connection) -> Record:
                 )
 
     return record_hour
+
+
+@pytest.fixture
+def record_gap(conn: connection) -> Record:
+    """Puts a gap into the books: of an equity on connection 2, from so many seconds after an hour's start."""
+
+    def record_gap(
+        hour: str, from_s: float, seconds: float | None, cause: Cause = Cause.STALL, detail: str = "", gap_id: int = 1
+    ) -> None:
+        started_ns = parse_hour_key(hour) + int(from_s * 1e9)
+        ended_ns = None if seconds is None else started_ns + int(seconds * 1e9)
+        token = generate_instrument_token(ExchangeSegment.NSE_EQ, 2885)
+        with conn, conn.cursor() as cursor:
+            apply_notes(cursor, 0, [(gap_id, Gap(gap_id, 2, started_ns, cause, detail, (token,), ended_ns))])
+
+    return record_gap
+
+
+class Said:
+    """What the fake capture is made to say while it runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def say(self, **event: Any) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def gap(self, hour: str, from_s: float, seconds: float, *, over: bool, **facts: Any) -> None:
+        """A gap on connection 2 began, or is over."""
+        started = instant(parse_hour_key(hour) + int(from_s * 1e9))
+        ended = (started + timedelta(seconds=seconds)).isoformat() if over else None
+        event = {
+            "connection": 2,
+            "cause": "stall",
+            "detail": "",
+            "recovery": "connected again" if over else "",
+            **facts,
+        }
+        self.say(event="gap", started_at=started.isoformat(), ended_at=ended, seconds=seconds, **event)
+
+
+@pytest.fixture
+def capture_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
+    path = tmp_path / "says"
+    monkeypatch.setenv("FAKE_CAPTURE_SAYS", str(path))
+    return Said(path)
 
 
 @contextmanager

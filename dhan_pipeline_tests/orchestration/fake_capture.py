@@ -1,6 +1,7 @@
 """Speaks the capture's side of the protocol: JSON lines out, ends when its standard input closes.
 
 Arguments: hours to announce as complete. Behaviour by environment: FAKE_CAPTURE=refuse|die|no_plan|noisy|deaf|quit.
+FAKE_CAPTURE_SAYS=file: each line that a test writes into the file is said.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Thread
 
 OPEN_HOUR = "2026-11-20T11:00"
@@ -72,6 +74,8 @@ def main() -> None:
     if mode == "noisy":
         print("this is no JSON", flush=True)
     Thread(target=repeat_status, daemon=True).start()
+    if says := os.environ.get("FAKE_CAPTURE_SAYS"):
+        Thread(target=say_what_is_written, args=(Path(says),), daemon=True).start()
     sys.stdin.read()
     if mode == "deaf":
         time.sleep(3600)
@@ -83,6 +87,17 @@ def repeat_status() -> None:
     while True:
         time.sleep(0.2)
         status()
+
+
+def say_what_is_written(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.05)
+    with path.open() as lines:
+        while True:
+            if line := lines.readline():
+                print(line, end="", flush=True)
+            else:
+                time.sleep(0.05)
 
 
 if __name__ == "__main__":

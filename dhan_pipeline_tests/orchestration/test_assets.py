@@ -12,13 +12,14 @@ import dagster as dg
 import pytest
 from psycopg2.extensions import connection
 
+from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration.names import RAW_PACKETS, TICKS
 from dhan_pipeline.quality.measures import HOUR_CHECKS
 from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.subscriptions import read_subscriptions
-from dhan_pipeline_tests.orchestration.conftest import HOUR, OPEN_HOUR, Pipeline
+from dhan_pipeline_tests.orchestration.conftest import HOUR, OPEN_HOUR, Pipeline, Record
 
 MASTER = """\
 SEM_EXM_EXCH_ID,SEM_SEGMENT,SEM_SMST_SECURITY_ID,SEM_INSTRUMENT_NAME,SEM_EXPIRY_CODE,SEM_TRADING_SYMBOL,SEM_LOT_UNITS,\
@@ -135,6 +136,35 @@ def test_an_hour_of_the_journal_is_verified_and_counted(pipeline: Pipeline) -> N
 
 def test_an_hour_that_the_journal_does_not_hold_is_refused(pipeline: Pipeline) -> None:
     assert why_failed(materialize(pipeline, RAW_PACKETS, HOUR)) == f"The journal holds nothing of the hour {HOUR}."
+
+
+@pytest.mark.parametrize("key", [RAW_PACKETS, TICKS])
+def test_an_hour_of_which_nothing_came_is_refused_with_the_gap_that_swallowed_it(
+    pipeline: Pipeline, record_gap: Record, key: dg.AssetKey
+) -> None:
+    record_gap(HOUR, -600, 5000, Cause.HOST_DOWN, "the machine was off")
+    record_gap(HOUR, 0, 20, Cause.SILENT, gap_id=2)
+    assert why_failed(materialize(pipeline, key, HOUR)) == (
+        f"The journal holds nothing of the hour {HOUR}."
+        " Nothing came from 08:50:00.000 to 10:13:20.000 IST: host down, the machine was off."
+    )
+
+
+def test_the_gaps_of_an_hour_are_shown_beside_it_and_judged_whenever_it_is_materialised(
+    pipeline: Pipeline, record_gap: Record
+) -> None:
+    assert run_job(pipeline, "instrument_sync_job").success
+    capture(pipeline, HOUR, 2890.5)
+    record_gap(HOUR, 60, 12.5, Cause.STALL, "nothing came")
+    raw = metadata(materialize(pipeline, RAW_PACKETS, HOUR), "raw_packets")
+    assert (raw["gap_seconds"], raw["silent_instruments"]) == (12.5, 0)
+    assert "| 2 | 09:01:00.000 | 09:01:12.500 | 12.5 | stall | nothing came |" in raw["gaps"]
+    record_gap(HOUR, 600, 90, gap_id=2)
+    result = materialize(pipeline, TICKS, HOUR)
+    (judged,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "gaps"]
+    assert (judged.passed, judged.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert judged.metadata["value"].value == 90.0
+    assert "| 2 | 09:10:00.000 | 09:11:30.000 | 90.0 |" in str(judged.metadata["details"].value)
 
 
 @pytest.mark.parametrize("key", [RAW_PACKETS, TICKS])

@@ -7,7 +7,7 @@ import pytest
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment
-from dhan_pipeline.orchestration.calendar import capture_expected, feed_expected
+from dhan_pipeline.orchestration.calendar import TOKEN_AHEAD, capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
@@ -75,3 +75,22 @@ def test_the_simulator_never_closes(settings: Settings) -> None:
     always = settings.model_copy(update={"sessions": "always"})
     assert capture_expected(always, at("2026-11-21T03:00:00"))
     assert feed_expected(always, at("2026-11-21T03:00:00"))
+
+
+def test_a_token_is_needed_until_the_last_session_of_the_day_closes(settings: Settings) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ)
+    assert token_needed_until(settings, at("2026-11-20T08:00:00")) == datetime(2026, 11, 20, 16, 0, tzinfo=IST)
+    subscribe(settings, ExchangeSegment.NSE_EQ, ExchangeSegment.MCX_COMM)
+    assert token_needed_until(settings, at("2026-11-20T17:00:00")) == datetime(2026, 11, 20, 23, 55, tzinfo=IST)
+
+
+@pytest.mark.parametrize("time", ["2026-11-20T16:00:00", "2026-11-21T10:00:00"])
+def test_a_token_is_not_needed_where_no_session_of_the_day_is_left(settings: Settings, time: str) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ)
+    assert token_needed_until(settings, at(time)) is None
+
+
+def test_where_sessions_never_end_a_token_is_always_needed_for_a_while(settings: Settings) -> None:
+    always = settings.model_copy(update={"sessions": "always"})
+    clock = at("2026-11-21T03:00:00")
+    assert token_needed_until(always, clock) == clock.now() + TOKEN_AHEAD

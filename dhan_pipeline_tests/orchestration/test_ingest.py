@@ -11,7 +11,15 @@ from dagster import AssetCheckKey
 from psycopg2.extensions import connection
 
 from dhan_pipeline.orchestration import ingest
-from dhan_pipeline.orchestration.names import LIVE_FEED, RAW_PACKETS, TICKS
+from dhan_pipeline.orchestration.names import (
+    LIVE_FEED,
+    NEEDS_PERSON_TAG,
+    RAW_PACKETS,
+    SESSION_TAG,
+    STOP_AT_TAG,
+    STOP_TAG,
+    TICKS,
+)
 from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
 from dhan_pipeline.store.engine import create_database
 from dhan_pipeline_tests.orchestration.conftest import (
@@ -20,6 +28,7 @@ from dhan_pipeline_tests.orchestration.conftest import (
     OPEN_HOUR,
     Pipeline,
     Record,
+    Said,
     checks,
     execute,
     meanwhile,
@@ -66,6 +75,11 @@ def is_alive(pid: int | None) -> bool:
 
 def logged(pipeline: Pipeline, run_id: str) -> str:
     return "\n".join(entry.user_message for entry in pipeline.instance.all_logs(run_id))
+
+
+def told(pipeline: Pipeline, words: str) -> bool:
+    """Whether the newest run has said so."""
+    return any(words in logged(pipeline, run.run_id) for run in pipeline.instance.get_runs(limit=1))
 
 
 def why_failed(result: dg.ExecuteInProcessResult) -> str | None:
@@ -224,6 +238,104 @@ def test_a_run_that_was_given_up_from_outside_stops_its_capture(pipeline: Pipeli
         result = execute(pipeline)
     assert not result.success
     assert not is_alive(capture_pid(pipeline))
+
+
+def test_a_capture_that_only_a_person_can_help_leaves_word_for_the_supervisor(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CAPTURE", "no_plan")
+    assert not execute(pipeline).success
+    tags = pipeline.instance.get_runs()[0].tags
+    assert tags[NEEDS_PERSON_TAG] == "Dhan refused the connection (806, data APIs are not subscribed)"
+    assert tags[SESSION_TAG] == "2026-11-20"
+
+
+def test_what_was_said_of_another_run_does_not_count_for_one_that_inherits_its_tags(pipeline: Pipeline) -> None:
+    job = pipeline.definitions().resolve_job_def("ingest_job")
+    inherited = {STOP_TAG: "The session is over.", STOP_AT_TAG: "1.5", NEEDS_PERSON_TAG: "No data plan."}
+    with meanwhile(stop_when(pipeline, lambda: len(live(pipeline)) == len(LIVE_CHECKS))):
+        result = job.execute_in_process(instance=pipeline.instance, raise_on_error=False, tags=inherited)
+    assert result.success
+    tags = pipeline.instance.get_runs()[0].tags
+    assert (tags[STOP_TAG], tags[STOP_AT_TAG], tags[NEEDS_PERSON_TAG]) == ("the test is over", "", "")
+
+
+def latest_gaps(pipeline: Pipeline) -> dg.AssetCheckEvaluation | None:
+    """The latest word on the gaps of `HOUR`."""
+    return next((e for e in checks(pipeline, TICKS, "gaps") if e.partition == HOUR), None)
+
+
+def test_a_gap_that_becomes_known_after_its_hour_was_sealed_is_judged_once_it_is_stored(
+    pipeline: Pipeline, record_hour: Record, record_gap: Record, capture_says: Said
+) -> None:
+    record_hour(HOUR)
+
+    def fall_silent_at_the_end_of_the_hour() -> None:
+        judge = stop_when(pipeline, lambda: not getattr(latest_gaps(pipeline), "passed", True))
+        try:
+            wait_until(lambda: latest_gaps(pipeline))
+            record_gap(HOUR, 3560, None, detail="nothing came for 90 s")
+            capture_says.gap(HOUR, 3560, 90, over=False)
+        finally:
+            judge()
+
+    with meanwhile(fall_silent_at_the_end_of_the_hour):
+        assert execute(pipeline, HOUR).success
+    judged = latest_gaps(pipeline)
+    assert judged is not None
+    assert judged.metadata["value"].value == 40.0
+    assert "from 09:59:20.000 on, and lasts: stall, nothing came for 90 s." in (judged.description or "")
+    (info,) = pipeline.instance.event_log_storage.get_asset_check_partition_info([AssetCheckKey(TICKS, "gaps")])
+    assert (info.partition_key, info.latest_execution_status.value, info.is_current) == (HOUR, "FAILED", True)
+    # Nothing else is said again.
+    assert len(checks(pipeline, TICKS, "conservation")) == 1
+    history = pipeline.instance.fetch_materializations(dg.AssetRecordsFilter(TICKS, asset_partitions=[HOUR]), limit=10)
+    assert len(history.records) == 1
+
+
+def test_a_run_that_follows_a_dead_one_judges_the_gaps_of_the_last_sealed_hour_again(
+    pipeline: Pipeline, record_hour: Record, record_gap: Record
+) -> None:
+    record_hour(HOUR)
+    with meanwhile(stop_when(pipeline, lambda: latest_gaps(pipeline))):
+        execute(pipeline, HOUR)
+    record_gap(HOUR, 3560, 20)
+    with meanwhile(stop_when(pipeline, lambda: not getattr(latest_gaps(pipeline), "passed", True))):
+        execute(pipeline, HOUR)
+    judged = latest_gaps(pipeline)
+    assert judged is not None
+    assert (judged.passed, judged.metadata["value"].value) == (False, 20.0)
+
+
+def test_gaps_are_told_as_they_begin_and_end(pipeline: Pipeline, capture_says: Said) -> None:
+    capture_says.gap(HOUR, 60, 90, over=False, detail="no byte for 90 s")
+    capture_says.gap(HOUR, 60, 92.25, over=True, detail="no byte for 90 s")
+    capture_says.gap(HOUR, -20 * 3600, 20 * 3600, over=False, cause="silent")
+    capture_says.say(event="gap", what="nothing that is known")
+    capture_says.say(event="warning", message="the end")
+    with meanwhile(stop_when(pipeline, lambda: told(pipeline, "the end"))):
+        result = execute(pipeline)
+    assert result.success
+    log = {entry.user_message: entry.level for entry in pipeline.instance.all_logs(result.run_id)}
+    assert log["A gap: connection 2 brings nothing since 09:01:00.000 IST: stall, no byte for 90 s."] == logging.WARNING
+    over = "The gap of connection 2 since 09:01:00.000 IST (stall) is over after 92.2 s: connected again."
+    assert log[over] == logging.INFO
+    yesterday = "A gap: an instrument of connection 2 brings nothing since 2026-11-19 13:00:00.000 IST: silent."
+    assert log[yesterday] == logging.WARNING
+
+
+def test_of_a_connection_that_comes_and_goes_all_day_not_every_gap_is_told(
+    pipeline: Pipeline, capture_says: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "GAPS_TOLD", 2)
+    for second in range(5):
+        capture_says.gap(HOUR, second, 0.5, over=False)
+        capture_says.gap(HOUR, second, 0.5, over=True)
+    capture_says.say(event="warning", message="the end")
+    with meanwhile(stop_when(pipeline, lambda: told(pipeline, "the end"))):
+        result = execute(pipeline)
+    log = logged(pipeline, result.run_id)
+    assert (log.count("A gap:"), log.count("is over after"), log.count("There are many gaps")) == (2, 2, 1)
 
 
 def test_a_line_that_is_not_an_event_is_logged_and_does_no_harm(

@@ -127,6 +127,15 @@ def test_a_person_who_starts_the_job_again_lifts_the_hold() -> None:
     assert in_session(failed(10), run(Status.CANCELED, ended_s=NOW - 3600)).action == "launch"
 
 
+def test_a_failure_that_only_a_person_can_mend_is_not_repeated_until_one_has_acted() -> None:
+    no_plan = run(Status.FAILURE, ended_s=NOW - 3600, needs_person="The account has no data plan.")
+    decision = in_session(no_plan)
+    assert decision == Decision("skip", "The account has no data plan. Once that is mended, launch ingest_job.")
+    # A person launched the job, and it failed for another reason.
+    assert in_session(failed(10), no_plan).action == "launch"
+    assert in_session(run(Status.STARTED, started_s=NOW - 1), no_plan).action == "skip"
+
+
 def test_attempts_count_on_from_the_highest_of_the_session() -> None:
     runs = [run(Status.SUCCESS), run(Status.SUCCESS, attempt=7), run(Status.SUCCESS, attempt=6)]
     assert in_session(*runs).attempt == 8
@@ -179,6 +188,24 @@ class TestTheSensor:
         request = self.evaluate(subscribed)
         assert isinstance(request, dg.RunRequest)
         assert request.run_key == "0:2026-11-22#3"
+
+    def test_waits_for_a_person_until_the_next_session(self, subscribed: Pipeline) -> None:
+        tags = {"dhan/session": "2026-11-22", "dhan/needs_person": "No data plan."}
+        self.create_run(subscribed, dg.DagsterRunStatus.FAILURE, **tags)
+        result = self.evaluate(subscribed)
+        assert isinstance(result, dg.SkipReason)
+        assert "No data plan. Once that is mended" in (result.skip_message or "")
+
+    @pytest.mark.parametrize(
+        "tags",
+        [
+            {"dhan/session": "2026-11-21", "dhan/needs_person": "No data plan."},
+            {"dhan/session": "2026-11-22", "dhan/needs_person": "", "dhan/stop": "", "dhan/stop_at": ""},
+        ],
+    )
+    def test_does_not_wait_for_a_person_without_need(self, subscribed: Pipeline, tags: dict[str, str]) -> None:
+        self.create_run(subscribed, dg.DagsterRunStatus.SUCCESS, **tags)
+        assert isinstance(self.evaluate(subscribed), dg.RunRequest)
 
     def test_leaves_a_living_run_alone(self, subscribed: Pipeline) -> None:
         self.create_run(subscribed, dg.DagsterRunStatus.STARTED)

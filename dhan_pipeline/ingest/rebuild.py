@@ -43,7 +43,7 @@ def rebuild_hour(settings: Settings, database_url: str, hour: str, clock: Clock)
 
 def _stored_blocks(settings: Settings, capture: int, hour: str, tokens: NDArray[np.int64]) -> Iterator[StoredBlock]:
     """The hour's blocks of one capture, after the state that the day's earlier blocks leave."""
-    processor = BlockProcessor(tokens)
+    processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
     midnight = first_block_id(capture, day_start_ns(parse_hour_key(hour)))
     for block in read_blocks(settings.journal_dir, capture, after=midnight - 1):
         if block.hour > hour:

@@ -125,6 +125,45 @@ def hours(conn: connection) -> list[str]:
         return [hour_key(start_ns) for (start_ns,) in cursor.fetchall()]
 
 
+def rejections(conn: connection, since_ns: int, reason: str | None = None) -> list[tuple[int, int]]:
+    """(block id, rejected packets) of the blocks with rejected packets received since (ns, UTC), in order.
+
+    Those of one `reason`, or of any.
+    """
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT block_id, count(*) FROM rejected_packets "
+            "WHERE received >= %(since)s AND (%(reason)s IS NULL OR reason = %(reason)s) "
+            "GROUP BY block_id ORDER BY block_id",
+            {"since": instant(since_ns), "reason": reason},
+        )
+        return cursor.fetchall()
+
+
+def rejected_positions(conn: connection, block_ids: list[int], reason: str | None = None) -> dict[int, set[int]]:
+    """Positions of the rejected packets of each block, of one `reason` or of any."""
+    found: dict[int, set[int]] = {block_id: set() for block_id in block_ids}
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT block_id, position FROM rejected_packets WHERE block_id = ANY(%(blocks)s) "
+            "AND (%(reason)s IS NULL OR reason = %(reason)s)",
+            {"blocks": block_ids, "reason": reason},
+        )
+        for block_id, position in cursor.fetchall():
+            found[block_id].add(position)
+    return found
+
+
+def last_ledger_block(conn: connection, first: int, before: int) -> int | None:
+    """The highest stored block id from `first` on and below `before`, None without any."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT max(block_id) FROM ingest_ledger WHERE block_id >= %s AND block_id < %s", (first, before)
+        )
+        found: int | None = cursor.fetchall()[0][0]
+    return found
+
+
 def complete_hours(conn: connection, now_ns: int) -> list[str]:
     """Those of `hours` that were over at `now_ns` (nanoseconds since the Unix epoch)."""
     open_hour = hour_key(now_ns)

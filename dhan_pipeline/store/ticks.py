@@ -23,7 +23,7 @@ from dhan_pipeline.store.copy import tick_copy
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import hour_bounds
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
-from dhan_pipeline.ticks import COLUMNS, Enriched
+from dhan_pipeline.ticks import COLUMNS, POSITION_BITS, Enriched
 
 _COPY = f"COPY ticks ({', '.join(column.name for column in COLUMNS)}) FROM STDIN (FORMAT binary)"
 _COPY_BUFFER_BYTES = 1 << 20
@@ -149,6 +149,59 @@ def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlock], clo
         if lost := cur.fetchall()[0][0]:
             raise JournalIncompleteError(
                 f"The journal lacks {lost} blocks of {hour} whose ticks the database holds; nothing was changed."
+            )
+    return rows
+
+
+def replace_blocks(
+    conn: connection, first_block_id: int, last_block_id: int, blocks: Iterable[StoredBlock], clock: Clock
+) -> int:
+    """Replace the rows of one capture's blocks from the first id to the last, in one transaction. Returns the new rows.
+
+    The writer, which only adds newer blocks, may go on meanwhile.
+
+    Raises JournalIncompleteError where the ledger has blocks of that range that are not among `blocks`, and whatever
+    `blocks` raises; nothing is changed then.
+    """
+    with conn, conn.cursor() as cur:
+        cur.execute(
+            "SELECT DISTINCT hour FROM ingest_ledger WHERE block_id BETWEEN %s AND %s ORDER BY hour",
+            (first_block_id, last_block_id),
+        )
+        starts_ns = [int(hour.timestamp()) * 1_000_000_000 for (hour,) in cur.fetchall()]
+    for start_ns in starts_ns:
+        ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
+    rows = 0
+    with conn, conn.cursor() as cur:
+        for start_ns in starts_ns:
+            cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
+            cur.execute(
+                "DELETE FROM ticks WHERE time >= %s AND time < %s AND tick_id >= %s AND tick_id < %s",
+                (
+                    instant(start_ns),
+                    instant(start_ns + HOUR_NS),
+                    first_block_id << POSITION_BITS,
+                    (last_block_id + 1) << POSITION_BITS,
+                ),
+            )
+        cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first_block_id, last_block_id))
+        now = clock.now()
+        chunk: list[StoredBlock] = []
+        chunk_rows = 0
+        for block in blocks:
+            chunk.append(block)
+            chunk_rows += block.enriched.rows
+            if chunk_rows >= _REBUILD_ROWS:
+                rows += _rebuild(cur, chunk, now)
+                chunk, chunk_rows = [], 0
+        rows += _rebuild(cur, chunk, now)
+        cur.execute(
+            "SELECT count(*) FROM ingest_ledger WHERE block_id BETWEEN %s AND %s AND rebuilt_at IS DISTINCT FROM %s",
+            (first_block_id, last_block_id, now),
+        )
+        if lost := cur.fetchall()[0][0]:
+            raise JournalIncompleteError(
+                f"The journal lacks {lost} blocks whose ticks the database holds; nothing was changed."
             )
     return rows
 

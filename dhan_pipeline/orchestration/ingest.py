@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -44,6 +43,7 @@ from dhan_pipeline.orchestration.names import (
     STOP_TAG,
     TICKS,
 )
+from dhan_pipeline.orchestration.new_gaps import NewGaps
 from dhan_pipeline.orchestration.resources import settings_environment
 from dhan_pipeline.quality.gap_words import event_in_words
 from dhan_pipeline.quality.gaps import GapPart
@@ -137,8 +137,7 @@ class _Supervision:
         self._again: dict[tuple[str, bool], float] = {}
         """Those whose report failed, and when to try again."""
         # A run that died may not have come to judge the last hour again.
-        self._with_new_gaps: dict[str, datetime | None] = dict.fromkeys(sorted(self._sealed)[-1:])
-        """Sealed hours with gaps that the capture has told of, and of which status line's time at the latest."""
+        self._new_gaps = NewGaps(sorted(self._sealed)[-1:], clock.speed)
         self._gaps_told = 0
         self._statuses: deque[dict[str, Any]] = deque(maxlen=LIVE_WINDOW_S)
         self._live: dict[str, tuple[bool, str]] = {}
@@ -158,6 +157,9 @@ class _Supervision:
             while asked_to_stop is None and not self._child.ended:
                 if event := self._child.next_event(0.5):
                     self._handle(event)
+                    # While Dagster's storage is away each report takes 12 s to fail: never one a status line.
+                    for event in self._child.remaining_events():
+                        self._handle(event)
                 self._report_what_is_due()
                 asked_to_stop = self._asked_to_stop()
             ending = "The capture ended by itself."
@@ -181,7 +183,8 @@ class _Supervision:
         match event:
             case {"event": "status"}:
                 self._statuses.append(event)
-                self._judge_new_gaps(event)
+                for hour in self._new_gaps.stored(event):
+                    self._to_measure.put((hour, True))
             case {"event": "hour_complete", "hour": str(hour)}:
                 if hour >= self._first_hour and hour not in self._sealed:
                     self._sealed.add(hour)
@@ -259,32 +262,13 @@ class _Supervision:
 
     def _hear_of_gap(self, event: dict[str, Any]) -> None:
         """Tell of a gap that began or ended, and remember the sealed hours into which it reaches back."""
-        started = datetime.fromisoformat(event["started_at"])
-        ended = datetime.fromisoformat(event["ended_at"]) if event["ended_at"] else None
-        first = hour_key(int(started.timestamp() * 1e9))
-        last = hour_key(int(ended.timestamp() * 1e9)) if ended else max(self._sealed, default="")
-        for hour in self._sealed:
-            if max(first, self._first_hour) <= hour <= last:
-                self._with_new_gaps[hour] = None
-        self._gaps_told += ended is None
+        self._new_gaps.hear(event, {hour for hour in self._sealed if hour >= self._first_hour})
+        began = event["ended_at"] is None
+        self._gaps_told += began
         if self._gaps_told <= GAPS_TOLD:
-            self._log(logging.WARNING if ended is None else logging.INFO, event_in_words(event))
-        elif self._gaps_told == GAPS_TOLD + 1 and ended is None:
+            self._log(logging.WARNING if began else logging.INFO, event_in_words(event))
+        elif self._gaps_told == GAPS_TOLD + 1 and began:
             self._log(logging.WARNING, "There are many gaps: more are not told here. `dhan-pipeline gaps` lists all.")
-
-    def _judge_new_gaps(self, status: dict[str, Any]) -> None:
-        """Judge sealed hours again once the gaps that were told of are stored.
-
-        All that was received before a status line's backlog is stored; a gap is told before the next status line.
-        """
-        at = datetime.fromisoformat(status["at"])
-        stored_to = at - timedelta(seconds=(status["backlog_seconds"] or 0.0) * self._clock.speed)
-        for hour, told_by in list(self._with_new_gaps.items()):
-            if stored_to >= (told_by or at):
-                del self._with_new_gaps[hour]
-                self._to_measure.put((hour, True))
-            elif told_by is None:
-                self._with_new_gaps[hour] = at
 
     def _beat(self) -> None:
         status = self._statuses[-1]
@@ -327,8 +311,9 @@ class _Supervision:
             state = (outcome.passed, outcome.severity)
             if every or self._live.get(outcome.name) != state:
                 evaluation = _evaluation(LIVE_FEED, outcome)
-                if self._safely("a live check", partial(self._instance.report_runless_asset_event, evaluation)):
-                    self._live[outcome.name] = state
+                if not self._safely("a live check", partial(self._instance.report_runless_asset_event, evaluation)):
+                    return  # nor will the others be reported now
+                self._live[outcome.name] = state
 
     def _measure(self) -> None:
         """Measure complete hours, in a thread: reading a busy hour of the journal takes longer than a heartbeat may."""

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
-.PHONY: help setup demo test lint types format bench lock clean
+.PHONY: help setup demo test lint types format bench soak lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ format: $(VENV)/.dev ## Rewrite to the house style
 
 bench: $(VENV)/.dev ## Measure
 	$(BIN)/python benchmarks/decode.py
+
+soak: $(VENV)/.dev ## Random faults against the running system, for SOAK_MINUTES (10); is anything lost?
+	$(BIN)/python -m dhan_pipeline_tests.soak $(ARGS)
 
 lock: ## Renew the locks from pyproject.toml (needs uv)
 	$(UV_COMPILE) --upgrade --extra build pyproject.toml -o requirements.lock

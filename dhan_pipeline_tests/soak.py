@@ -1,0 +1,370 @@
+"""Random faults against the running system, and then the question whether anything was lost.
+
+`make soak`, or `python -m dhan_pipeline_tests.soak`: PostgreSQL, Dagster's code server and daemon with its supervisor,
+and the capture that it starts, all as a user has them; the exchange is in this process, and remembers what it sent.
+The same seed makes the same faults. It ends with the conservation report and the capture's memory, exit code 0 or 1.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import dagster as dg
+import psycopg2
+
+from dhan_pipeline.demo.guardian import guarded
+from dhan_pipeline.demo.run import _MODULE, _stop_ingest_runs, _write_dagster_home
+from dhan_pipeline.demo.services import Services
+from dhan_pipeline.feeds.dhan.auth import save_token
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
+from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.journal.holder import Holder
+from dhan_pipeline.journal.reader import capture_dir
+from dhan_pipeline.orchestration.resources import settings_environment
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import embedded, ledger
+from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.store.migrate import migrate
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.conservation import check
+from dhan_pipeline_tests.ingest.feed import CLIENT_ID, add_instruments
+
+INSTRUMENTS = 200
+RATE = 5000.0
+SILENCE_S = 10.0
+
+#: Longest pause between two faults, and how old what the capture says of itself may be.
+PAUSE_S = 2.0
+FRESH_S = 3.0
+
+#: Longest that the capture may take to be well again. Where nobody else can tell that a run is dead, the supervisor gives
+#: it up once it has sent no heartbeat for 150 s.
+RECOVERY_S = 240.0
+
+#: A process's memory is compared after so long, between its first and last third.
+WARM_UP_S = 20.0
+GROWTH_SHARE, GROWTH_MB = 1.15, 20.0
+
+
+class Soak:
+    """The running system, and what is done to it."""
+
+    def __init__(self, settings: Settings, server_dir: Path, simulator: DhanSimulator, services: Services) -> None:
+        self.settings = settings
+        self.simulator = simulator
+        self.services = services
+        self.server_dir = server_dir
+        self.url = settings.database_url or ""
+        self.running: dict[str, int] = {}
+        self.memory: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._tokens = 0
+        self.started = time.monotonic()
+
+    def say(self, sentence: str) -> None:
+        """A line for whoever watches."""
+        print(f"{time.monotonic() - self.started:7.1f} s  {sentence}", file=sys.stderr, flush=True)
+
+    def new_token(self) -> None:
+        """Put another token into the file."""
+        self._tokens += 1
+        save_token(self.settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6 + self._tokens), CLIENT_ID)
+
+    @property
+    def capture_pid(self) -> int | None:
+        """The process that holds the capture's lock, if it is there."""
+        with suppress(OSError), (capture_dir(self.settings.journal_dir, 0) / "lock").open("rb") as lock:
+            holder = Holder.read(lock.fileno())
+            if holder.pid is not None and holder.end is None and Path(f"/proc/{holder.pid}").exists():
+                return holder.pid
+        return None
+
+    def status(self) -> ledger.CaptureStatus | None:
+        """What the capture said within the last seconds; None if it or the database is away."""
+        with suppress(psycopg2.Error), closing(connect(self.url)) as conn:
+            for status in ledger.statuses(conn):
+                if time.time() - status.updated_at.timestamp() < FRESH_S:
+                    return status
+        return None
+
+    async def well(self) -> bool:
+        """Wait until the capture is connected, has caught up and reports; False if that takes too long."""
+        deadline = time.monotonic() + RECOVERY_S
+        while time.monotonic() < deadline:
+            for name in self.services.revive():
+                self.say(f"The {name} was started again.")
+            status = await asyncio.to_thread(self.status)
+            if status is not None:
+                now = status.status
+                self.memory[status.pid].append((time.monotonic(), now["rss_mb"]))
+                if now["connections_up"] == now["connections"] and now["backlog_seconds"] < 1 and not now["gap_open_s"]:
+                    return True
+            await asyncio.sleep(0.5)
+        return False
+
+    async def exchange(self, *texts: str) -> None:
+        """Faults of the exchange, all at once, for as long as the longest lasts."""
+        faults = [parse_fault(text) for text in texts]
+        async with asyncio.TaskGroup() as group:
+            for fault in faults:
+                group.create_task(self._happen(fault))
+
+    async def _happen(self, fault: object) -> None:
+        async with happening(self.simulator, fault):  # type: ignore[arg-type]
+            await asyncio.sleep(fault.for_s)  # type: ignore[attr-defined]
+
+    async def refused_token(self) -> None:
+        """Dhan ends the token; somebody makes another one."""
+        await self.simulator.disconnect(807)
+        await asyncio.sleep(2)
+        self.new_token()
+
+    async def signal_capture(self, number: int, parent: bool = False, then: int | None = None) -> None:
+        """Send a signal to the capture or to the run that keeps it, and perhaps another one 7 s later."""
+        pid = self.capture_pid
+        if pid is not None:
+            if parent:
+                pid = _parent(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+                if then is not None:
+                    await asyncio.sleep(7)
+                    os.kill(pid, then)
+
+    async def kill_service(self, name: str) -> None:
+        """Kill one of Dagster's processes; it is started again."""
+        os.kill(self.running[name], signal.SIGKILL)
+
+    async def kill_database(self) -> None:
+        """Kill PostgreSQL with all its processes, and start it again."""
+        pid_file = next(self.server_dir.glob("postgresql-*/data/postmaster.pid"))
+        os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
+        await asyncio.sleep(3)
+        await asyncio.to_thread(embedded.start, self.server_dir)
+
+    async def sql(self, *statements: str, wait_s: float = 0.0, then: str = "") -> None:
+        """Statements on the server, and perhaps another one after a while."""
+        server = create_database(self.url, "postgres")
+        for statement in statements:
+            await asyncio.to_thread(_execute, server, statement)
+        await asyncio.sleep(wait_s)
+        if then:
+            await asyncio.to_thread(_execute, server, then)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _execute(url: str, statement: str) -> None:
+    with closing(connect(url)) as conn:
+        conn.autocommit = True
+        with conn.cursor() as cursor:
+            cursor.execute("SET default_transaction_read_only = off")
+            cursor.execute(statement)
+
+
+_END_SESSIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'dhan_pipeline' AND pid <> pg_backend_pid()"
+)
+
+FAULTS: dict[str, Callable[[Soak], Awaitable[None]]] = {
+    "TCP reset": lambda soak: soak.exchange("reset"),
+    "connection dropped": lambda soak: soak.exchange("drop"),
+    "closed with 1011": lambda soak: soak.exchange("close=1011"),
+    "half a message": lambda soak: soak.exchange("half"),
+    "a message of 100 MB": lambda soak: soak.exchange("huge"),
+    "garbage": lambda soak: soak.exchange("garbage"),
+    "disconnect 800": lambda soak: soak.exchange("disconnect=800"),
+    "token refused": lambda soak: soak.refused_token(),
+    "short stall": lambda soak: soak.exchange("stall+3"),
+    "long stall": lambda soak: soak.exchange("stall+14"),
+    "slow": lambda soak: soak.exchange("slow+4"),
+    "stacked": lambda soak: soak.exchange("stacked+4"),
+    "reordered": lambda soak: soak.exchange("reordered+4"),
+    "snapshot twice": lambda soak: soak.exchange("reset", "duplicate-snapshot+5"),
+    "HTTP 503": lambda soak: soak.exchange("reset", "refuse=503+4"),
+    "unreachable": lambda soak: soak.exchange("reset", "unreachable+4"),
+    "mute": lambda soak: soak.exchange("reset", "mute+4"),
+    "capture killed": lambda soak: soak.signal_capture(signal.SIGKILL),
+    "capture asked to end": lambda soak: soak.signal_capture(signal.SIGTERM),
+    "capture suspended": lambda soak: soak.signal_capture(signal.SIGSTOP, then=signal.SIGCONT),
+    "ingest run killed": lambda soak: soak.signal_capture(signal.SIGKILL, parent=True),
+    "code server killed": lambda soak: soak.kill_service("code-server"),
+    "daemon killed": lambda soak: soak.kill_service("daemon"),
+    "PostgreSQL killed": lambda soak: soak.kill_database(),
+    "sessions ended": lambda soak: soak.sql(_END_SESSIONS),
+    "database read-only": lambda soak: soak.sql(
+        "ALTER DATABASE dhan_pipeline SET default_transaction_read_only = on",
+        _END_SESSIONS,
+        wait_s=5,
+        then="ALTER DATABASE dhan_pipeline RESET default_transaction_read_only",
+    ),
+    "database closed": lambda soak: soak.sql(
+        "ALTER DATABASE dhan_pipeline ALLOW_CONNECTIONS false",
+        _END_SESSIONS,
+        wait_s=5,
+        then="ALTER DATABASE dhan_pipeline ALLOW_CONNECTIONS true",
+    ),
+}
+
+#: These cost a minute's rest each, so a short soak leaves them out.
+LONG_FAULTS: dict[str, Callable[[Soak], Awaitable[None]]] = {
+    "disconnect 805": lambda soak: soak.exchange("disconnect=805"),
+    "HTTP 429": lambda soak: soak.exchange("reset", "refuse=429+3"),
+}
+LONG_SOAK_MINUTES = 5.0
+
+
+async def torment(soak: Soak, minutes: float, randomness: random.Random, done: Counter[str]) -> list[str]:
+    """One fault after another, each kind once before any comes again. Returns what went wrong."""
+    faults = FAULTS | (LONG_FAULTS if minutes >= LONG_SOAK_MINUTES else {})
+    end = time.monotonic() + 60 * minutes
+    order: list[str] = []
+    while time.monotonic() < end:
+        if not order:
+            order = sorted(faults)
+            randomness.shuffle(order)
+        name = order.pop()
+        done[name] += 1
+        soak.say(name)
+        await faults[name](soak)
+        await asyncio.sleep(FRESH_S)
+        if not await soak.well():
+            return [f"The capture was not well again within {RECOVERY_S:g} s of: {name}."]
+        await asyncio.sleep(randomness.uniform(0, PAUSE_S))
+    return []
+
+
+def memory_problems(memory: dict[int, list[tuple[float, float]]]) -> tuple[list[str], list[str]]:
+    """(a line a process, what is wrong with it)."""
+    lines, problems = [], []
+    for pid, samples in memory.items():
+        warm = [rss for at, rss in samples if at - samples[0][0] > WARM_UP_S]
+        if len(warm) < 9:
+            continue
+        third = len(warm) // 3
+        first, last = statistics.median(warm[:third]), statistics.median(warm[-third:])
+        lines.append(f"process {pid}: {first:.0f} MB at first, {last:.0f} MB at last, {max(warm):.0f} MB at most")
+        if last > first * GROWTH_SHARE + GROWTH_MB:
+            problems.append(f"The memory of process {pid} grew from {first:.0f} to {last:.0f} MB.")
+    return lines, problems
+
+
+async def sample_memory(soak: Soak) -> None:
+    while True:
+        status = await asyncio.to_thread(soak.status)
+        if status is not None:
+            soak.memory[status.pid].append((time.monotonic(), status.status["rss_mb"]))
+        await asyncio.sleep(1)
+
+
+async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], dict[str, object]]:
+    """Set everything up, torment it, end it in order. Returns (problems, facts)."""
+    done: Counter[str] = Counter()
+    with ExitStack() as stack:
+        server = embedded.start(folder)
+        stack.callback(embedded.stop, folder)
+        migrate(server.url)
+        settings = Settings(
+            _env_file=None,
+            data_dir=folder / "data",
+            database_url=server.url,
+            dhan_token_file=folder / "token.json",
+            sessions="always",
+            feed_silence_s=SILENCE_S,
+        )
+        chosen = [
+            Subscription((ExchangeSegment.NSE_EQ, ExchangeSegment.NSE_FNO)[n % 2], 100_000 + n, Mode.FULL, f"S{n}")
+            for n in range(INSTRUMENTS)
+        ]
+        write_subscriptions(settings.subscriptions_path, chosen)
+        tokens = [subscription.instrument_token for subscription in chosen]
+        add_instruments(server.url, tokens)
+        logs = folder / "logs"
+        logs.mkdir()
+        services = Services(logs, stack.enter_context(guarded(folder)))
+        async with DhanSimulator(tokens, rate=RATE, seed=seed, record=True) as simulator:
+            settings = settings.model_copy(update={"dhan_feed_url": simulator.feed_url})
+            soak = Soak(settings, folder, simulator, services)
+            soak.new_token()
+            socket = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dhan-", dir="/tmp"))) / "code"
+            home = _write_dagster_home(folder / "dagster", socket)
+            instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+            environment = {**os.environ, **settings_environment(settings), "DAGSTER_HOME": str(home)}
+            command = ("dagster", "api", "grpc", "--socket", str(socket), *_MODULE)
+            code = stack.enter_context(services.run("code-server", *command, environment=environment))
+            await asyncio.to_thread(code.wait_until, socket.exists)
+            command = ("dagster-daemon", "run", "--workspace", str(home / "workspace.yaml"))
+            daemon = stack.enter_context(services.run("daemon", *command, environment=environment))
+            soak.running = _Pids({"code-server": code, "daemon": daemon})  # type: ignore[assignment]
+            soak.say("Everything starts.")
+            problems = [] if await soak.well() else ["The capture did not start."]
+            if not problems:
+                sampling = asyncio.create_task(sample_memory(soak))
+                problems += await torment(soak, minutes, random.Random(seed), done)
+                sampling.cancel()
+            soak.say("The faults are over; everything that was received is stored.")
+            simulator.rate = 0
+            simulator.flush()
+            if not await soak.well():
+                problems.append("The capture did not catch up in the end.")
+            daemon.ask_to_stop()
+            await asyncio.to_thread(_stop_ingest_runs, instance)
+        report = await asyncio.to_thread(check, simulator.logs, settings, server.url)
+        lines, growth = memory_problems(soak.memory)
+        problems += [*report.problems, *growth]
+    facts: dict[str, object] = {"seed": seed, "minutes": minutes, "faults": dict(done), **asdict(report)}
+    facts |= {"memory": lines, "problems": problems}
+    print(f"\n{report}\n" + "\n".join(lines), file=sys.stderr)
+    return problems, facts
+
+
+class _Pids(dict[str, object]):
+    """The present process of each service."""
+
+    def __getitem__(self, name: str) -> int:
+        return super().__getitem__(name).pid  # type: ignore[attr-defined,no-any-return]
+
+
+def main() -> None:
+    """Run it as the arguments or SOAK_MINUTES and SOAK_SEED say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=float(os.environ.get("SOAK_MINUTES", "10")))
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("SOAK_SEED", "1")))
+    parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+    parser.add_argument("--keep", action="store_true", help="keep the data directory for a look")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="dhan-soak-"))
+    folder.chmod(0o755)  # root's PostgreSQL runs as another user, who has to enter
+    try:
+        problems, facts = asyncio.run(soak_for(arguments.minutes, arguments.seed, folder))
+    finally:
+        if arguments.keep:
+            print(f"Kept: {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    if arguments.json:
+        print(json.dumps(facts))
+    for problem in problems:
+        print(f"soak: {problem}", file=sys.stderr)
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()

@@ -127,12 +127,18 @@ _FIELD = rb'(?:"(?:[^"]++|"")*+"|(?!")[^,]*+)'
 _WELL_QUOTED = re.compile(_FIELD + rb"(?:," + _FIELD + rb")*+")
 
 #: Real files hold 65.0, -0.01000 and, once an editor has saved them, 1.00E+07.
-_NUMBER = r"-?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?"
+_NUMBER = r"-?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,3})?"
+
+#: A day that a database and a calendar can hold, and a time that says nothing.
+_DATE = r"(?:19|[2-9][0-9])[0-9]{2}-[0-9]{2}-[0-9]{2}(?:[ T][0-9]{2}:[0-9]{2}(?::[0-9]{2})?)?"
 
 _MAX_SECURITY_ID = 2**32 - 1
 _MAX_STRIKE = 1e10
 _MAX_TICK_SIZE = 1e6
 _MAX_LOT_SIZE = 2**31 - 1
+
+#: Characters of a field. The longest of real files has 100; an index of PostgreSQL takes 2704 bytes.
+_MAX_FIELD = 500
 
 
 class ScripMasterError(PipelineError):
@@ -241,7 +247,10 @@ def parse_dhan_csv(path: Path) -> ScripMaster:
 
 
 def _header(line: bytes) -> list[str]:
-    return [name.strip().upper() for name in next(csv.reader([line.decode()]), [])]
+    try:
+        return [name.strip().upper() for name in next(csv.reader([line.decode()]), [])]
+    except csv.Error:  # a name of more than 128 KiB
+        return []
 
 
 def _layout(path: Path, header: list[str]) -> tuple[Layout, list[str]]:
@@ -342,12 +351,15 @@ def _interpret(fields: pd.DataFrame, layout: Layout) -> tuple[pd.DataFrame, dict
     skip = np.asarray(nse_commodity | test, bool)
     ok &= ~skip
 
+    for name in fields.columns.intersection(_TEXT_COLUMNS):
+        refuse(fields[name].str.len() > _MAX_FIELD, f"a field of more than {_MAX_FIELD} characters")
+
     place = fields["exchange"] + " " + fields["segment"]
     segment = place.map({name: float(member) for name, member in _SEGMENTS.items()}).to_numpy(np.float64)
     refuse(np.isnan(segment), "unknown exchange and segment")
     segment = np.nan_to_num(segment).astype(np.int64)
 
-    security_id, bad = _numbers(fields["security_id"], r"\d{1,10}")
+    security_id, bad = _numbers(fields["security_id"], "[0-9]{1,10}")
     refuse(bad | np.isnan(security_id) | (security_id > _MAX_SECURITY_ID), "no security id of 32 bits")
     token = dhan_tokens(segment, np.nan_to_num(security_id))
 
@@ -361,10 +373,11 @@ def _interpret(fields: pd.DataFrame, layout: Layout) -> tuple[pd.DataFrame, dict
     refuse(derivative & np.asarray(expiry.isna()), "a derivative without expiry")
 
     strike, bad = _numbers(fields["strike"], _NUMBER)
+    strike = strike.round(2)
     refuse(bad | (strike >= _MAX_STRIKE), "a strike that is not a price")
     refuse(option & ~(strike > 0), "an option without strike")
     refuse(option & ~np.asarray(fields["option_type"].isin(["CE", "PE"]), bool), "an option that is neither CE nor PE")
-    strike = np.where(option, strike.round(2), np.nan)
+    strike = np.where(option, strike, np.nan)
 
     tick_size, bad = _numbers(fields["tick_size"], _NUMBER)
     # Tradable instruments have it in paise, indices in rupees. 0 says nothing.
@@ -436,7 +449,7 @@ def _dates(values: "pd.Series[str]") -> tuple["pd.Series[pd.Timestamp]", NDArray
     """Dates (the time that the compact layout adds is unreliable), NaT where there is none, and what is neither."""
     day = values.str.slice(0, 10)
     none = day.isin(_NO_DATE)
-    formed = values.str.fullmatch(r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?")
+    formed = values.str.fullmatch(_DATE)
     dates = pd.to_datetime(day.where(formed & ~none), format="%Y-%m-%d", errors="coerce").astype("datetime64[s]")
     return dates, np.asarray(~none & dates.isna(), bool)
 

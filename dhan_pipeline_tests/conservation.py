@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.feeds.dhan.decode import decode
-from dhan_pipeline.feeds.simulator.faults import SentLog
+from dhan_pipeline.feeds.simulator.misbehaviour import SentLog
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started, notes
 from dhan_pipeline.journal.reader import read_blocks

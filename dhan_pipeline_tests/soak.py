@@ -53,8 +53,8 @@ SILENCE_S = 10.0
 PAUSE_S = 2.0
 FRESH_S = 3.0
 
-#: Longest that the capture may take to be well again. Where nobody else can tell that a run is dead, the supervisor gives
-#: it up once it has sent no heartbeat for 150 s.
+#: Longest that the capture may take to be well again. Where nobody else can tell that a run is dead, the supervisor
+#: gives it up once it has sent no heartbeat for 150 s.
 RECOVERY_S = 240.0
 
 #: A process's memory is compared after so long, between its first and last third.

@@ -107,10 +107,12 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         "ingest_job",
         "instrument_sync_job",
         "retention_job",
+        "token_refresh_job",
     }
     assert {(s.name, s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs} == {
         ("instrument_sync_schedule", "30 8 * * *", "Asia/Kolkata"),
         ("retention_schedule", "30 0 * * *", "Asia/Kolkata"),
+        ("token_refresh_schedule", "*/15 * * * *", "Asia/Kolkata"),
     }
     assert [sensor.name for sensor in repository.sensor_defs] == ["ingest_supervisor"]
     for instigator in (*repository.schedule_defs, *repository.sensor_defs):

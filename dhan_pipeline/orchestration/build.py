@@ -20,6 +20,7 @@ from dhan_pipeline.orchestration.schedules import (
     retention_schedule,
 )
 from dhan_pipeline.orchestration.supervisor import build_supervisor
+from dhan_pipeline.orchestration.tokens import token_refresh_job, token_refresh_schedule
 from dhan_pipeline.settings import Settings
 
 
@@ -42,9 +43,9 @@ def build_defs(
             *assets.build_hourly_assets(hours),
         ],
         asset_checks=build_checks(hours),
-        jobs=[ingest_job, instrument_sync_job, retention_job],
+        jobs=[ingest_job, instrument_sync_job, retention_job, token_refresh_job],
         sensors=[build_supervisor(settings, ingest_job)],
-        schedules=[instrument_sync_schedule, retention_schedule],
+        schedules=[instrument_sync_schedule, retention_schedule, token_refresh_schedule],
         resources=build_resources(settings, clock or Clock(), capture_command),
         # Every step here waits for a database or a file; a process of its own would only cost a second of imports.
         executor=dg.in_process_executor,

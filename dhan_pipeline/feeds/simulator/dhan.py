@@ -35,7 +35,8 @@ from websockets.protocol import State
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, RequestCode, ResponseCode
-from dhan_pipeline.feeds.simulator.faults import (
+from dhan_pipeline.feeds.simulator.market import Market, frame_header
+from dhan_pipeline.feeds.simulator.misbehaviour import (
     GARBAGE,
     HUGE_HEADER,
     SentLog,
@@ -45,9 +46,7 @@ from dhan_pipeline.feeds.simulator.faults import (
     stack,
     torn_packet,
 )
-from dhan_pipeline.feeds.simulator.market import Market, frame_header
 from dhan_pipeline.feeds.simulator.rest import RestServer
-from dhan_pipeline.feeds.simulator.tokens import check_token
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 
 #: Limits of the live feed: https://dhanhq.co/docs/v2/live-market-feed/
@@ -353,8 +352,8 @@ class DhanSimulator:
         """Make the market of these instrument tokens; nothing listens yet.
 
         A port of 0 takes a free one. `master_csv` is the scrip master that REST serves, compact or detailed. `accept`
-        replaces `check_token`. With `packets_a_message` above 1, packets come stacked, which the real feed was never
-        seen to do. With `record`, `logs` keeps what each socket was given.
+        replaces `RestServer.judge`. With `packets_a_message` above 1, packets come stacked, which the real feed was
+        never seen to do. With `record`, `logs` keeps what each socket was given.
         """
         clock = clock or Clock()
         self.rate = rate
@@ -369,14 +368,15 @@ class DhanSimulator:
         """What was given to each socket that there has been, in order of connecting, if that is recorded."""
         self._record = record
         self._random = random.Random(seed)
-        self._accept = accept or (lambda client_id, token: check_token(client_id, token, clock))
         self._packets_a_message = packets_a_message
         self._status_interval = status_interval
         self._host = host
         self._port = port
         self._ping_interval = ping_interval
         self._pong_timeout = pong_timeout
-        self._rest = RestServer(clock, master_csv, rest_host or host, rest_port)
+        self.rest = RestServer(clock, master_csv, rest_host or host, rest_port)
+        """Its REST face."""
+        self._accept = accept or self.rest.judge
         self._clock = clock
         self._owed = 0.0
         self._prepared = self._released = 0  # events since the start
@@ -394,7 +394,7 @@ class DhanSimulator:
     @property
     def rest_url(self) -> str:
         """Where REST is; what follows is the real path, such as `/api-data/api-scrip-master.csv`."""
-        return _url("http", self._rest.host, self._rest.port)
+        return _url("http", self.rest.host, self.rest.port)
 
     @property
     def sent(self) -> Counter[ResponseCode]:
@@ -422,7 +422,7 @@ class DhanSimulator:
             logger=_websocket_log,
         )
         try:
-            await self._rest.start()
+            await self.rest.start()
         except OSError:
             await self.aclose()
             raise
@@ -443,7 +443,7 @@ class DhanSimulator:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-        await self._rest.aclose()
+        await self.rest.aclose()
 
     async def disconnect(self, reason_code: int) -> None:
         """Disconnect every client for this reason."""
@@ -459,7 +459,7 @@ class DhanSimulator:
             connection.reset()
 
     def send_garbage(self, kind: str, count: int = 1) -> None:
-        """Messages that no feed should send, `kind` of `faults.GARBAGE`, to every client; counted as heartbeats."""
+        """Messages of a `kind` of `misbehaviour.GARBAGE` to every client; counted as heartbeats."""
         for connection in self.connections:
             for _ in range(count):
                 connection.send_message(GARBAGE[kind](), ResponseCode.HEARTBEAT)

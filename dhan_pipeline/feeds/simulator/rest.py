@@ -1,25 +1,33 @@
-"""The pages of Dhan's REST API that a capture needs: the scrip master as a file, and the profile.
+"""The pages of Dhan's REST API that a capture needs: the scrip master as a file, the profile, and the token's life.
 
-One GET a connection: as much HTTP as that takes, on `asyncio` streams.
+One request a connection: as much HTTP as that takes, on `asyncio` streams.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import time
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+import pyotp
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.simulator.tokens import check_token, read_claims
+from dhan_pipeline.feeds.simulator.tokens import PIN, TOTP_SECRET, check_token, make_token, read_claims
 from dhan_pipeline.sessions import IST
 
 COMPACT_PATH = "/api-data/api-scrip-master.csv"
 DETAILED_PATH = "/api-data/api-scrip-master-detailed.csv"
 PROFILE_PATH = "/v2/profile"
+RENEW_PATH = "/v2/RenewToken"
+GENERATE_PATH = "/app/generateAccessToken"
+
+#: A token is made with PIN and TOTP this often at most, in seconds.
+GENERATE_INTERVAL_S = 120.0
 
 #: First column of the compact scrip master. The detailed one begins otherwise.
 _COMPACT_COLUMN = b"SEM_EXM_EXCH_ID"
@@ -29,11 +37,34 @@ _REQUEST_TIMEOUT_S = 10.0
 
 
 class RestServer:
-    """Serves one scrip master, under the path that its columns say, and the profile of whoever asks with a token."""
+    """Serves one scrip master, under the path that its columns say, and the profile of whoever asks with a token.
 
-    def __init__(self, clock: Clock, master_csv: Path | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
+    It makes tokens, too. The first that it makes ends all others: an account has one.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        master_csv: Path | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        pin: str = PIN,
+        totp_secret: str = TOTP_SECRET,
+        generate_interval_s: float = GENERATE_INTERVAL_S,
+    ) -> None:
         """Nothing listens yet. A port of 0 takes a free one."""
         self.host = host
+        self.active_token: str | None = None
+        """The only token that is good; None: every well-formed one is, as long as none was made here."""
+        self.made = 0
+        """Tokens that were made here."""
+        self.data_plan = "Active"
+        """What the profile says of it."""
+        self._pin = pin
+        self._totp = pyotp.TOTP(totp_secret)
+        self._generate_interval_s = generate_interval_s
+        self._generated_at = -generate_interval_s
         self._port = port
         self._clock = clock
         self._master_csv = master_csv
@@ -46,6 +77,11 @@ class RestServer:
         assert self._server is not None, "the server is not running"
         port: int = self._server.sockets[0].getsockname()[1]
         return port
+
+    def judge(self, client_id: str, token: str) -> int | None:
+        """The disconnect code that these credentials earn, else None."""
+        refusal = check_token(client_id, token, self._clock)
+        return 809 if refusal is None and self.active_token not in (None, token) else refusal
 
     async def start(self) -> None:
         """Listen. Raises OSError where the port is taken."""
@@ -78,8 +114,14 @@ class RestServer:
         request, *lines = head.split("\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         method, _, target = request.partition(" ")
-        path = urlsplit(target.partition(" ")[0]).path
-        if method != "GET":
+        address = urlsplit(target.partition(" ")[0])
+        path = address.path
+        if method == "POST" and path == GENERATE_PATH:
+            query = {name: values[0] for name, values in parse_qs(address.query).items()}
+            _write_json(writer, *self._generate(query))
+        elif path == RENEW_PATH and method == "GET":
+            _write_json(writer, *self._renew(headers.get("access-token", ""), headers.get("dhanclientid", "")))
+        elif method != "GET":
             _write_json(writer, HTTPStatus.METHOD_NOT_ALLOWED, _error("DH-905", "only GET is served"))
         elif path == PROFILE_PATH:
             _write_json(writer, *self._profile(headers.get("access-token", "")))
@@ -87,6 +129,35 @@ class RestServer:
             await _write_master(writer, self._master_csv, compact=path == COMPACT_PATH)
         else:
             _write_json(writer, HTTPStatus.NOT_FOUND, _error("DH-905", "no such page"))
+
+    def _generate(self, query: dict[str, str]) -> tuple[HTTPStatus, dict[str, Any]]:
+        """A token for PIN and TOTP: https://dhanhq.co/docs/v2/authentication/"""
+        if time.monotonic() - self._generated_at < self._generate_interval_s:
+            return HTTPStatus.BAD_REQUEST, _error("DH-904", "Token can be generated once every 2 minutes")
+        if query.get("pin") != self._pin:
+            return HTTPStatus.BAD_REQUEST, _error("DH-901", "Invalid Pin")
+        if not self._totp.verify(query.get("totp", ""), for_time=self._clock.now(), valid_window=1):
+            return HTTPStatus.BAD_REQUEST, _error("DH-901", "Invalid TOTP")
+        self._generated_at = time.monotonic()
+        return HTTPStatus.OK, self._make(query.get("dhanClientId", ""))
+
+    def _renew(self, token: str, client_id: str) -> tuple[HTTPStatus, dict[str, Any]]:
+        if self.judge(client_id, token) is not None:
+            return HTTPStatus.UNAUTHORIZED, _error("DH-901", "access token invalid or expired")
+        return HTTPStatus.OK, self._make(client_id)
+
+    def _make(self, client_id: str) -> dict[str, Any]:
+        self.active_token = make_token(client_id, clock=self._clock)
+        self.made += 1
+        expires = datetime.fromtimestamp(read_claims(self.active_token)["exp"], IST)
+        return {
+            "dhanClientId": client_id,
+            "dhanClientName": "A TRADER",
+            "dhanClientUcc": "ABCD12345E",
+            "givenPowerOfAttorney": False,
+            "accessToken": self.active_token,
+            "expiryTime": expires.strftime("%Y-%m-%dT%H:%M:%S.000"),
+        }
 
     def _profile(self, token: str) -> tuple[HTTPStatus, dict[str, Any]]:
         """The profile of the token's owner, whoever that is: https://dhanhq.co/docs/v2/authentication/"""
@@ -96,6 +167,8 @@ class RestServer:
             return HTTPStatus.UNAUTHORIZED, _error("DH-901", "access token invalid")
         if check_token(claims["dhanClientId"], token, self._clock) is not None:
             return HTTPStatus.UNAUTHORIZED, _error("DH-901", "access token expired")
+        if self.judge(claims["dhanClientId"], token) is not None:
+            return HTTPStatus.UNAUTHORIZED, _error("DH-906", "Invalid Token")
         expires = datetime.fromtimestamp(claims["exp"], IST)
         return HTTPStatus.OK, {
             "dhanClientId": claims["dhanClientId"],
@@ -103,7 +176,7 @@ class RestServer:
             "activeSegment": "Equity, Derivative, Currency, Commodity",
             "ddpi": "Active",
             "mtf": "Active",
-            "dataPlan": "Active",
+            "dataPlan": self.data_plan,
             "dataValidity": expires.strftime("%Y-%m-%d %H:%M:%S.0"),
         }
 

@@ -2,15 +2,29 @@
 
 import base64
 import json
+from itertools import count
 from typing import Any
 
 from dhan_pipeline.clock import Clock
+
+#: The account of the simulated broker, for practice and for tests; with the secret its authenticator was set up.
+CLIENT_ID = "1000000001"
+PIN = "123456"
+TOTP_SECRET = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"  # noqa: S105 - it opens nothing
+
+_numbers = count(1)
 
 
 def make_token(client_id: str, *, expires_in: float = 86_400.0, clock: Clock | None = None) -> str:
     """An access token for `client_id`. It expires in so many seconds of the clock, by default the machine's."""
     now_s = (clock or Clock()).now_ns() // 1_000_000_000
-    claims = {"iss": "dhan", "exp": int(now_s + expires_in), "tokenConsumerType": "SELF", "dhanClientId": client_id}
+    claims = {
+        "iss": "dhan",
+        "jti": next(_numbers),
+        "exp": int(now_s + expires_in),
+        "tokenConsumerType": "SELF",
+        "dhanClientId": client_id,
+    }
     parts = [json.dumps(part).encode() for part in ({"typ": "JWT", "alg": "HS512"}, claims)] + [b"not signed"]
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 

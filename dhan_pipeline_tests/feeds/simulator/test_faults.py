@@ -15,18 +15,8 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from dhan_pipeline.feeds.dhan.framing import split
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
-from dhan_pipeline.feeds.simulator.faults import (
-    FAULTS,
-    GARBAGE,
-    Fault,
-    Switches,
-    frame_of,
-    happening,
-    parse_fault,
-    payload_of,
-    run,
-    split_frames,
-)
+from dhan_pipeline.feeds.simulator.faults import FAULTS, Fault, happening, parse_fault, run
+from dhan_pipeline.feeds.simulator.misbehaviour import GARBAGE, Switches, frame_of, payload_of, split_frames
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.sessions import IST_OFFSET_S

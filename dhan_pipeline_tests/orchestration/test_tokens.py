@@ -1,0 +1,114 @@
+"""The schedule looks ahead to the end of the day's sessions; the job makes a token and asks the broker about it."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.auth import get_dhan_credentials, save_token
+from dhan_pipeline.feeds.simulator.rest import RestServer
+from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
+from dhan_pipeline.orchestration.tokens import token_refresh_job, token_refresh_schedule
+from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.settings import Settings
+
+#: 08:00 IST of a trading day: the commodities close at 23:55, 16 hours later.
+MORNING = Clock(parse_hour_key("2026-11-20T08:00"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        _env_file=None,
+        data_dir=tmp_path,
+        dhan_token_file=tmp_path / "token.json",
+        dhan_client_id=CLIENT_ID,
+        dhan_pin=PIN,  # type: ignore[arg-type]
+        dhan_totp_secret=TOTP_SECRET,  # type: ignore[arg-type]
+    )
+
+
+@contextmanager
+def broker(settings: Settings, clock: Clock) -> Iterator[tuple[RestServer, Settings]]:
+    """The broker's REST face, on a loop of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    rest = RestServer(clock)
+    try:
+        asyncio.run_coroutine_threadsafe(rest.start(), loop).result(10)
+        url = f"http://127.0.0.1:{rest.port}"
+        yield rest, settings.model_copy(update={"dhan_api_url": url, "dhan_auth_url": url})
+        asyncio.run_coroutine_threadsafe(rest.aclose(), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def evaluate(settings: Settings, clock: Clock = MORNING) -> dg.RunRequest | dg.SkipReason:
+    context = dg.build_schedule_context(resources={"settings": settings, "clock": clock})
+    result = token_refresh_schedule(context)
+    assert isinstance(result, dg.RunRequest | dg.SkipReason)
+    return result
+
+
+def why(result: dg.RunRequest | dg.SkipReason) -> str:
+    assert isinstance(result, dg.SkipReason)
+    return result.skip_message or ""
+
+
+def test_a_token_that_ends_before_the_last_close_is_renewed_before_the_session(settings: Settings) -> None:
+    save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=10 * 3600, clock=MORNING), CLIENT_ID)
+    assert isinstance(evaluate(settings), dg.RunRequest)
+
+
+def test_a_token_that_lasts_the_day_is_left_alone(settings: Settings) -> None:
+    save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=20 * 3600, clock=MORNING), CLIENT_ID)
+    assert "The token lasts until" in why(evaluate(settings))
+
+
+def test_without_a_token_one_is_made(settings: Settings) -> None:
+    assert isinstance(evaluate(settings), dg.RunRequest)
+
+
+def test_without_pin_and_secret_a_person_is_told_what_to_do(settings: Settings) -> None:
+    poor = settings.model_copy(update={"dhan_pin": None})
+    assert "Set DHAN_PIN and DHAN_TOTP_SECRET" in why(evaluate(poor))
+
+
+def test_on_a_day_without_sessions_no_token_is_needed(settings: Settings) -> None:
+    sunday = Clock(parse_hour_key("2026-11-22T08:00"))
+    assert why(evaluate(settings, sunday)) == "No session is to come today."
+
+
+def run(settings: Settings, clock: Clock, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return token_refresh_job.execute_in_process(
+        resources={"settings": settings, "clock": clock}, instance=instance, raise_on_error=False
+    )
+
+
+def test_the_job_makes_a_token_that_the_broker_accepts(settings: Settings) -> None:
+    clock = Clock()
+    with broker(settings, clock) as (rest, online), dg.DagsterInstance.ephemeral() as instance:
+        assert run(online, clock, instance).success
+        assert rest.made == 1
+        assert get_dhan_credentials(online).access_token.get_secret_value() == rest.active_token
+        assert run(online, clock, instance).success
+        assert rest.made == 1
+
+
+def test_the_job_fails_with_a_sentence_where_the_account_has_no_data_plan(settings: Settings) -> None:
+    clock = Clock()
+    with broker(settings, clock) as (rest, online), dg.DagsterInstance.ephemeral() as instance:
+        rest.data_plan = "Deactive"
+        result = run(online, clock, instance)
+        assert not result.success
+        [failure] = [event for event in result.all_events if event.is_step_failure]
+        data = failure.step_failure_data
+        assert "no active data plan" in str(data.user_failure_data)

@@ -1,9 +1,12 @@
 import asyncio
 import json
 import logging
+import re
 import struct
+import time
 import traceback
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +16,8 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan import client as client_module
+from dhan_pipeline.feeds.dhan import connection as connection_module
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.client import DhanWebSocketClient, Feed
 from dhan_pipeline.feeds.dhan.connection import FeedPolicy
@@ -30,9 +35,10 @@ from dhan_pipeline.feeds.dhan.errors import (
 )
 from dhan_pipeline.feeds.dhan.packets import DhanTick, PacketError
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.simulator import dhan as simulator_module
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.tokens import make_token
-from dhan_pipeline.instruments import generate_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import Mode
 
@@ -620,3 +626,150 @@ async def test_what_cannot_be_subscribed_is_refused_at_once(settings, exchange, 
     client = DhanWebSocketClient(lambda tick: None, settings=settings(exchange.url))
     with pytest.raises(error):
         await client.subscribe([instrument], mode)
+
+
+class Downs:
+    """What a feed told of its connections, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object]] = []
+        self.messages = 0
+
+    def feed(self, settings: Settings, subscriptions, policy: FeedPolicy = QUICK, **options) -> Feed:
+        return Feed(
+            settings,
+            dict(subscriptions),
+            self.receive,
+            lambda sentence: None,
+            policy=policy,
+            on_first_message=lambda connection: self.told.append(("first", connection)),
+            on_down=lambda connection, error, since_ns: self.told.append((type(error).__name__, since_ns)),
+            on_shed=lambda instruments: self.told.append(("shed", len(instruments))),
+            **options,
+        )
+
+    def receive(self, payload, connection) -> None:
+        if payload[:1] != bytes([ResponseCode.DISCONNECT]):
+            assert self.told[-1][0] == "first", "the first message was not announced"
+            self.messages += 1
+
+
+@pytest.fixture
+def good_token(token_file):
+    save_token(token_file, make_token(CLIENT_ID), CLIENT_ID)
+
+
+async def test_the_first_message_of_each_socket_is_announced_and_the_last_sign_of_life_told(settings, good_token):
+    downs = Downs()
+    async with DhanSimulator(tokens(50), rate=2000) as simulator:
+        feed = downs.feed(settings(simulator.feed_url), dict.fromkeys(tokens(50), Mode.FULL))
+        async with running(feed):
+            await until(lambda: downs.messages > 500)
+            before_ns = time.time_ns()
+            simulator.reset()
+            await until(lambda: len(downs.told) == 3)
+            count = downs.messages
+            await until(lambda: downs.messages > count)
+    (first, down, again) = downs.told
+    assert (first, again) == (("first", 0), ("first", 0))
+    assert down[0] == "FeedError"
+    assert abs(down[1] - before_ns) < 1e9
+
+
+async def test_failures_to_connect_are_told_without_a_sign_of_life(settings, good_token):
+    downs = Downs()
+    async with DhanSimulator(tokens(50)) as simulator:
+        simulator.faults.refuse = HTTPStatus.SERVICE_UNAVAILABLE
+        async with running(downs.feed(settings(simulator.feed_url), dict.fromkeys(tokens(50), Mode.FULL))):
+            await until(lambda: len(downs.told) >= 2)
+            assert set(downs.told) == {("FeedRefusedError", None)}
+            simulator.faults.refuse = None
+            await until(lambda: downs.messages)
+
+
+async def test_each_connection_asks_for_the_sessions_of_its_own_segments(settings, good_token, monkeypatch):
+    monkeypatch.setattr(connection_module, "_WATCH_S", 0.02)
+    asked: list[set[ExchangeSegment]] = []
+
+    def commodities_are_open(segments) -> bool:
+        asked.append(set(segments))
+        return ExchangeSegment.MCX_COMM in segments
+
+    downs = Downs()
+    async with DhanSimulator(tokens(50), rate=0, ping_interval=0.05) as simulator:
+        policy = replace(QUICK, silence_s=0.2)
+        feed = downs.feed(
+            settings(simulator.feed_url),
+            dict.fromkeys(tokens(50), Mode.FULL),
+            policy,
+            in_session=commodities_are_open,
+        )
+        async with running(feed):
+            await until(lambda: len(asked) > 20)
+            assert downs.told == [("first", 0)]
+    assert asked[0] == {ExchangeSegment.NSE_FNO}
+
+
+async def test_silence_counts_from_the_opening_of_the_session(settings, good_token, monkeypatch):
+    monkeypatch.setattr(connection_module, "_WATCH_S", 0.02)
+    opened_at: list[float] = []
+    downs = Downs()
+    async with DhanSimulator(tokens(50), rate=0, ping_interval=0.05) as simulator:
+        feed = downs.feed(
+            settings(simulator.feed_url),
+            dict.fromkeys(tokens(50), Mode.FULL),
+            replace(QUICK, silence_s=0.5),
+            in_session=lambda segments: bool(opened_at),
+        )
+        async with running(feed):
+            await until(lambda: downs.messages)
+            started = now_s()
+            await until(lambda: now_s() - started > 0.7)  # silent for longer than is allowed in session
+            opened_at.append(now_s())
+            await until(lambda: len(downs.told) > 1)
+            assert now_s() - opened_at[0] >= 0.5
+    assert downs.told[1][0] == "SilentFeedError"
+
+
+async def test_a_refusal_that_says_for_how_long_is_obeyed(settings, good_token, watcher):
+    async with DhanSimulator(tokens(5)) as simulator:
+        simulator.faults.refuse = HTTPStatus.TOO_MANY_REQUESTS
+        simulator.faults.retry_after_s = 100
+        policy = replace(QUICK, rest_s=0.1, longest_rest_s=300)
+        async with running(watcher.feed(settings(simulator.feed_url), policy=policy)):
+            await until(lambda: watcher.warnings)
+    (warning,) = watcher.warnings
+    assert re.search(r"No new connection for 1[012]\d s\.", warning)
+
+
+async def test_instruments_over_the_servers_limit_move_to_other_connections(settings, good_token, monkeypatch):
+    monkeypatch.setattr(simulator_module, "MAX_INSTRUMENTS", 60)
+    downs = Downs()
+    async with DhanSimulator(tokens(100), rate=1000) as simulator:
+        feed = downs.feed(settings(simulator.feed_url), dict.fromkeys(tokens(100), Mode.FULL))
+        async with running(feed):
+            await until(lambda: [each.subscribed for each in simulator.connections] == [50, 50])
+    assert len(feed.subscriptions) == 100
+    assert not [told for told in downs.told if told[0] == "shed"]
+
+
+async def test_instruments_that_find_no_room_are_given_up_and_told(settings, good_token, monkeypatch):
+    monkeypatch.setattr(simulator_module, "MAX_INSTRUMENTS", 60)
+    monkeypatch.setattr(client_module, "MAX_CONNECTIONS", 1)
+    downs = Downs()
+    async with DhanSimulator(tokens(100), rate=1000) as simulator:
+        feed = downs.feed(settings(simulator.feed_url), dict.fromkeys(tokens(100), Mode.FULL))
+        async with running(feed):
+            await until(lambda: [each.subscribed for each in simulator.connections] == [50])
+    assert ("shed", 50) in downs.told
+
+
+async def test_a_message_of_100_megabytes_is_refused_and_the_feed_goes_on(settings, good_token):
+    downs = Downs()
+    async with DhanSimulator(tokens(50), rate=2000) as simulator:
+        feed = downs.feed(settings(simulator.feed_url), dict.fromkeys(tokens(50), Mode.FULL))
+        async with running(feed):
+            await until(lambda: downs.messages > 100)
+            for connection in simulator.connections:
+                connection.send_huge()
+            await until(lambda: downs.told.count(("first", 0)) == 2)

@@ -351,7 +351,7 @@ def _interpret(fields: pd.DataFrame, layout: Layout) -> tuple[pd.DataFrame, dict
     skip = np.asarray(nse_commodity | test, bool)
     ok &= ~skip
 
-    for name in fields.columns.intersection(_TEXT_COLUMNS):
+    for name in fields.columns.intersection(list(_TEXT_COLUMNS)):
         refuse(fields[name].str.len() > _MAX_FIELD, f"a field of more than {_MAX_FIELD} characters")
 
     place = fields["exchange"] + " " + fields["segment"]

@@ -36,6 +36,7 @@ COMMANDS = (
     ("db", "url"),
     ("db", "psql"),
     ("gaps",),
+    ("redrive",),
     ("token",),
     ("token", "check"),
     ("token", "generate"),

@@ -9,9 +9,9 @@ import traceback
 import typer
 
 from dhan_pipeline.cli.capture import decode, ingest
-from dhan_pipeline.cli.database import db_app, migrate, sync_instruments
+from dhan_pipeline.cli.database import db_app, migrate, redrive, sync_instruments
 from dhan_pipeline.cli.gaps import gaps
-from dhan_pipeline.cli.simulated import demo, simulate
+from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.token import token_app
 from dhan_pipeline.errors import PipelineError, redacted
 
@@ -24,12 +24,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(short_help="Run everything on this machine, over a simulated exchange.")(demo)
-app.command(short_help="Run the simulated exchange.")(simulate)
+app.command(cls=WithFaults, short_help="Run the simulated exchange.")(simulate)
 app.command(short_help="Capture the feed, without Dagster.")(ingest)
 app.command("sync-instruments", short_help="Load the scrip master into the database.")(sync_instruments)
 app.command()(migrate)
 app.add_typer(db_app, name="db")
 app.command(short_help="List the times in which packets may be missing.")(gaps)
+app.command(short_help="Process rejected packets again, after a fix.")(redrive)
 app.add_typer(token_app, name="token")
 app.command(short_help="Explain a message of the feed.")(decode)
 
@@ -61,7 +62,13 @@ def run() -> int:
         code = 1
     except BrokenPipeError:
         code = 1
-    except Exception:
+    except Exception as error:
+        if type(error).__name__ in ("UndefinedTable", "UndefinedColumn"):  # psycopg2's, which not every command imports
+            print(
+                "dhan-pipeline: The database lacks our tables, or has old ones; run: dhan-pipeline migrate.",
+                file=sys.stderr,
+            )
+            return 1
         print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         code = 1
     try:

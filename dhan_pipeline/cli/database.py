@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,6 +68,33 @@ def migrate(
         done = run_migrations(url, dry_run=dry_run)
     if not dry_run:
         print("\n".join(done) or "The schema is up to date.")
+
+
+def redrive(
+    reason: Annotated[
+        str | None, typer.Option(help="Only packets that were rejected for this reason; without it, all.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Process rejected packets again, after a fix: a new decoder, or instruments that were synced since.
+
+    Their days are recomputed from the journal, each in one transaction. Done twice, nothing changes the second time.
+    The capture may run meanwhile.
+    """
+    from dhan_pipeline.clock import Clock
+    from dhan_pipeline.ingest.redrive import redrive as drive_again
+
+    settings = read_settings()
+    with open_database(settings) as url:
+        result = drive_again(
+            settings, url, Clock(), reason=reason, progress=lambda sentence: print(sentence, file=sys.stderr)
+        )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result)))
+        return
+    print(f"{result.driven:,} of {result.examined:,} rejected packets are accepted now.")
+    if result.no_journal:
+        print(f"{result.no_journal:,} stay as they are: the journal no longer has their blocks.")
 
 
 @db_app.command("start")

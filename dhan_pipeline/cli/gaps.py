@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -67,19 +68,19 @@ def gaps(
     if found:
         with_days = hour_key(start_ns)[:10] != hour_key(max(end_ns - 1, start_ns))[:10]
         time_format = "%Y-%m-%d %H:%M:%S" if with_days else "%H:%M:%S"
-        table = Table(title=f"Gaps in session {between}", title_justify="left")
-        for name in ("from", "to", "seconds", "connection", "instruments", "cause", "what happened", "how it ended"):
-            table.add_column(name, justify="right" if name in ("seconds", "connection", "instruments") else "left")
+        table = Table(title=f"Gaps in session {between}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("from", "to", "seconds", "conn.", "instr.", "cause"):
+            table.add_column(name, justify="right" if name in ("seconds", "conn.", "instr.") else "left", no_wrap=True)
+        table.add_column("what happened, and how it ended")
         for gap in found:
             table.add_row(
                 f"{ist(gap.started_ns):{time_format}}",
                 "lasts" if gap.lasts else f"{ist(gap.ended_ns):{time_format}}",
                 f"{gap.seconds:,.1f}",
-                f"{gap.connection}" if not gap.capture else f"{gap.capture}/{gap.connection}",
+                f"{gap.capture}/{gap.connection}",
                 f"{gap.instruments:,}",
                 gap.cause.value,
-                gap.detail,
-                gap.recovery,
+                "; ".join(part for part in (gap.detail, gap.recovery) if part),
             )
         Console().print(table)
     else:

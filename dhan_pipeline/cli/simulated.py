@@ -3,16 +3,38 @@
 import asyncio
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dhan_pipeline.cli.common import JsonOption, SourceOption, require_dhan, until_signal
 from dhan_pipeline.errors import PipelineError
 
+if TYPE_CHECKING:
+    from dhan_pipeline.feeds.simulator.faults import Fault
+
 InstrumentsOption = Annotated[int, typer.Option("--instruments", min=1, max=25_000, help="How many instruments trade.")]
 RateOption = Annotated[float, typer.Option("--rate", min=1, help="Ticks a second, over all instruments.")]
+
+
+class WithFaults(TyperCommand):
+    """A command whose help lists the faults, which it would be slow to import for every other command."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """List them."""
+        from dhan_pipeline.feeds.simulator.faults import DEFAULT_FOR_S, FAULTS
+
+        with formatter.section("Faults"):
+            formatter.write_dl(FAULTS.items())
+            formatter.write_text("")
+            formatter.write_text(
+                "They begin when the first client connects, or AT seconds later. Those with + go on for"
+                f" {DEFAULT_FOR_S:g} s, or FOR; with EVERY, it happens again every so many seconds. For instance"
+                " stall@60+20, disconnect=805@30, reset/45."
+            )
 
 
 def demo(
@@ -61,16 +83,22 @@ def simulate(
     token_file: Annotated[
         Path | None, typer.Option(help="Write a token that the exchange accepts to this file.")
     ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE][@AT][+FOR][/EVERY]", help="What goes wrong, and when; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the exchange: a server that speaks the broker's wire protocol over a synthetic market."""
     require_dhan(source)
+    faults = [_fault(text) for text in fault or ()]
     import tempfile
 
     import uvloop
 
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.feeds.dhan.auth import save_token
+    from dhan_pipeline.feeds.simulator import faults as misbehaviour
     from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments
     from dhan_pipeline.feeds.simulator.master import write_synthetic_master
     from dhan_pipeline.feeds.simulator.tokens import make_token
@@ -111,13 +139,26 @@ def simulate(
                     urls = {"feed_url": simulator.feed_url, "rest_url": simulator.rest_url}
                     lines = [f"{name}: {url}" for name, url in urls.items()]
                     print(json.dumps(urls) if as_json else "\n".join(lines), flush=True)
+                    misbehaving = asyncio.create_task(misbehaviour.run(simulator, faults))
                     await stop.wait()
+                    misbehaving.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await misbehaving
             except OSError as error:
                 raise PipelineError(f"The exchange cannot listen: {error.strerror}.") from error
 
         uvloop.run(until_signal(run))
         sent = {code.name.lower(): count for code, count in simulator.sent.items()}
         print(json.dumps({"sent": sent, "skipped": simulator.skipped}), file=sys.stdout if as_json else sys.stderr)
+
+
+def _fault(text: str) -> "Fault":
+    from dhan_pipeline.feeds.simulator.faults import parse_fault
+
+    try:
+        return parse_fault(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--fault") from None
 
 
 def _host_port(value: str, option: str) -> tuple[str, int]:

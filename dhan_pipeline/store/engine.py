@@ -1,4 +1,4 @@
-"""connections to PostgreSQL. One place derives the two spellings of its URL and decides which server is meant."""
+"""Connections to PostgreSQL. One place derives the two spellings of its URL and decides which server is meant."""
 
 from urllib.parse import quote, urlsplit
 
@@ -7,8 +7,13 @@ import sqlalchemy
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
+from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
+
+
+class DatabaseError(PipelineError, psycopg2.OperationalError):
+    """The database cannot be reached, or does not let us in. The message never holds the address's password."""
 
 
 def libpq_url(url: str) -> str:
@@ -22,18 +27,26 @@ def sqlalchemy_url(url: str) -> str:
 
 
 def connect(url: str) -> connection:
-    """A psycopg2 connection to either spelling of the URL. Raises psycopg2.OperationalError.
+    """A psycopg2 connection to either spelling of the URL. Raises DatabaseError.
 
-    A server whose machine vanished is noticed within a minute.
+    A server whose machine vanished is noticed within a minute, also while it is being written to.
     """
-    return psycopg2.connect(
-        libpq_url(url),
-        application_name="dhan_pipeline",
-        connect_timeout=10,
-        keepalives_idle=30,
-        keepalives_interval=10,
-        keepalives_count=3,
-    )
+    try:
+        return psycopg2.connect(
+            libpq_url(url),
+            application_name="dhan_pipeline",
+            connect_timeout=10,
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            tcp_user_timeout=60_000,
+        )
+    except psycopg2.OperationalError as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        problem = f"The database cannot be used: {reason}. Is DATABASE_URL right, and does the server run?"
+    except psycopg2.ProgrammingError:  # its message quotes the address, password included
+        problem = "DATABASE_URL is no address of the form postgresql://user:password@host:port/database."
+    raise DatabaseError(problem)
 
 
 def engine(url: str) -> sqlalchemy.Engine:

@@ -160,6 +160,12 @@ def packets_due(at_ns: int, segments: Collection[ExchangeSegment] = tuple(Exchan
     )
 
 
+def in_closing_auction(at_ns: int, segment: ExchangeSegment) -> bool:
+    """Whether some instruments of the segment are in their closing auction (ns since the Unix epoch, UTC)."""
+    at = datetime.fromtimestamp(at_ns // 1_000_000_000, IST)
+    return any(s.kind == "closing_auction" and s.open <= at < s.close for s in sessions(segment, at.date()))
+
+
 def session_bounds(
     day: date, segments: Collection[ExchangeSegment] = tuple(ExchangeSegment)
 ) -> tuple[datetime, datetime] | None:

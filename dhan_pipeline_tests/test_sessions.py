@@ -18,7 +18,9 @@ from dhan_pipeline.sessions import (
     day_start_ns,
     hour_key,
     hour_start_ns,
+    in_closing_auction,
     in_session,
+    packets_due,
     parse_hour_key,
     session_bounds,
     sessions,
@@ -193,3 +195,18 @@ def test_the_table_of_special_days_is_sound() -> None:
 def test_sessions_do_without_pandas() -> None:
     code = "import sys, dhan_pipeline.sessions; sys.exit('pandas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_packets_are_due_while_a_segment_trades_continuously_and_not_while_orders_are_collected() -> None:
+    assert not packets_due(ns("2026-11-20T09:10"), [NSE_EQ])
+    assert packets_due(ns("2026-11-20T09:15"), [NSE_EQ])
+    assert not packets_due(ns("2026-11-20T15:55"), [NSE_EQ])
+    assert packets_due(ns("2026-11-20T15:39"), [NSE_EQ, NSE_FNO])
+    assert not packets_due(ns("2026-11-22T11:00"))
+
+
+def test_the_closing_auction_is_that_of_stocks_alone() -> None:
+    assert in_closing_auction(ns("2026-11-20T15:15"), NSE_EQ)
+    assert not in_closing_auction(ns("2026-11-20T15:14"), NSE_EQ)
+    assert not in_closing_auction(ns("2026-11-20T15:20"), NSE_FNO)
+    assert not in_closing_auction(ns("2026-07-31T15:20"), NSE_EQ)

@@ -13,6 +13,7 @@ from dhan_pipeline.instruments import InstrumentIndex, split_instrument_token
 from dhan_pipeline.quality.gaps import session_seconds
 from dhan_pipeline.quality.silence import SilenceWatch
 from dhan_pipeline.quality.trade_clock import TradeClock, Verdict
+from dhan_pipeline.sessions import in_closing_auction
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ticks import StoredBlock
 from dhan_pipeline.ticks import NULL_INT
@@ -89,7 +90,10 @@ class Liveliness:
         for at, last_ns in silent:
             token = int(self._instruments.tokens[at])
             segment = split_instrument_token(token)[0]
-            # One whose session ended is not silent, but closed.
+            # One whose session ended is not silent, but closed; and in the closing auction, whose stocks trade no longer
+            # continuously while others of the segment do, nobody can tell.
+            if not self._always and in_closing_auction(now_ns, segment):
+                continue
             if session_seconds(last_ns, now_ns, (segment,), self._always) >= (now_ns - last_ns) / 1e9 - 1:
                 self._silent.add(token)
                 self._listener.silent(token, int(self._connection_of[at]), last_ns)

@@ -95,6 +95,14 @@ def test_an_instrument_whose_session_is_over_is_not_silent(settings: Settings, j
     assert shown.heard.fell == []
 
 
+def test_in_the_closing_auction_nobody_is_called_silent(settings: Settings, journal: JournalWriter) -> None:
+    shown = Shown(settings.model_copy(update={"sessions": "exchange"}), journal)
+    auction_ns = parse_hour_key("2026-11-20T15:00") + 15 * 60 * SECOND_NS
+    at_ns = shown.trade(auction_ns - 320 * SECOND_NS, 320, EQUITY, FUTURE, INDEX)
+    shown.trade(at_ns, 90, FUTURE, INDEX)
+    assert shown.heard.fell == []
+
+
 def test_trade_times_close_to_receipt_are_those_of_the_clock_that_is_expected(shown: Shown) -> None:
     assert shown.liveliness.trade_clock is None
     shown.trade(START_NS, 300, EQUITY, FUTURE)

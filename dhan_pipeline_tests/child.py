@@ -73,14 +73,14 @@ def environment(settings: Settings, feed_url: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def capture(settings: Settings, feed_url: str) -> AsyncIterator[Child]:
-    """A child process; it is killed where the test did not end it."""
+async def capture(settings: Settings, feed_url: str, **variables: str) -> AsyncIterator[Child]:
+    """A child process, with more variables in its environment if need be; killed where the test did not end it."""
     process = await asyncio.create_subprocess_exec(
         *(PROGRAM, "ingest", "--supervised"),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
-        env=environment(settings, feed_url),
+        env=environment(settings, feed_url) | variables,
         cwd=settings.data_dir.parent,
     )
     child = Child(process)

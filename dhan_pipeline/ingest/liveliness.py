@@ -90,8 +90,8 @@ class Liveliness:
         for at, last_ns in silent:
             token = int(self._instruments.tokens[at])
             segment = split_instrument_token(token)[0]
-            # One whose session ended is not silent, but closed; and in the closing auction, whose stocks trade no longer
-            # continuously while others of the segment do, nobody can tell.
+            # One whose session ended is not silent, but closed. In the closing auction nobody can tell: some stocks
+            # of the segment no longer trade continuously then.
             if not self._always and in_closing_auction(now_ns, segment):
                 continue
             if session_seconds(last_ns, now_ns, (segment,), self._always) >= (now_ns - last_ns) / 1e9 - 1:

@@ -92,3 +92,14 @@ async def capture(settings: Settings, feed_url: str, **variables: str) -> AsyncI
         await child.ended()
         if process.stdin is not None:
             process.stdin.close()
+
+
+async def settled(child: Child) -> None:
+    """Wait until nothing comes any more and everything is stored."""
+
+    def quiet() -> bool:
+        lines = [event for event in child.events if event["event"] == "status"][-2:]
+        return len({line["messages"] for line in lines}) == 1 and lines[-1]["backlog_seconds"] == 0
+
+    seen = len(child.events)
+    await until(lambda: len(child.events) > seen + 1 and quiet())

@@ -15,8 +15,9 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.migrate import migrate
-from dhan_pipeline_tests.child import Child, capture, until
-from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, assert_stored_exactly_once, prepare_capture, query
+from dhan_pipeline_tests.child import Child, capture, settled, until
+from dhan_pipeline_tests.conservation import check
+from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, prepare_capture, query
 
 RATE = 5000.0
 
@@ -72,7 +73,10 @@ async def goes_on(child: Child, seconds: float) -> None:
 async def survives(settings: Settings, fault: AbstractContextManager[None]) -> Child:
     """A capture goes through the fault for some seconds, catches up while more arrives, and ends well."""
     assert settings.database_url is not None
-    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator, capture(settings, simulator.feed_url) as child:
+    async with (
+        DhanSimulator(SUBSCRIBED, rate=RATE, record=True) as simulator,
+        capture(settings, simulator.feed_url) as child,
+    ):
         await until(lambda: child.stored > RATE)
         rss_mb = child.last_status["rss_mb"]
         with fault:
@@ -80,10 +84,14 @@ async def survives(settings: Settings, fault: AbstractContextManager[None]) -> C
             await goes_on(child, 3)
             assert child.last_status["rss_mb"] < rss_mb + GROWTH_MB
         await until(lambda: child.last_status["backlog_seconds"] < 0.5)
+        simulator.rate = 0
+        simulator.flush()
+        await settled(child)
         child.process.send_signal(signal.SIGTERM)
         assert await child.ended() == 0
         assert simulator.skipped == 0
-    assert_stored_exactly_once(settings, settings.database_url)
+    report = check(simulator.logs, settings, settings.database_url)
+    assert (report.problems, report.lost_in_gaps) == ([], 0)
     assert query(settings.database_url, "SELECT count(*) FROM feed_gaps") == [(0,)]
     # The exchange's cumulative volume only grows: rows in the order of the journal are in the order of the feed.
     assert query(

@@ -17,7 +17,7 @@ from dhan_pipeline.ingest.capture import Receiver
 from dhan_pipeline.ingest.rebuild import rebuild_hour
 from dhan_pipeline.ingest.run import ClockBehindError, Ingest
 from dhan_pipeline.instruments import ExchangeSegment
-from dhan_pipeline.journal.reader import hour_path, hour_summary
+from dhan_pipeline.journal.reader import hour_path, hour_summary, read_blocks
 from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
@@ -32,6 +32,7 @@ from dhan_pipeline_tests.ingest.feed import (
     SECOND_NS,
     START_NS,
     SUBSCRIBED,
+    HandClock,
     assert_stored_exactly_once,
     outage,
     prepare_capture,
@@ -308,3 +309,23 @@ async def test_a_disk_that_is_nearly_full_is_told_once(ready: Settings, monkeypa
         await until(lambda: len(running.of_kind("status")) > 2)
     [warning] = running.of_kind("warning")
     assert "GB left; the capture ends when it is full" in warning["message"]
+
+
+async def test_a_clock_that_somebody_sets_is_told_and_costs_nothing(ready: Settings, database_url: str) -> None:
+    clock = HandClock()
+    async with DhanSimulator(SUBSCRIBED, rate=500) as simulator, ingest(with_feed(ready, simulator), clock) as running:
+        await until(lambda: stored(database_url)[0] > 200)
+        for step_s, words in ((3600, "forward"), (-3600, "back; receive times stand still")):
+            clock.at_ns += step_s * SECOND_NS
+            await until(lambda words=words: any(words in w["message"] for w in running.of_kind("warning")))  # type: ignore[misc]
+            before = stored(database_url)[0]
+            await until(lambda before=before: stored(database_url)[0] > before + 200)  # type: ignore[misc]
+    blocks = list(read_blocks(ready.journal_dir, 0))
+    times = [int(at_ns) for block in blocks for at_ns in block.received_ns]
+    assert times == sorted(times)
+    assert_stored_exactly_once(ready, database_url)
+    # It may be started again, although the journal is an hour ahead.
+    async with DhanSimulator(SUBSCRIBED, rate=500) as simulator, ingest(with_feed(ready, simulator), clock):
+        before = stored(database_url)[0]
+        await until(lambda: stored(database_url)[0] > before + 200)
+    assert_stored_exactly_once(ready, database_url)

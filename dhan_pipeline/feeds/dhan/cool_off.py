@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from pathlib import Path
 
@@ -55,7 +56,8 @@ class CoolOff:
     def _read(self) -> tuple[float, int]:
         with contextlib.suppress(OSError, ValueError):
             until, _, times = self._path.read_text().partition(" ")
-            return float(int(until)), int(times or 0)
+            if math.isfinite(until_s := float(until)):
+                return until_s, int(times or 0)
         return 0.0, 0
 
     def _write(self) -> None:
@@ -63,5 +65,5 @@ class CoolOff:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             part = self._path.with_name(f"{self._path.name}.part")
-            part.write_text(f"{self._until_s:.0f} {self._times}")
+            part.write_text(f"{self._until_s:.3f} {self._times}")
             part.replace(self._path)

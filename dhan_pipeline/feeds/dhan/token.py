@@ -265,7 +265,8 @@ class _Minter:
         # Also where the machine's clock was set back a little.
         if abs(since_s) < MINT_INTERVAL_S:
             raise TokenError(
-                f"A token was asked for {max(since_s, 0):.0f} s ago; Dhan gives one every {MINT_INTERVAL_S:.0f} s at most."
+                f"A token was asked for {max(since_s, 0):.0f} s ago;"
+                f" Dhan gives one every {MINT_INTERVAL_S:.0f} s at most."
             )
         os.pwrite(self._fd, f"{now_s:<31.0f}\n".encode(), 0)
 

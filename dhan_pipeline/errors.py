@@ -9,7 +9,7 @@ _SECRETS = (
         re.compile(r"(?i)(?<!instrument_)((?:token|pin|totp|totp_secret|password)(?:=|[\"']: ?)[\"']?)[^\s&\"',;}]+"),
         r"\1***",
     ),
-    (re.compile(r"(://[^\s/:@]*:)[^\s/]*@"), r"\1***@"),
+    (re.compile(r"(://[^\s/:@]*:)(?!password@)\S*@"), r"\1***@"),
 )
 
 

@@ -6,11 +6,14 @@ error. Modules are imported inside the commands, so that `decode` does not wait 
 Dagster.
 """
 
+import os
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
     """Run the command line, and exit with its code."""
+    _fill_standard_streams()
     try:
         from dhan_pipeline.cli.app import run, set_up_logging  # takes a moment, in which Ctrl-C may come
 
@@ -19,3 +22,14 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _fill_standard_streams() -> None:
+    # Where one of them is closed (`>&-`), the next file that is opened takes its number, and what a library says on
+    # standard error would end up in the journal.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)

@@ -2,18 +2,21 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
+from contextlib import suppress
 
 import typer
 
 from dhan_pipeline.cli.capture import decode, ingest
 from dhan_pipeline.cli.database import db_app, migrate, redrive, sync_instruments
 from dhan_pipeline.cli.gaps import gaps
+from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.token import token_app
-from dhan_pipeline.errors import PipelineError, redacted
+from dhan_pipeline.errors import redacted
 
 app = typer.Typer(
     name="dhan-pipeline",
@@ -52,25 +55,21 @@ def set_up_logging() -> None:
 
 def run() -> int:
     """Run the command of `sys.argv` and return the exit code. Errors are said on standard error."""
+    code = 1
     try:
         app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
-    except PipelineError as error:
-        # One sentence is one line, whatever a library has said in it.
-        print(f"dhan-pipeline: {' '.join(redacted(str(error)).split())}", file=sys.stderr)
-        code = 1
     except BrokenPipeError:
-        code = 1
+        pass
     except Exception as error:
-        if type(error).__name__ in ("UndefinedTable", "UndefinedColumn"):  # psycopg2's, which not every command imports
-            print(
-                "dhan-pipeline: The database lacks our tables, or has old ones; run: dhan-pipeline migrate.",
-                file=sys.stderr,
-            )
-            return 1
-        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
-        code = 1
+        sentence = explain(error)
+        if sentence is None:
+            _complain(traceback.format_exc())
+        else:
+            # One sentence is one line, whatever a library has said in it.
+            sentence = re.sub(r"([.?!])\.+$", r"\1", " ".join(sentence.split()))
+            _complain(f"dhan-pipeline: {sentence}\n")
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -81,6 +80,10 @@ def run() -> int:
     return code
 
 
+def _complain(text: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it
+        print(redacted(text), end="", file=sys.stderr, flush=True)
+
+
 def _report_thread(args: threading.ExceptHookArgs) -> None:
-    lines = traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback)
-    print(redacted("".join(lines)), end="", file=sys.stderr)
+    _complain("".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback)))

@@ -20,7 +20,10 @@ from dhan_pipeline.cli.common import (
     require_dhan,
     until_signal,
 )
+from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.errors import PipelineError
+
+_STDOUT = 1
 
 
 def ingest(
@@ -43,7 +46,7 @@ def ingest(
 
     async def run(stop: asyncio.Event) -> None:
         if supervised:
-            os.set_blocking(sys.stdout.fileno(), False)
+            os.set_blocking(_STDOUT, False)
             _stop_when_stdin_closes(stop)
         capture = Ingest(settings, database_url, emit, Clock())
         try:
@@ -56,17 +59,19 @@ def ingest(
         with open_database(settings) as database_url:
             uvloop.run(until_signal(run, for_s))
     except (PipelineError, OSError) as error:
+        # An error of the system that says nothing of a file is one of the journal, at which all else ends.
+        message = explain(error) or f"The capture cannot go on: {getattr(error, 'strerror', None) or error}."
         if supervised:
             # Without a data plan trying again is of no use: a person has to act at the broker.
-            _print_json({"event": "error", "message": str(error), "permanent": isinstance(error, DataPlanError)})
-        raise error if isinstance(error, PipelineError) else PipelineError(str(error)) from error
+            _print_json({"event": "error", "message": message, "permanent": isinstance(error, DataPlanError)})
+        raise PipelineError(message) from error
 
 
 def _print_json(event: dict[str, Any]) -> None:
     # A supervisor that does not read must not hold up the sockets: a full pipe takes a line whole or not at all, and
     # then it is dropped. One that has died closes standard input too, which ends the capture in order.
     with suppress(BlockingIOError, BrokenPipeError):
-        os.write(sys.stdout.fileno(), f"{json.dumps(event)}\n".encode())
+        os.write(_STDOUT, f"{json.dumps(event)}\n".encode())
 
 
 def _print_status(event: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ def read_settings(**overrides: Any) -> Settings:
     """The settings from the environment; raises PipelineError that names each variable that is wrong."""
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except UnicodeDecodeError:
+        raise PipelineError("The file .env is not a text file.") from None
     except ValidationError as error:
         # Its own message would show the value, which may be a secret in the wrong place.
         wrong = "; ".join(f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
@@ -37,10 +39,10 @@ def read_settings(**overrides: Any) -> Settings:
 def open_database(settings: Settings) -> Iterator[str]:
     """The URL of the database in use. An embedded server that this starts is stopped again."""
     from dhan_pipeline.store import embedded
-    from dhan_pipeline.store.engine import libpq_url
 
     if settings.database_url:
-        yield libpq_url(settings.database_url)
+        with _interrupted_at_once():
+            yield checked_url(settings.database_url)
         return
     server = embedded.start(settings.data_dir, settings.postgres_bin_dir)
     try:
@@ -48,6 +50,31 @@ def open_database(settings: Settings) -> Iterator[str]:
     finally:
         if server.started:
             embedded.stop(settings.data_dir, settings.postgres_bin_dir)
+
+
+def checked_url(url: str) -> str:
+    """The address of a database as libpq takes it. Raises PipelineError where it is none of a PostgreSQL."""
+    from dhan_pipeline.store.engine import libpq_url
+
+    if url.partition("://")[0] not in ("postgresql", "postgres", "postgresql+psycopg2"):
+        raise PipelineError("DATABASE_URL is no address of the form postgresql://user:password@host:port/database.")
+    return libpq_url(url)
+
+
+@contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process while it waits for a database, which Python would only notice afterwards.
+
+    What a command has not committed by then, the server undoes.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
 
 
 async def until_signal(work: Callable[[asyncio.Event], Awaitable[None]], for_s: float | None = None) -> None:

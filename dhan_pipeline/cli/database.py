@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
+from dhan_pipeline.cli.common import JsonOption, checked_url, open_database, read_settings, stderr_console
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 
@@ -66,8 +67,24 @@ def migrate(
 
     with open_database(read_settings()) as url:
         done = run_migrations(url, dry_run=dry_run)
+        _refuse_newer(url)
     if not dry_run:
         print("\n".join(done) or "The schema is up to date.")
+
+
+def _refuse_newer(url: str) -> None:
+    """Say it where the database was brought up to date by a later version of this program."""
+    from dhan_pipeline.store.engine import connect
+    from dhan_pipeline.store.migrate import migration_files
+
+    with closing(connect(url)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
+        if not cursor.fetchall()[0][0]:
+            return
+        cursor.execute("SELECT name FROM schema_migrations")
+        unknown = sorted({name for (name,) in cursor.fetchall()} - {file.stem for file in migration_files()})
+    if unknown:
+        raise PipelineError(f"The database is newer than this program, which knows no {', '.join(unknown)}; update it.")
 
 
 def redrive(
@@ -134,9 +151,15 @@ def db_psql() -> None:
     if psql is None:
         raise PipelineError("psql is not installed; connect any client to the address of: dhan-pipeline db url.")
     # The URL holds the password, and arguments can be seen by every user: it travels in the environment.
+    from psycopg2 import ProgrammingError
     from psycopg2.extensions import parse_dsn
 
-    parts = parse_dsn(_running_database(settings))
+    try:
+        parts = parse_dsn(_running_database(settings))
+    except ProgrammingError:  # its message has the password
+        raise PipelineError(
+            "DATABASE_URL is no address of the form postgresql://user:password@host:port/database."
+        ) from None
     names = {
         "host": "PGHOST",
         "port": "PGPORT",
@@ -151,10 +174,9 @@ def db_psql() -> None:
 
 def _running_database(settings: Settings) -> str:
     from dhan_pipeline.store import embedded
-    from dhan_pipeline.store.engine import libpq_url
 
     if settings.database_url:
-        return libpq_url(settings.database_url)
+        return checked_url(settings.database_url)
     if url := embedded.url(settings.data_dir, settings.postgres_bin_dir):
         return url
     raise PipelineError("The embedded PostgreSQL does not run; start it with: dhan-pipeline db start.")

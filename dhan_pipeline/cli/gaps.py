@@ -104,9 +104,9 @@ def _interval(hour: str | None, day: str | None, since: str | None, now_ns: int)
     elif since is not None:
         try:
             at = datetime.fromisoformat(since)
-        except ValueError:
+            start_ns = int((at if at.tzinfo else at.replace(tzinfo=IST)).astimezone(UTC).timestamp() * 1e9)
+        except (ValueError, OverflowError):
             raise typer.BadParameter(f"{since} is not a time such as 2026-11-20T09:15", param_hint="--since") from None
-        start_ns = int((at if at.tzinfo else at.replace(tzinfo=IST)).astimezone(UTC).timestamp() * 1e9)
         end_ns = max(now_ns, start_ns)
     else:
         start_ns = day_start_ns(now_ns)
@@ -119,4 +119,6 @@ def _interval(hour: str | None, day: str | None, since: str | None, now_ns: int)
         end_ns = start_ns + _DAY_NS
     if start_ns >= now_ns:
         raise typer.BadParameter("that is still to come", param_hint="--hour, --day, --since")
+    if start_ns < 0:
+        raise typer.BadParameter("that is before 1970", param_hint="--hour, --day, --since")
     return start_ns, end_ns

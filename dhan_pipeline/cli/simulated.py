@@ -69,14 +69,14 @@ def simulate(
         str, typer.Option(metavar="HOST:PORT", help="Where the feed listens; port 0 takes a free one.")
     ] = "127.0.0.1:8765",
     rest: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where REST listens, which serves the scrip master.")
+        str, typer.Option(metavar="HOST:PORT", help="Where REST listens: scrip master, tokens, profile.")
     ] = "127.0.0.1:0",
     instruments: Annotated[
         str,
         typer.Option(metavar="N or FILE", help="How many instruments trade, or a file of resolved subscriptions."),
     ] = "500",
     rate: RateOption = 2000,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same market.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same market.")] = 0,
     master: Annotated[
         Path | None, typer.Option(help="The scrip master to trade and to serve; without it, a synthetic one.")
     ] = None,
@@ -101,24 +101,27 @@ def simulate(
     from dhan_pipeline.feeds.simulator import faults as misbehaviour
     from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments
     from dhan_pipeline.feeds.simulator.master import write_synthetic_master
-    from dhan_pipeline.feeds.simulator.tokens import make_token
+    from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
     from dhan_pipeline.sessions import IST
     from dhan_pipeline.subscriptions import read_subscriptions
 
     host, port = _host_port(listen, "--listen")
     rest_host, rest_port = _host_port(rest, "--rest")
-    if instruments == "0":
-        raise typer.BadParameter("at least one instrument has to trade", param_hint="--instruments")
+    if _is_number(instruments):
+        if int(instruments) == 0:
+            raise typer.BadParameter("at least one instrument has to trade", param_hint="--instruments")
+    elif not Path(instruments).exists():
+        raise typer.BadParameter(f"{instruments} is neither a number nor a file", param_hint="--instruments")
     if token_file:
         try:
-            save_token(token_file, make_token("1000000001", expires_in=30 * 86_400), "1000000001")
+            save_token(token_file, make_token(CLIENT_ID, expires_in=30 * 86_400), CLIENT_ID)
         except OSError as error:
             raise PipelineError(f"The token file {token_file} cannot be written: {error.strerror}.") from error
     with tempfile.TemporaryDirectory() as folder:
         if master is None:
             master = Path(folder) / "scrip_master.csv"
             write_synthetic_master(master, on=Clock().now().astimezone(IST).date(), seed=seed)
-        if instruments.isdigit():
+        if _is_number(instruments):
             tokens = choose_instruments(master, int(instruments))
         else:
             tokens = [subscription.instrument_token for subscription in read_subscriptions(Path(instruments))]
@@ -136,9 +139,11 @@ def simulate(
         async def run(stop: asyncio.Event) -> None:
             try:
                 async with simulator:
-                    urls = {"feed_url": simulator.feed_url, "rest_url": simulator.rest_url}
-                    lines = [f"{name}: {url}" for name, url in urls.items()]
-                    print(json.dumps(urls) if as_json else "\n".join(lines), flush=True)
+                    facts = {"feed_url": simulator.feed_url, "rest_url": simulator.rest_url}
+                    # Of an account that there is only here: with them, tokens are made as with the broker.
+                    facts |= {"client_id": CLIENT_ID, "pin": PIN, "totp_secret": TOTP_SECRET}
+                    lines = [f"{name}: {fact}" for name, fact in facts.items()]
+                    print(json.dumps(facts) if as_json else "\n".join(lines), flush=True)
                     misbehaving = asyncio.create_task(misbehaviour.run(simulator, faults))
                     await stop.wait()
                     misbehaving.cancel()
@@ -161,8 +166,12 @@ def _fault(text: str) -> "Fault":
         raise typer.BadParameter(str(error), param_hint="--fault") from None
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 def _host_port(value: str, option: str) -> tuple[str, int]:
     host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
+    if not host or not _is_number(port) or int(port) > 65_535:
         raise typer.BadParameter(f"{value} is not HOST:PORT", param_hint=option)
     return host.strip("[]"), int(port)

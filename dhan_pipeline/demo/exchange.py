@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.demo.services import Services, free_port, listens
 from dhan_pipeline.feeds.simulator.dhan import choose_instruments
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
+from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET
 from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -45,6 +47,13 @@ def exchange(
             dhan_feed_url=f"ws://127.0.0.1:{feed_port}",
             dhan_scrip_master_url=f"http://127.0.0.1:{rest_port}{DETAILED_PATH}",
             dhan_token_file=token_file,
+            # Whatever a person has in `.env`: a demo makes no tokens of theirs.
+            dhan_client_id=CLIENT_ID,
+            dhan_access_token=None,
+            dhan_pin=SecretStr(PIN),
+            dhan_totp_secret=SecretStr(TOTP_SECRET),
+            dhan_api_url=f"http://127.0.0.1:{rest_port}",
+            dhan_auth_url=f"http://127.0.0.1:{rest_port}",
             subscriptions_file=data_dir / "subscriptions.yaml",
             sessions="always",
         )

@@ -1,12 +1,8 @@
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,10 +15,10 @@ from dhan_pipeline.feeds.simulator.dhan import choose_instruments
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
 from dhan_pipeline.instruments import split_instrument_token
-from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import create_database
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.program import Here, last_sentence, run, running, sentence, wrong_usage
 
 COMMANDS = (
     ("demo",),
@@ -64,56 +60,9 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def environment(**settings: object) -> dict[str, str]:
-    """Ours, with these settings and no others."""
-    names = {name.upper() for name in Settings.model_fields}
-    kept = {name: value for name, value in os.environ.items() if name not in names}
-    return kept | {"COLUMNS": "100"} | {name.upper(): str(value) for name, value in settings.items()}
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "dhan_pipeline.cli", *arguments]
-
-
-def run(*arguments: str, cwd: Path, stdin: str = "", **settings: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=cwd, input=stdin, env=environment(**settings), capture_output=True, text=True
-    )
-
-
-@contextmanager
-def running(*arguments: str, cwd: Path, **settings: object) -> Iterator[subprocess.Popen[str]]:
-    """The program in the background; killed at the end if it still runs."""
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(**settings),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence that a failed command has said, and nothing else."""
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert re.fullmatch(r"dhan-pipeline: .+", line)
-    return line.removeprefix("dhan-pipeline: ")
-
-
-def wrong_usage(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    return done.stderr
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    return Here(folder, monkeypatch, capsys)
 
 
 def taken_port() -> socket.socket:
@@ -127,8 +76,8 @@ def taken_port() -> socket.socket:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_says_what_it_does_and_explains_every_option(words: tuple[str, ...], folder: Path) -> None:
-    done = run(*words, "--help", cwd=folder)
+def test_every_command_says_what_it_does_and_explains_every_option(words: tuple[str, ...], here: Here) -> None:
+    done = here(*words, "--help")
     assert done.returncode == 0
     assert done.stderr == ""
     usage, _, rest = done.stdout.partition("\n\n")
@@ -140,16 +89,16 @@ def test_every_command_says_what_it_does_and_explains_every_option(words: tuple[
         assert re.match(r"--\S+( \S+)*\s{2,}[A-Z]", option), f"not explained: {option}"
 
 
-def test_the_program_without_a_command_lists_the_commands(folder: Path) -> None:
-    done = run(cwd=folder)
+def test_the_program_without_a_command_lists_the_commands(here: Here) -> None:
+    done = here()
     assert done.returncode == 2
     for words in COMMANDS:
         if len(words) == 1:
             assert f"  {words[0]} " in done.stdout + done.stderr
 
 
-def test_help_names_every_command_that_there_is(folder: Path) -> None:
-    listed = run("--help", cwd=folder).stdout.partition("Commands:\n")[2]
+def test_help_names_every_command_that_there_is(here: Here) -> None:
+    listed = here("--help").stdout.partition("Commands:\n")[2]
     assert set(re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE)) == {words[0] for words in COMMANDS}
 
 
@@ -169,16 +118,16 @@ def test_help_names_every_command_that_there_is(folder: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_usage_is_said_and_exits_2(arguments: tuple[str, ...], said: str, folder: Path) -> None:
-    assert said in wrong_usage(run(*arguments, cwd=folder))
+def test_wrong_usage_is_said_and_exits_2(arguments: tuple[str, ...], said: str, here: Here) -> None:
+    assert said in wrong_usage(here(*arguments))
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("capture", "99"), ("capture", "many"), ("retention_days", "0"), ("data_source", "nobody"), ("sessions", "never")],
 )
-def test_a_wrong_setting_is_named(setting: str, value: str, folder: Path) -> None:
-    said = sentence(run("ingest", cwd=folder, **{setting: value}))
+def test_a_wrong_setting_is_named(setting: str, value: str, here: Here) -> None:
+    said = sentence(here("ingest", **{setting: value}))
     assert said.startswith("The settings cannot be used: ")
     assert f"{setting.upper()}: Input should be" in said
 
@@ -186,16 +135,16 @@ def test_a_wrong_setting_is_named(setting: str, value: str, folder: Path) -> Non
 # decode
 
 
-def test_decode_shows_every_field_of_a_frame(folder: Path) -> None:
-    done = run("decode", TICKER, cwd=folder)
+def test_decode_shows_every_field_of_a_frame(here: Here) -> None:
+    done = here("decode", TICKER)
     assert done.returncode == 0
     assert "ticker at 0, 16 bytes" in done.stdout
     for words in (("last_price", "1294.50 rupees"), ("last_trade_time", "2026-08-06 13:20:57 IST"), ("NSE_EQ",)):
         assert all(word in done.stdout for word in words)
 
 
-def test_decode_prints_one_json_object(folder: Path) -> None:
-    done = run("decode", "--json", TICKER + OPEN_INTEREST, cwd=folder)
+def test_decode_prints_one_json_object(here: Here) -> None:
+    done = here("decode", "--json", TICKER + OPEN_INTEREST)
     assert done.returncode == 0
     ticker, open_interest = json.loads(done.stdout)["packets"]
     assert ticker["rows"][4] == {"offset": 8, "field": "last_price", "raw": 1294.5, "meaning": "1294.50 rupees"}
@@ -207,31 +156,31 @@ def test_decode_reads_standard_input(folder: Path) -> None:
     assert [packet["kind"] for packet in json.loads(done.stdout)["packets"]] == ["ticker"]
 
 
-def test_decode_shows_every_byte_of_what_it_cannot_read(folder: Path) -> None:
-    done = run("decode", "--json", TICKER + "63 0900 01 deadbeef 7f", cwd=folder)
+def test_decode_shows_every_byte_of_what_it_cannot_read(here: Here) -> None:
+    done = here("decode", "--json", TICKER + "63 0900 01 deadbeef 7f")
     assert done.returncode == 0
     _, unknown = json.loads(done.stdout)["packets"]
     assert unknown["error"]
     assert unknown["rows"][-1]["raw"] == "7f"
     assert sum(packet["size"] for packet in json.loads(done.stdout)["packets"]) == 16 + 9
-    assert unknown["error"] in run("decode", TICKER + "63 0900 01 deadbeef 7f", cwd=folder).stdout
+    assert unknown["error"] in here("decode", TICKER + "63 0900 01 deadbeef 7f").stdout
 
 
-def test_decode_shows_all_levels_of_depth(folder: Path) -> None:
+def test_decode_shows_all_levels_of_depth(here: Here) -> None:
     layout = LAYOUTS[ResponseCode.FULL]
     full = bytes([ResponseCode.FULL, layout.size, 0, 1]) + bytes(layout.size - 4)
-    done = run("decode", full.hex(), cwd=folder)
+    done = here("decode", full.hex())
     assert "depth[4].ask_price" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["zz", "021", "0x02"])
-def test_decode_refuses_what_is_not_hexadecimal(text: str, folder: Path) -> None:
-    assert "that is not hexadecimal" in wrong_usage(run("decode", text, cwd=folder))
+def test_decode_refuses_what_is_not_hexadecimal(text: str, here: Here) -> None:
+    assert "that is not hexadecimal" in wrong_usage(here("decode", text))
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_decode_refuses_an_empty_message(options: tuple[str, ...], folder: Path) -> None:
-    assert sentence(run("decode", "", *options, cwd=folder)) == "The message is empty."
+def test_decode_refuses_an_empty_message(options: tuple[str, ...], here: Here) -> None:
+    assert sentence(here("decode", "", *options)) == "The message is empty."
 
 
 # The database
@@ -325,7 +274,7 @@ def test_a_database_without_tables_is_said(postgres_url: str, master: Path, fold
 def test_a_failed_download_is_said(database_url: str, folder: Path) -> None:
     with taken_port() as listening:
         port = listening.getsockname()[1]
-    said = sentence_after_progress(
+    said = last_sentence(
         run(
             "sync-instruments",
             "--download",
@@ -335,14 +284,6 @@ def test_a_failed_download_is_said(database_url: str, folder: Path) -> None:
         )
     )
     assert said.startswith("The scrip master could not be downloaded from ")
-
-
-def sentence_after_progress(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("dhan-pipeline: ")
-    return last.removeprefix("dhan-pipeline: ")
 
 
 # The exchange, and a capture of it
@@ -452,7 +393,7 @@ def test_a_missing_token_is_said(database_url: str, folder: Path) -> None:
     segment, number = split_instrument_token(1 << 40 | 1 << 32 | 2885)
     write_subscriptions(path, [Subscription(segment, number, Mode.FULL, "RELIANCE")])
     done = run("ingest", cwd=folder, database_url=database_url, dhan_token_file="no_token.json", sessions="always")
-    said = sentence_after_progress(done)
+    said = last_sentence(done)
     assert said.startswith("There is no token file no_token.json (DHAN_TOKEN_FILE), ")
 
 

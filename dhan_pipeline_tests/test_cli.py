@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 from psycopg2.extensions import connection
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.simulator.dhan import choose_instruments
+from dhan_pipeline.feeds.simulator.faults import FAULTS
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
+from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
 from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.store.engine import create_database
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
@@ -286,6 +290,62 @@ def test_a_failed_download_is_said(database_url: str, folder: Path) -> None:
     assert said.startswith("The scrip master could not be downloaded from ")
 
 
+# gaps and redrive
+
+#: A reset of 30 s in session, one at night, and one that lasts.
+GAPS = """
+INSERT INTO feed_gaps (capture, gap_id, connection, instruments, started_at, ended_at, cause, detail, recovery) VALUES
+(0, 1, 0, '{1103806597957}', '2026-11-20 09:59:50+05:30', '2026-11-20 10:00:20+05:30', 'reset', 'lost', 'connected'),
+(0, 2, 0, '{1103806597957}', '2026-11-20 20:00:00+05:30', '2026-11-20 21:00:00+05:30', 'stop', '', 'started'),
+(0, 3, 1, '{1103806597957}', '2026-11-23 15:00:00+05:30', NULL, 'token', 'refused', '')
+"""
+
+
+@pytest.fixture
+def with_gaps(conn: connection, database_url: str) -> dict[str, str]:
+    with conn, conn.cursor() as cursor:
+        cursor.execute(GAPS)
+    return {"database_url": database_url}
+
+
+def test_the_gaps_of_a_day_are_listed_with_their_seconds_in_session(with_gaps: dict[str, str], here: Here) -> None:
+    done = here("gaps", "--day", "2026-11-20", **with_gaps)
+    assert (done.returncode, done.stderr) == (0, "")
+    title, *_, row, _, outside = (line.rstrip() for line in done.stdout.splitlines())
+    assert title == "Gaps in session from 2026-11-20 00:00 to 2026-11-21 00:00 IST"
+    assert re.split(r" {2,}", row.strip()) == ["09:59:50", "10:00:20", "30.0", "0/0", "1", "reset", "lost; connected"]
+    assert outside == "1 more was outside sessions."
+
+
+def test_the_gaps_of_an_hour_are_the_parts_that_lie_in_it(with_gaps: dict[str, str], here: Here) -> None:
+    listed = json.loads(here("gaps", "--hour", "2026-11-20T09:00", "--json", **with_gaps).stdout)
+    assert (listed["from"], listed["to"]) == ("2026-11-20T09:00:00+05:30", "2026-11-20T10:00:00+05:30")
+    [gap] = listed["gaps"]
+    assert (gap["ended_at"], gap["session_seconds"]) == ("2026-11-20T10:00:00+05:30", 10.0)
+
+
+def test_a_gap_that_lasts_has_no_end(with_gaps: dict[str, str], here: Here) -> None:
+    for since in ("2026-11-23T15:20", "2026-11-23T09:50+00:00"):
+        [gap] = json.loads(here("gaps", "--since", since, "--json", **with_gaps).stdout)["gaps"]
+        assert (gap["started_at"], gap["ended_at"]) == ("2026-11-23T15:20:00+05:30", None)
+        assert (gap["cause"], gap["detail"], gap["connection"]) == ("token", "refused", 1)
+        assert gap["session_seconds"] >= 900
+    assert " lasts " in here("gaps", "--since", "2026-11-23T15:20", **with_gaps).stdout
+
+
+def test_where_there_are_no_gaps_that_is_said(database_url: str, here: Here) -> None:
+    done = here("gaps", "--day", "2026-11-19", database_url=database_url)
+    assert done.stdout == "There is no gap in session from 2026-11-19 00:00 to 2026-11-20 00:00 IST.\n"
+    assert json.loads(here("gaps", "--json", database_url=database_url).stdout)["gaps"] == []
+
+
+def test_where_nothing_was_rejected_nothing_is_redriven(database_url: str, here: Here) -> None:
+    done = here("redrive", database_url=database_url)
+    assert (done.returncode, done.stdout) == (0, "0 of 0 rejected packets are accepted now.\n")
+    facts = json.loads(here("redrive", "--reason", "unknown instrument", "--json", database_url=database_url).stdout)
+    assert (facts["examined"], facts["driven"]) == (0, 0)
+
+
 # The exchange, and a capture of it
 
 
@@ -322,6 +382,96 @@ def capture_settings(exchange: dict[str, str], master: Path, database_url: str, 
         [Subscription(segment, number, Mode.FULL, "") for segment, number in chosen],
     )
     return settings
+
+
+@pytest.fixture
+def account(exchange: dict[str, str]) -> dict[str, Any]:
+    """Settings of the practice account, whose token file the exchange has written."""
+    return {
+        "dhan_token_file": exchange["token_file"],
+        "dhan_client_id": exchange["client_id"],
+        "dhan_pin": exchange["pin"],
+        "dhan_totp_secret": exchange["totp_secret"],
+        "dhan_api_url": exchange["rest_url"],
+        "dhan_auth_url": exchange["rest_url"],
+    }
+
+
+def test_a_good_token_is_said_to_be_good(account: dict[str, Any], here: Here) -> None:
+    done = here("token", "check", **account)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Client id 1000000001, from the token file ")
+    assert re.search(r"^Its time is over at 20\d\d-\d\d-\d\d \d\d:\d\d IST\.$", done.stdout, re.MULTILINE)
+    assert done.stdout.endswith("The token is good, and the account has a data plan.\n")
+    report = json.loads(here("token", "check", "--json", **account).stdout)
+    assert (report["good"], report["problem"], report["client_id"]) == (True, None, "1000000001")
+
+
+def test_a_token_of_another_account_is_not_good(account: dict[str, Any], here: Here) -> None:
+    token = json.loads(Path(account["dhan_token_file"]).read_text())["access_token"]
+    settings = {**account, "dhan_token_file": "none.json", "dhan_client_id": "7", "dhan_access_token": token}
+    assert "not good: It belongs to the client id 1000000001, not to 7" in last_sentence(
+        here("token", "check", **settings)
+    )
+    done = here("token", "check", "--json", **settings)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["good"] is False
+    assert token not in done.stdout + done.stderr
+
+
+def test_a_token_is_made_saved_and_good_and_never_shown(account: dict[str, Any], here: Here) -> None:
+    file = Path(account["dhan_token_file"])
+    before = json.loads(file.read_text())["access_token"]
+    done = here("token", "generate", **account)
+    assert done.returncode == 0, done.stderr
+    token = json.loads(file.read_text())["access_token"]
+    assert token != before
+    assert re.fullmatch(
+        r"A new token of client id 1000000001, good until \S+ \S+ IST, is in the token file \S+token\.json\.\n",
+        done.stdout,
+    )
+    assert token not in done.stdout + done.stderr
+    assert here("token", "check", **account).returncode == 0
+    assert "Dhan gives one every 130 s at most." in sentence(here("token", "generate", **account))
+
+
+def test_a_token_is_renewed_without_pin(account: dict[str, Any], here: Here) -> None:
+    file = Path(account["dhan_token_file"])
+    before = file.read_text()
+    done = here("token", "renew", "--json", **{**account, "dhan_pin": "", "dhan_totp_secret": ""})
+    assert done.returncode == 0, done.stderr
+    saved = json.loads(done.stdout)
+    assert (saved["client_id"], set(saved)) == ("1000000001", {"client_id", "source", "expires_at"})
+    assert file.read_text() != before
+    assert here("token", "check", **account).returncode == 0
+
+
+def test_faults_happen_as_they_were_ordered(master: Path, folder: Path) -> None:
+    token = make_token(CLIENT_ID)
+    arguments = (
+        "--listen",
+        "127.0.0.1:0",
+        "--instruments",
+        "2",
+        "--master",
+        str(master),
+        "--fault",
+        "close=1011",
+        "--json",
+    )
+    with running("simulate", *arguments, cwd=folder) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["feed_url"]
+        with connect(f"{url}/?version=2&token={token}&clientId={CLIENT_ID}&authType=2") as socket_:
+            with pytest.raises(ConnectionClosedError) as closed:
+                list(socket_)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1011
+
+
+def test_the_help_lists_every_fault(here: Here) -> None:
+    listed = here("simulate", "--help").stdout.partition("Faults:\n")[2]
+    assert re.findall(r"^  ([a-z-]+)  ", listed, re.MULTILINE) == list(FAULTS)
 
 
 def test_the_exchange_says_where_it_listens_and_stops_when_asked(master: Path, folder: Path) -> None:

@@ -148,6 +148,24 @@ class JournalWriter:
             self._file = None
 
 
+def nobody_writes(journal_dir: Path, capture: int) -> bool:
+    """Whether a capture's lock is free. What cannot be found out counts as held.
+
+    Takes the lock for an instant, which a writer that starts in this instant would find held.
+    """
+    try:
+        fd = os.open(capture_dir(journal_dir, capture) / "lock", os.O_RDONLY)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        close_quietly(fd)
+    return True
+
+
 @contextlib.contextmanager
 def _named(directory: Path) -> Iterator[None]:
     """Say in an OSError which journal it is about."""

@@ -12,6 +12,7 @@ from typing import Literal
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.journal.writer import nobody_writes
 from dhan_pipeline.orchestration.calendar import capture_expected, session_name
 from dhan_pipeline.orchestration.names import (
     ATTEMPT_TAG,
@@ -26,6 +27,12 @@ from dhan_pipeline.settings import Settings
 #: Seconds without a heartbeat after which a started run is given up: two missed heartbeats and some patience. It is
 #: how the death of a whole container is noticed, which Dagster's run monitoring cannot see with the default launcher.
 STALE_S = 150.0
+
+#: The death of a run on this machine is noticed sooner, and also where it is an orphan of an earlier code server: its
+#: capture ends with it, and the capture's lock is free. A capture takes the lock within the first seconds of its run,
+#: and a run may live on for some after it.
+START_S = 30.0
+UNLOCKED_S = 12.0
 
 #: A run that was asked to stop flushes within 15 s; after this long it is cancelled.
 STOP_GRACE_S = 30.0
@@ -57,6 +64,8 @@ class IngestRun:
     started_s: float | None = None
     ended_s: float | None = None
     heartbeat_s: float | None = None
+    unlocked_s: float | None = None
+    """Since when nobody has been seen to hold the capture's lock."""
     attempt: int | None = None
     """Its number in this session, None for a run of another session or one that a person launched."""
     stop_asked: bool = False
@@ -87,6 +96,9 @@ def decide(now_s: float, in_session: bool, subscribed: bool, runs: Sequence[Inge
             silent_s = now_s - max(run.heartbeat_s or 0.0, run.started_s or now_s)
             if silent_s > STALE_S:
                 return Decision("give_up", f"The run has sent no heartbeat for {silent_s:.0f} s.", run.run_id)
+            unlocked_s = now_s - max(run.unlocked_s or now_s, (run.started_s or now_s) + START_S)
+            if unlocked_s > UNLOCKED_S:
+                return Decision("give_up", "The run's capture is gone: nobody holds its lock.", run.run_id)
     if alive:
         return Decision("skip", f"Run {alive[0].run_id[:8]} is {alive[0].status.value}.")
     newest = runs[0] if runs else None
@@ -137,11 +149,15 @@ def build_supervisor(settings: Settings, ingest_job: dg.JobDefinition) -> dg.Sen
         context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> dg.SkipReason | dg.RunRequest:
         session = session_name(clock)
+        now_s = time.time()
+        # The sensor's cursor: since when the lock has been free.
+        unlocked_s = float(context.cursor or now_s) if nobody_writes(settings.journal_dir, settings.capture) else None
+        context.update_cursor("" if unlocked_s is None else str(unlocked_s))
         decision = decide(
-            now_s=time.time(),
+            now_s=now_s,
             in_session=capture_expected(settings, clock),
             subscribed=settings.subscriptions_path.exists(),
-            runs=_ingest_runs(context.instance, ingest_job.name, capture, session),
+            runs=_ingest_runs(context.instance, ingest_job.name, capture, session, unlocked_s),
         )
         if decision.action == "launch":
             return dg.RunRequest(
@@ -169,7 +185,9 @@ def _carry_out(instance: dg.DagsterInstance, decision: Decision) -> None:
                 instance.report_run_failed(run, decision.reason)
 
 
-def _ingest_runs(instance: dg.DagsterInstance, job_name: str, capture: str, session: str) -> list[IngestRun]:
+def _ingest_runs(
+    instance: dg.DagsterInstance, job_name: str, capture: str, session: str, unlocked_s: float | None
+) -> list[IngestRun]:
     records = instance.get_run_records(dg.RunsFilter(job_name=job_name, tags={CAPTURE_TAG: capture}), limit=RECENT_RUNS)
     runs = []
     for record in records:
@@ -187,6 +205,7 @@ def _ingest_runs(instance: dg.DagsterInstance, job_name: str, capture: str, sess
                 started_s=record.start_time,
                 ended_s=record.end_time,
                 heartbeat_s=heartbeat,
+                unlocked_s=unlocked_s,
                 attempt=int(tags[ATTEMPT_TAG]) if tags.get(SESSION_TAG) == session and ATTEMPT_TAG in tags else None,
                 stop_asked=bool(tags.get(STOP_TAG)),
                 stop_asked_s=float(tags.get(STOP_AT_TAG) or 0.0) or None,

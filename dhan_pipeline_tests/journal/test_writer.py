@@ -14,7 +14,7 @@ from dhan_pipeline.journal import file as file_module
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.frame import SCHEMA_MESSAGE
 from dhan_pipeline.journal.reader import captures, hour_path, hours, read_blocks, read_hour
-from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
+from dhan_pipeline.journal.writer import JournalWriter, LockHeldError, nobody_writes
 from dhan_pipeline.sessions import HOUR_NS
 
 Append = Callable[..., Block]
@@ -51,6 +51,15 @@ def test_a_file_is_a_plain_arrow_stream(journal: tuple[Path, list[Block]]) -> No
     assert table.schema.names == ["received", "connection", "text", "payload"]
     assert b"".join(table["payload"].to_pylist()) == b"".join(block.payload for block in blocks[:5])
     assert table["received"].cast(pa.int64()).to_pylist() == [t for block in blocks[:5] for t in block.received_ns]
+
+
+def test_whether_anybody_writes_can_be_asked_without_harm(tmp_path: Path) -> None:
+    assert nobody_writes(tmp_path, 0)
+    with closing(JournalWriter(tmp_path, 0)):
+        assert not nobody_writes(tmp_path, 0)
+        assert nobody_writes(tmp_path, 1)
+    assert nobody_writes(tmp_path, 0)
+    JournalWriter(tmp_path, 0).close()
 
 
 def test_a_second_writer_of_a_capture_is_refused_and_told_who_runs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Speaks the capture's side of the protocol: JSON lines out, ends when its standard input closes.
 
-Arguments: hours to announce as complete. Behaviour by environment: FAKE_CAPTURE=refuse|die|no_plan|noisy|deaf|quit.
+Arguments: hours to announce as complete.
+Behaviour by environment: FAKE_CAPTURE=refuse|die|no_plan|noisy|deaf|quit|lock.
 FAKE_CAPTURE_SAYS=file: each line that a test writes into the file is said.
 """
 
@@ -11,6 +12,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
+
+from dhan_pipeline.journal.writer import JournalWriter
 
 OPEN_HOUR = "2026-11-20T11:00"
 
@@ -71,6 +74,8 @@ def main() -> None:
     if mode == "die":
         say("error", message="The token has expired.")
         sys.exit(1)
+    if mode == "lock":
+        JournalWriter(Path(os.environ["DATA_DIR"]) / "journal", int(os.environ["CAPTURE"]))
     if mode == "noisy":
         print("this is no JSON", flush=True)
     Thread(target=repeat_status, daemon=True).start()

@@ -71,6 +71,7 @@ class Dagster:
             "DATA_DIR": str(settings.data_dir),
             "DATABASE_URL": settings.database_url,
             "SESSIONS": "always",
+            "FAKE_CAPTURE": "lock",
         }
         self.started: list[subprocess.Popen[bytes]] = []
         self.instance = dg.DagsterInstance.from_config(str(home))
@@ -180,17 +181,27 @@ def test_whatever_is_killed_around_it_one_capture_goes_on_or_is_replaced(dagster
     code_server.kill()
     code_server.wait()
     assert dagster.beats_again()
-    dagster.start_code_server()
+    code_server = dagster.start_code_server()
     assert dagster.ticks_again()
     assert dagster.beats_again()
     assert is_alive(second)
     assert dagster.captures() == [second, first]
     assert dagster.statuses() == ["STARTED", "FAILURE"]
 
-    # Nobody can signal the orphan; it sees for itself that it is to end.
+    # The orphan: nobody is its parent, so the supervisor learns of its death from the capture's lock.
+    os.kill(parent(second), signal.SIGKILL)
+    wait_until(lambda: len(dagster.captures()) == 3)
+    third = dagster.captures()[0]
+    assert not is_alive(second)
+    assert dagster.statuses() == ["STARTED", "FAILURE", "FAILURE"]
+
+    # Nobody can signal an orphan; it sees for itself that it is to end.
+    code_server.kill()
+    code_server.wait()
+    dagster.start_code_server()
     dagster.instance.report_run_canceling(dagster.instance.get_runs()[0])
-    wait_until(lambda: not is_alive(second))
-    wait_until(lambda: dagster.statuses() == ["CANCELED", "FAILURE"])
+    wait_until(lambda: not is_alive(third))
+    wait_until(lambda: dagster.statuses() == ["CANCELED", "FAILURE", "FAILURE"])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The supervisor's rules, each as a sentence."""
 
 import time
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -9,12 +10,15 @@ from dagster import DagsterEvent, DagsterEventType
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration import supervisor
 from dhan_pipeline.orchestration.supervisor import (
     HEALTHY_S,
     MAX_BACKOFF_S,
     STALE_S,
+    START_S,
     STOP_GRACE_S,
+    UNLOCKED_S,
     Decision,
     IngestRun,
     decide,
@@ -95,6 +99,19 @@ def test_a_run_whose_heartbeat_stopped_is_given_up() -> None:
 def test_a_run_that_never_sent_a_heartbeat_is_given_up_as_late() -> None:
     assert in_session(run(Status.STARTED, started_s=NOW - STALE_S - 1)).action == "give_up"
     assert in_session(run(Status.STARTED, started_s=NOW - STALE_S + 1)).action == "skip"
+
+
+def test_a_run_whose_captures_lock_is_free_is_given_up_unless_it_only_just_starts_or_ends() -> None:
+    def gone(started: float, unlocked: float | None) -> str:
+        return in_session(
+            run(Status.STARTED, started_s=NOW - started, heartbeat_s=NOW - 1, unlocked_s=unlocked and NOW - unlocked)
+        ).action
+
+    assert gone(started=1000, unlocked=UNLOCKED_S + 1) == "give_up"
+    assert gone(started=1000, unlocked=UNLOCKED_S - 1) == "skip"
+    assert gone(started=1000, unlocked=None) == "skip"
+    assert gone(started=START_S + UNLOCKED_S - 1, unlocked=5000) == "skip"
+    assert gone(started=START_S + UNLOCKED_S + 1, unlocked=5000) == "give_up"
 
 
 def test_a_failed_run_is_replaced_after_a_growing_pause() -> None:
@@ -222,6 +239,22 @@ class TestTheSensor:
         assert tags["dhan/stop"] == "The session is over."
         assert float(tags["dhan/stop_at"]) <= time.time()
         assert closed.instance.get_runs()[0].run_id == run.run_id
+
+    def test_remembers_since_when_nobody_holds_the_captures_lock(self, subscribed: Pipeline) -> None:
+        definitions = subscribed.definitions()
+        sensor = definitions.get_repository_def().get_sensor_def("ingest_supervisor")
+
+        def cursor_after(cursor: str) -> str | None:
+            resources = {"settings": subscribed.settings, "clock": NOON}
+            with dg.build_sensor_context(subscribed.instance, cursor, resources=resources) as context:
+                sensor(context)
+                return context.cursor
+
+        assert float(cursor_after("") or 0) == pytest.approx(time.time(), abs=60)
+        assert cursor_after("123.0") == "123.0"
+        with closing(JournalWriter(subscribed.settings.journal_dir, 0)):
+            assert cursor_after("123.0") == ""
+        assert cursor_after("") != ""
 
     def test_gives_a_run_up_whose_heartbeat_stopped(
         self, subscribed: Pipeline, monkeypatch: pytest.MonkeyPatch

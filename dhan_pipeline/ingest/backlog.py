@@ -99,6 +99,12 @@ class Backlog:
             return None if self._pending else self._last_received_ns
 
     @property
+    def last_durable(self) -> int | None:
+        """The journal's last block, None while it is empty."""
+        with self._ready:
+            return None if self._last_durable == _NONE else self._last_durable
+
+    @property
     def _pending(self) -> bool:
         return self._last_taken < self._last_durable
 

@@ -19,12 +19,13 @@ from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
-from dhan_pipeline.sessions import HOUR_NS, hour_key
+from dhan_pipeline.journal.block import split_block_id
+from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
-from dhan_pipeline.store.partitions import ensure_partitions
+from dhan_pipeline.store.partitions import ensure_partitions, instant
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ class WriterCounts:
 
 class WriterHeldError(PipelineError):
     """Another process writes the blocks of this capture."""
+
+
+class OtherJournalError(PipelineError):
+    """The database was filled from another journal than this one, and its blocks reach beyond this one's."""
 
 
 class Writer:
@@ -155,6 +160,7 @@ class Writer:
                     self.liveliness.see(block)
                 self._learn(conn, processor, stored)
             elif (through_ns := self._backlog.taken_through_ns()) is not None:
+                _require_the_same_journal(conn, capture, self._backlog.last_durable, committed)
                 self.counts.committed_through_ns = through_ns
                 if self._stop.is_set():
                     return
@@ -188,3 +194,21 @@ class Writer:
             counts.rejected += len(block.enriched.rejected)
         counts.hours |= {block.hour for block in blocks}
         counts.committed_through_ns = blocks[-1].last_received_ns
+
+
+def _require_the_same_journal(conn: connection, capture: int, last: int | None, committed: int | None) -> None:
+    """Raise OtherJournalError where the journal's last block is one before those committed, and is not stored.
+
+    Block ids only grow in a journal, so a writer that begins after the last committed block would miss this one.
+    """
+    if last is None or committed is None or last >= committed:
+        return
+    stored = ledger.last_ledger_block(conn, last, last + 1) is not None
+    conn.rollback()
+    if not stored:
+        until = instant(split_block_id(committed)[1] * 1_000_000).astimezone(IST)
+        raise OtherJournalError(
+            f"This database has blocks of capture {capture} up to {until:%Y-%m-%d %H:%M:%S} IST that are later than all"
+            " of this journal: they come from another journal, or from a clock that was ahead. Give this one a number"
+            " of its own (CAPTURE), or the database of its own."
+        )

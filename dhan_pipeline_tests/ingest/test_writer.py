@@ -1,4 +1,5 @@
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -127,6 +128,26 @@ def test_a_start_without_anything_to_store_knows_that_all_is_committed(
         until(lambda: second.all_committed)
         assert second.writer.counts.hours == {HOUR}
         assert second.writer.counts.blocks == 0
+
+
+def test_a_database_that_is_ahead_of_the_journal_is_refused_by_name_until_it_no_longer_is(
+    settings: Settings, database_url: str, journal: JournalWriter, tmp_path: Path
+) -> None:
+    first = Writing(settings, database_url, journal)
+    with running(first.writer, first.backlog):
+        first.put(10, at_ns=START_NS + 60 * SECOND_NS)
+        until(lambda: first.all_committed)
+    elsewhere = settings.model_copy(update={"journal_dir": tmp_path / "elsewhere"})
+    with closing(JournalWriter(elsewhere.journal_dir, 0)) as another:
+        second = Writing(elsewhere, database_url, another)
+        with running(second.writer, second.backlog):
+            second.put(10, at_ns=START_NS + 5 * SECOND_NS)
+            until(lambda: second.warnings)
+            assert second.writer.counts.committed_through_ns == 0
+            second.put(10, at_ns=START_NS + 61 * SECOND_NS)
+            until(lambda: second.all_committed)
+    assert "This database has blocks of capture 0 up to 2026-11-20 09:01:00 IST" in second.warnings[0]
+    assert "CAPTURE" in second.warnings[0]
 
 
 def test_a_database_that_comes_late_gets_everything(

@@ -1,8 +1,9 @@
 """The database goes away in every way it can: the capture goes on, and catches up while more arrives."""
 
 import os
+import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline_tests.child import Child, capture, settled, until
 from dhan_pipeline_tests.conservation import check
 from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, prepare_capture, query
+from dhan_pipeline_tests.proxy import proxy
 
 RATE = 5000.0
 
@@ -70,18 +72,31 @@ async def goes_on(child: Child, seconds: float) -> None:
     await until(lambda: child.last_status["messages"] >= before + seconds * RATE)
 
 
-async def survives(settings: Settings, fault: AbstractContextManager[None]) -> Child:
-    """A capture goes through the fault for some seconds, catches up while more arrives, and ends well."""
+async def nothing_is_stored(child: Child) -> None:
+    """Wait until the capture falls behind, and has gone on for some seconds after."""
+    await until(lambda: child.last_status["backlog_seconds"] > 1)
+    await goes_on(child, 3)
+
+
+async def survives(
+    settings: Settings,
+    fault: AbstractContextManager[None],
+    through: Callable[[Child], Awaitable[None]] = nothing_is_stored,
+    url: str | None = None,
+) -> Child:
+    """A capture goes through the fault, catches up while more arrives, and ends well.
+
+    The fault lasts until `through` has seen enough. `url` is the capture's own way to the database, if it has one.
+    """
     assert settings.database_url is not None
     async with (
         DhanSimulator(SUBSCRIBED, rate=RATE, record=True) as simulator,
-        capture(settings, simulator.feed_url) as child,
+        capture(settings, simulator.feed_url, DATABASE_URL=url or settings.database_url) as child,
     ):
         await until(lambda: child.stored > RATE)
         rss_mb = child.last_status["rss_mb"]
         with fault:
-            await until(lambda: child.last_status["backlog_seconds"] > 1)
-            await goes_on(child, 3)
+            await through(child)
             assert child.last_status["rss_mb"] < rss_mb + GROWTH_MB
         await until(lambda: child.last_status["backlog_seconds"] < 0.5)
         simulator.rate = 0
@@ -176,3 +191,23 @@ async def test_a_database_that_is_read_only_for_a_while_gets_everything_afterwar
 
 async def test_a_server_without_a_free_connection_gets_everything_once_there_is_one(settings: Settings) -> None:
     await survives(settings, out_of_connections(settings.database_url or ""))
+
+
+async def test_a_network_that_swallows_everything_holds_nothing_up(settings: Settings) -> None:
+    async with proxy(settings.database_url or "") as network:
+        await survives(settings, network.black_hole(), url=network.url)
+
+
+async def test_a_network_that_cuts_anywhere_neither_loses_nor_doubles_a_row(settings: Settings) -> None:
+    randomness = random.Random(7)
+
+    def limit() -> tuple[int, int]:
+        """Within a transaction, or between a commit and its answer."""
+        return int(10 ** randomness.uniform(6, 7.5)), randomness.randint(8, 40)
+
+    async with proxy(settings.database_url or "") as network:
+
+        async def cut_often(child: Child) -> None:
+            await until(lambda: network.cuts >= 8)
+
+        await survives(settings, network.cutting(limit), cut_often, url=network.url)

@@ -121,6 +121,8 @@ class Writer:
                 if self.counts.blocks != blocks_before:
                     failures, blocks_before, told = 0, self.counts.blocks, ""
                 failures += 1
+                if isinstance(error, psycopg2.InterfaceError) and isinstance(error.__context__, psycopg2.Error):
+                    error = error.__context__  # the first was the loss of the connection, then came its rollback
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 if reason != told:
                     told = reason

@@ -28,6 +28,7 @@ from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.quality.gaps import session_seconds
+from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import hour_key, in_session
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import read_subscriptions
@@ -283,12 +284,8 @@ class Ingest:
 
     def _watch_trade_clock(self) -> None:
         verdict = self._writer.liveliness.trade_clock
-        if verdict == "utc" and self._trade_clock != "utc":
-            self._warn(
-                "The feed's trade times look like true UTC, not India's wall clock: last_trade_time is wrong by"
-                f" {self._settings.dhan_trade_time_offset_s} s. If so, set DHAN_TRADE_TIME_OFFSET_S=0, start the"
-                " capture again, and materialise the hours since then again."
-            )
+        if verdict == "moved" and self._trade_clock != "moved":
+            self._warn(moved_in_words(self._settings.dhan_trade_time_offset_s))
         self._trade_clock = verdict
 
     def _watch_disk(self) -> None:

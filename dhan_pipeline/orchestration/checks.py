@@ -38,7 +38,7 @@ DESCRIPTIONS = {
     "gaps": "Times in session in which a connection brought nothing: what was missed, and why.",
     "connected": "Every connection to the feed is up, and something arrives.",
     "silent_instruments": "Lively instruments that fell silent while others on their connection went on.",
-    "trade_clock": "Trade times follow India's wall clock, as they always did.",
+    "trade_clock": "Trade times follow the clock by which they are read.",
     "token": "The access token is good until the last session of today closes.",
 }
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
@@ -340,13 +341,8 @@ def _silent_instruments(status: Mapping[str, Any]) -> CheckOutcome:
 def _trade_clock(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     limits = "trade times within two minutes of receipt"
     match status.get("trade_clock"):
-        case "utc":
-            found = (
-                "The feed's trade times look like true UTC, not India's wall clock: `last_trade_time` is"
-                f" {settings.dhan_trade_time_offset_s / 3600:g} h too early in every row since then. Set"
-                " DHAN_TRADE_TIME_OFFSET_S=0, start the capture again, and materialise `ticks` of the affected hours"
-                " again: the journal has the bytes."
-            )
+        case "moved":
+            found = moved_in_words(settings.dhan_trade_time_offset_s)
             return CheckOutcome("trade_clock", False, "ERROR", None, "", limits, found)
         case "ok":
             found = "Trades arrive moments after their trade time."

@@ -1,7 +1,8 @@
 """Which clock the feed's trade times follow: a guard against a server that switches, which must never go unseen.
 
 Dhan writes India's wall clock as if it were UTC. Should it begin to write true UTC, every trade would seem 5:30 h old,
-which nothing else would notice. This only tells; data is never changed on a guess.
+and should it return to its habit when we have followed, 5:30 h ahead; nothing else would notice. This only tells; data
+is never changed on a guess.
 """
 
 from collections import deque
@@ -10,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Verdict = Literal["ok", "utc"] | None
+from dhan_pipeline.sessions import IST_OFFSET_S
+
+Verdict = Literal["ok", "moved"] | None
 
 #: A trade time this close to the packet's arrival is that of a live packet. Delays of minutes happen, on a bad day.
 NEAR_S = 120
@@ -33,7 +36,7 @@ class TradeClock:
 
     def __init__(self, offset_s: int) -> None:
         """`offset_s`: how far ahead of UTC the trade times on the wire are taken to be."""
-        self._offset_s = offset_s
+        self._shift_s = offset_s - _other(offset_s)
         self._batches: deque[tuple[int, int, int]] = deque()
         self._packets = self._near = self._shifted = 0
         self._now_ns = self._shifted_since_ns = 0
@@ -45,7 +48,7 @@ class TradeClock:
         if not len(lag_s):
             return
         near = int(np.count_nonzero(np.abs(lag_s) <= NEAR_S))
-        shifted = int(np.count_nonzero(np.abs(lag_s - self._offset_s) <= NEAR_S)) if self._offset_s else 0
+        shifted = int(np.count_nonzero(np.abs(lag_s - self._shift_s) <= NEAR_S))
         self._batches.append((len(lag_s), near, shifted))
         self._packets += len(lag_s)
         self._near += near
@@ -62,11 +65,27 @@ class TradeClock:
             self._shifted_since_ns = self._now_ns
 
     def verdict(self) -> Verdict:
-        """`ok`: trade times are what they should be; `utc`: they look like true UTC; None: nothing can be said."""
+        """`ok`: trade times are of just now; `moved`: they follow the other clock; None: nothing can be said."""
         if self._packets < FEWEST:
             return None
         if self._near >= _FAIR * self._packets:
             return "ok"
         if self._shifted_since_ns and self._now_ns - self._shifted_since_ns > _STANDS_STILL_S * 1e9:
-            return "utc"
+            return "moved"
         return None
+
+
+def moved_in_words(offset_s: int) -> str:
+    """What the verdict `moved` means where trade times are taken to be `offset_s` ahead of UTC, and what to do."""
+    other = _other(offset_s)
+    clock = "India's wall clock" if other else "true UTC"
+    wrong = f"{abs(offset_s - other) / 3600:g} h too {'early' if offset_s > other else 'late'}"
+    return (
+        f"The feed's trade times seem to follow {clock}: `last_trade_time` is then {wrong} in every row. Set"
+        f" DHAN_TRADE_TIME_OFFSET_S={other}, start the capture again, and materialise `ticks` of the hours since then"
+        " again: the journal has the bytes."
+    )
+
+
+def _other(offset_s: int) -> int:
+    return 0 if offset_s else IST_OFFSET_S

@@ -11,6 +11,7 @@ from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.errors import CredentialsError
 from dhan_pipeline.feeds.dhan.requests import MAX_CONNECTIONS, MAX_INSTRUMENTS_PER_CONNECTION
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.ingest import run as run_module
 from dhan_pipeline.ingest.capture import Receiver
@@ -329,3 +330,27 @@ async def test_a_clock_that_somebody_sets_is_told_and_costs_nothing(ready: Setti
         before = stored(database_url)[0]
         await until(lambda: stored(database_url)[0] > before + 200)
     assert_stored_exactly_once(ready, database_url)
+
+
+async def test_a_feed_that_writes_its_trade_times_in_true_utc_is_told_and_stored_as_it_comes(
+    ready: Settings, database_url: str
+) -> None:
+    clock = Clock(START_NS, speed=60.0)
+    save_token(ready.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6, clock=clock), CLIENT_ID)
+    async with (
+        DhanSimulator(SUBSCRIBED, rate=1000, clock=clock) as simulator,
+        ingest(with_feed(ready, simulator), clock) as running,
+    ):
+
+        def verdict() -> object:
+            return next((event["trade_clock"] for event in reversed(running.of_kind("status"))), None)
+
+        await until(lambda: verdict() == "ok")
+        async with happening(simulator, parse_fault("wrong-epoch")):
+            await until(lambda: verdict() == "moved")
+            [told] = running.of_kind("warning")
+            assert "DHAN_TRADE_TIME_OFFSET_S=0" in told["message"]
+        await until(lambda: verdict() == "ok")
+    [(late,)] = query(database_url, "SELECT count(*) FROM ticks WHERE time - last_trade_time > interval '5 hours'")
+    assert isinstance(late, int)
+    assert late > 1000

@@ -101,7 +101,7 @@ def test_how_it_ended_follows_from_what_it_said_and_whether_the_machine_went_dow
     assert previous(lock) is told
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("pid", [1, os.getpid(), 2**22 + 1], ids=["init", "this one", "none"])
 def test_a_process_id_that_means_another_process_by_now_blocks_nobody(lock: Path, pid: int) -> None:
     lock.write_text(f"{pid}\t{ANOTHER_BOOT}\t")
     assert previous(lock) is Cause.HOST_DOWN

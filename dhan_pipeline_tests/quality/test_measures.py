@@ -294,7 +294,7 @@ def test_instruments_that_fell_silent_are_named_as_far_as_they_are_told() -> Non
 
 
 def test_trade_times_in_true_utc_are_critical_and_too_few_packets_are_no_fault() -> None:
-    outcome = live("trade_clock", trade_clock="utc")
+    outcome = live("trade_clock", trade_clock="moved")
     assert (outcome.passed, outcome.severity) == (False, "ERROR")
     assert "5.5 h too early" in outcome.description
     assert "DHAN_TRADE_TIME_OFFSET_S=0" in outcome.description

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dhan_pipeline.quality.trade_clock import FEWEST, WINDOW, TradeClock, Verdict
+from dhan_pipeline.quality.trade_clock import FEWEST, WINDOW, TradeClock, Verdict, moved_in_words
 from dhan_pipeline.sessions import IST, IST_OFFSET_S
 
 
@@ -59,7 +59,7 @@ def test_a_feed_that_switches_to_utc_is_noticed_within_minutes_and_noticed_when_
     assert feed.verdict == "ok"
     feed.live(100 + WINDOW // rate, rate=rate, shift_s=IST_OFFSET_S)
     feed.live(250, rate=rate, shift_s=IST_OFFSET_S)
-    assert feed.verdict == "utc"
+    assert feed.verdict == "moved"
     feed.live(20 + WINDOW // rate, rate=rate)
     assert feed.verdict == "ok"
 
@@ -101,9 +101,16 @@ def test_packets_without_a_trade_time_count_for_nothing_and_cost_no_memory() -> 
     assert not feed.clock._batches
 
 
-def test_without_an_offset_there_is_nothing_to_take_for_utc() -> None:
+def test_a_feed_that_returns_from_utc_to_indias_wall_clock_is_noticed_too() -> None:
     feed = Feed(offset_s=0)
     feed.live(600)
     assert feed.verdict == "ok"
-    feed.live(600, shift_s=IST_OFFSET_S)
-    assert feed.verdict is None
+    feed.live(600, shift_s=-IST_OFFSET_S)
+    assert feed.verdict == "moved"
+
+
+def test_what_it_means_is_said_for_either_way() -> None:
+    assert "follow true UTC: `last_trade_time` is then 5.5 h too early" in moved_in_words(IST_OFFSET_S)
+    assert "DHAN_TRADE_TIME_OFFSET_S=0," in moved_in_words(IST_OFFSET_S)
+    assert "follow India's wall clock: `last_trade_time` is then 5.5 h too late" in moved_in_words(0)
+    assert "DHAN_TRADE_TIME_OFFSET_S=19800," in moved_in_words(0)

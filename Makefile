@@ -16,7 +16,7 @@ demo: setup ## Run everything on this machine over a simulated exchange; Ctrl-C 
 	$(BIN)/dhan-pipeline demo $(ARGS)
 
 test: lint types ## Lint, check the types, and run all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check .

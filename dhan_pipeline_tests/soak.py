@@ -134,8 +134,10 @@ class Soak:
         await asyncio.sleep(2)
         self.new_token()
 
-    async def signal_capture(self, number: int, parent: bool = False, then: int | None = None) -> None:
-        """Send a signal to the capture or to the run that keeps it, and perhaps another one 7 s later."""
+    async def signal_capture(
+        self, number: int, parent: bool = False, then: int | None = None, after_s: float = 7.0
+    ) -> None:
+        """Send a signal to the capture or to the run that keeps it, and perhaps another one a while later."""
         pid = self.capture_pid
         if pid is not None:
             if parent:
@@ -143,7 +145,7 @@ class Soak:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
                 if then is not None:
-                    await asyncio.sleep(7)
+                    await asyncio.sleep(after_s)
                     os.kill(pid, then)
 
     async def kill_service(self, name: str) -> None:
@@ -194,6 +196,7 @@ FAULTS: dict[str, Callable[[Soak], Awaitable[None]]] = {
     "token refused": lambda soak: soak.refused_token(),
     "short stall": lambda soak: soak.exchange("stall+3"),
     "long stall": lambda soak: soak.exchange("stall+14"),
+    "vanished": lambda soak: soak.exchange("vanish+14"),
     "slow": lambda soak: soak.exchange("slow+4"),
     "stacked": lambda soak: soak.exchange("stacked+4"),
     "reordered": lambda soak: soak.exchange("reordered+4"),
@@ -227,6 +230,7 @@ FAULTS: dict[str, Callable[[Soak], Awaitable[None]]] = {
 LONG_FAULTS: dict[str, Callable[[Soak], Awaitable[None]]] = {
     "disconnect 805": lambda soak: soak.exchange("disconnect=805"),
     "HTTP 429": lambda soak: soak.exchange("reset", "refuse=429+3"),
+    "capture suspended for a minute": lambda soak: soak.signal_capture(signal.SIGSTOP, then=signal.SIGCONT, after_s=60),
 }
 LONG_SOAK_MINUTES = 5.0
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dhan_pipeline.feeds.simulator.dhan import MAX_INSTRUMENTS, DhanSimulator
+from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.holder import Holder
@@ -166,6 +167,17 @@ async def test_a_kill_while_a_connection_is_away_leaves_no_gap_open(settings: Se
         "FROM feed_gaps WHERE cause = 'reset' ORDER BY gap_id DESC LIMIT 1",
     )
     assert seam == 0  # one goes over into the other
+    assert_conserved(simulator, settings)
+
+
+async def test_an_exchange_that_vanishes_without_a_word_is_missed_and_found_again(settings: Settings) -> None:
+    async with DhanSimulator(SUBSCRIBED, rate=RATE, record=True) as simulator, captured(settings, simulator) as child:
+        async with happening(simulator, parse_fault("vanish")):
+            await until(lambda: child.last_status["gap_open_s"] > settings.feed_silence_s)
+        await until(lambda: child.last_status["gap_open_s"] == 0)
+        await more(child)
+    [(cause, _, recovery)] = gaps(settings)
+    assert (cause, recovery) == ("stall", "connected and subscribed again")
     assert_conserved(simulator, settings)
 
 

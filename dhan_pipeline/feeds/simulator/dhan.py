@@ -234,6 +234,13 @@ class Connection:
             self._faults_over()
             self._websocket.transport.close()
 
+    def vanish(self) -> None:
+        """Leave the connection standing and never say anything again, nor hear: no ping and no answer to one."""
+        self._faults_over()
+        self._websocket.transport.pause_reading()
+        if self._websocket.keepalive_task is not None:
+            self._websocket.keepalive_task.cancel()
+
     async def close(self, code: int) -> None:
         """Close the connection with a WebSocket code."""
         self._faults_over()

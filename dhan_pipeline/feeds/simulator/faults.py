@@ -17,6 +17,7 @@ from dhan_pipeline.feeds.simulator.misbehaviour import GARBAGE
 #: Faults by the names that a command line knows, with what they do. Those with `+` last.
 FAULTS: dict[str, str] = {
     "stall": "+ connections stand and are pinged, but no packet comes",
+    "vanish": "+ the exchange is gone without a word: no packet, no ping, no answer, to new connections either",
     "slow": "+ bytes trickle, in pieces that end anywhere",
     "stacked": "+ several packets of several kinds come in a message",
     "reordered": "+ the messages of a burst come in any order",
@@ -127,6 +128,20 @@ def _refuse(simulator: DhanSimulator, status: int) -> Callable[[], None]:
     return undo
 
 
+def _vanish(simulator: DhanSimulator, _: int) -> Callable[[], None]:
+    vanished = list(simulator.connections)
+    for connection in vanished:
+        connection.vanish()
+    simulator.faults.mute = True
+
+    def undo() -> None:
+        simulator.faults.mute = False
+        for connection in vanished:
+            connection.reset()
+
+    return undo
+
+
 def _wrong_epoch(simulator: DhanSimulator, _: int) -> Callable[[], None]:
     market = simulator.market
     right = market.trade_time_offset_s
@@ -147,6 +162,7 @@ _SWITCHES: dict[str, Callable[[DhanSimulator, int], Callable[[], None]]] = {
     "unreachable": _switch("unreachable"),
     "mute": _switch("mute"),
     "refuse": _refuse,
+    "vanish": _vanish,
     "wrong-epoch": _wrong_epoch,
 }
 

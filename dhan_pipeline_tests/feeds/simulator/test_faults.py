@@ -151,6 +151,31 @@ async def test_an_unreachable_exchange_drops_the_handshake_and_a_mute_one_never_
                     pass
 
 
+async def test_an_exchange_that_vanishes_says_nothing_and_answers_nothing_and_is_reset_when_it_is_back() -> None:
+    async with exchange() as simulator, client(simulator) as websocket:
+        reading = asyncio.create_task(everything(websocket))
+        async with asyncio.timeout(10):
+            while sum(simulator.sent.values()) < 500:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        async with happening(simulator, parse_fault("vanish")):
+            sent = sum(simulator.sent.values())
+            pong = await websocket.ping()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await asyncio.wait([pong])
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3), client(simulator):
+                    pass
+            assert sum(simulator.sent.values()) == sent
+            assert not reading.done()
+        async with asyncio.timeout(10):
+            received = [crc32(message) for message in await reading]
+        assert received == logged(simulator)
+        async with client(simulator) as another:
+            await another.recv()
+        pong.cancel()
+
+
 async def test_the_snapshot_comes_twice() -> None:
     twice = parse_fault("duplicate-snapshot")
     async with exchange(rate=0) as simulator, happening(simulator, twice), client(simulator) as websocket:

@@ -71,7 +71,7 @@ async def test_a_capture_that_cannot_start_says_why_without_what_it_was_given(se
     async with DhanSimulator(SUBSCRIBED) as simulator, capture(settings, simulator.feed_url, **secrets) as child:
         assert await child.ended() == 1
     said = child.log + str(child.events)
-    assert child.events[-1]["message"] == "DHAN_CLIENT_ID is set, but DHAN_ACCESS_TOKEN is not."
+    assert "(DHAN_TOKEN_FILE), and DHAN_ACCESS_TOKEN is not set" in child.events[-1]["message"]
     assert "Dhan does not give a token: it cannot be reached" in said
     assert not [secret for secret in (PIN, TOTP_SECRET, "totp=", "Traceback") if secret in said]
 

@@ -149,15 +149,12 @@ def _from_file(path: Path, content: str) -> Credentials:
 def _from_settings(settings: Settings) -> Credentials:
     token = _text(settings.dhan_access_token.get_secret_value() if settings.dhan_access_token else None)
     client_id = _text(settings.dhan_client_id)
-    if not token and not client_id:
+    if missing := [name for name, value in (("DHAN_CLIENT_ID", client_id), ("DHAN_ACCESS_TOKEN", token)) if not value]:
         raise CredentialsError(
-            f"There is no token file {settings.dhan_token_file} (DHAN_TOKEN_FILE), "
-            "and DHAN_CLIENT_ID and DHAN_ACCESS_TOKEN are not set."
+            f"There is no token file {settings.dhan_token_file} (DHAN_TOKEN_FILE), and {' and '.join(missing)}"
+            f" {'is' if len(missing) == 1 else 'are'} not set: make a token with `dhan-pipeline token generate`, or set"
+            " DHAN_CLIENT_ID and DHAN_ACCESS_TOKEN."
         )
-    if not token:
-        raise CredentialsError("DHAN_CLIENT_ID is set, but DHAN_ACCESS_TOKEN is not.")
-    if not client_id:
-        raise CredentialsError("DHAN_ACCESS_TOKEN is set, but DHAN_CLIENT_ID is not.")
     return Credentials(client_id, SecretStr(token), token_expiry(token), "the variable DHAN_ACCESS_TOKEN")
 
 

@@ -216,7 +216,7 @@ def test_a_fault_is_read_from_a_text(text: str, fault: Fault) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("flood", "flood is not a fault: .* the names are stall, slow"),
+        ("flood", "flood is not a fault: .* the names are stall, vanish"),
         ("reset@soon", "reset@soon is not a fault"),
         ("reset+5", "reset passes at once, so it cannot go on for 5 s"),
         ("stall=3", "stall takes no value"),

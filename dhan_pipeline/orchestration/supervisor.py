@@ -29,9 +29,9 @@ from dhan_pipeline.settings import Settings
 STALE_S = 150.0
 
 #: The death of a run on this machine is noticed sooner, and also where it is an orphan of an earlier code server: its
-#: capture ends with it, and the capture's lock is free. A capture takes the lock within the first seconds of its run,
-#: and a run may live on for some after it.
-START_S = 30.0
+#: capture ends with it, and the capture's lock is free. A capture takes the lock first of all, but where it has to
+#: start the embedded PostgreSQL after a crash; and a run may live on for seconds after its capture.
+START_S = 120.0
 UNLOCKED_S = 12.0
 
 #: A run that was asked to stop flushes within 15 s; after this long it is cancelled.

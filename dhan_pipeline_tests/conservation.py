@@ -34,6 +34,8 @@ class Report:
     sent: int = 0
     journaled: int = 0
     lost_in_gaps: int = 0
+    held_back_in_gaps: int = 0
+    """Packets that the exchange did not send because nobody read."""
     packets: int = 0
     stored: int = 0
     rejected: int = 0
@@ -46,6 +48,7 @@ class Report:
             f"{self.sent:>12,} messages were given to {self.sockets} sockets",
             f"{self.journaled:>12,} are in the journal",
             f"{self.lost_in_gaps:>12,} were lost, all while a gap is recorded",
+            f"{self.held_back_in_gaps:>12,} packets were held back because nobody read, all while a gap is recorded",
             f"{self.packets:>12,} packets in the journal's blocks, our own notes included",
             f"{self.stored:>12,} ticks stored, and {self.rejected:,} packets rejected with their bytes",
         ]
@@ -106,8 +109,10 @@ def _check_received(
         for at, (sent_ns, sent_crc, log) in enumerate(left):
             if len(sent_crc) >= len(crcs) and np.array_equal(sent_crc[: len(crcs)], crcs):
                 del left[at]
-                _check_lost(report, sent_ns[len(crcs) :], gaps[connection], f"socket {log.number}")
-                _check_lost(report, np.array(log.skipped_ns, np.int64), gaps[connection], f"socket {log.number}")
+                where = f"socket {log.number}"
+                report.lost_in_gaps += _lost_in_gaps(report, sent_ns[len(crcs) :], gaps[connection], where)
+                skipped_ns = np.array(log.skipped_ns, np.int64)
+                report.held_back_in_gaps += _lost_in_gaps(report, skipped_ns, gaps[connection], where)
                 break
         else:
             report.problems.append(
@@ -115,17 +120,19 @@ def _check_received(
             )
     every_gap = [gap for of_connection in gaps.values() for gap in of_connection]
     for sent_ns, _, log in left:
-        _check_lost(report, sent_ns, every_gap, f"socket {log.number}, of which nothing arrived")
+        where = f"socket {log.number}, of which nothing arrived"
+        report.lost_in_gaps += _lost_in_gaps(report, sent_ns, every_gap, where)
 
 
-def _check_lost(report: Report, sent_ns: NDArray[np.int64], gaps: list[tuple[int, int]], where: str) -> None:
+def _lost_in_gaps(report: Report, sent_ns: NDArray[np.int64], gaps: list[tuple[int, int]], where: str) -> int:
+    """How many of the messages were sent while a gap is recorded. The others are a problem."""
     within = np.zeros(len(sent_ns), np.bool_)
     for started_ns, ended_ns in gaps:
         within |= (sent_ns >= started_ns - TOLERANCE_NS) & (sent_ns <= ended_ns)
-    report.lost_in_gaps += int(np.count_nonzero(within))
     if outside := int(np.count_nonzero(~within)):
         first = np.datetime64(int(sent_ns[~within][0]), "ns")
         report.problems.append(f"{outside:,} messages of {where} are lost outside of any gap, the first of {first}.")
+    return int(np.count_nonzero(within))
 
 
 def _read_gaps(report: Report, database_url: str) -> dict[int, list[tuple[int, int]]]:

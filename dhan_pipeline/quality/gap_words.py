@@ -43,14 +43,14 @@ def gaps_table(gaps: Sequence[GapPart]) -> str:
     blocks = []
     if shown:
         rows = "\n".join(
-            f"| {connection_number(gap)} | {_ist(gap.gap_started_ns, gap.started_ns)} |"
+            f"| {connection_number(gap)} | {gap.instruments:,} | {_ist(gap.gap_started_ns, gap.started_ns)} |"
             f" {'lasts' if gap.gap_ended_ns is None else _ist(gap.gap_ended_ns, gap.started_ns)} |"
-            f" {gap.seconds:,.1f} | {gap.cause} | {_cell(gap.detail)} | {_cell(gap.recovery)} | {gap.instruments:,} |"
+            f" {gap.seconds:,.1f} | {gap.cause} | {_cell('; '.join(filter(None, (gap.detail, gap.recovery))))} |"
             for gap in shown
         )
         blocks.append(
-            "| connection | from (IST) | to | seconds in session | cause | what happened | how it ended |"
-            f" instruments |\n|---:|---|---|---:|---|---|---|---:|\n{rows}"
+            "| connection | instruments | from (IST) | to | seconds in session | cause | what happened, and how it"
+            f" ended |\n|---:|---:|---|---|---:|---|---|\n{rows}"
         )
     if len(of_connections) > len(shown):
         blocks.append(f"{len(of_connections) - len(shown):,} shorter gaps are left out.")

@@ -126,23 +126,12 @@ def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlock], clo
     start, end = hour_bounds(hour)
     start_ns = parse_hour_key(hour)
     ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
-    rows = 0
     with conn, conn.cursor() as cur:
         cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
         cur.execute("DELETE FROM ticks WHERE time >= %s AND time < %s", (start, end))
         cur.execute("DELETE FROM rejected_packets WHERE received >= %s AND received < %s", (start, end))
         now = clock.now()
-        chunk: list[StoredBlock] = []
-        chunk_rows = 0
-        for block in blocks:
-            if block.hour != hour:
-                raise ValueError(f"block {block.block_id} belongs to {block.hour}, not to {hour}")
-            chunk.append(block)
-            chunk_rows += block.enriched.rows
-            if chunk_rows >= _REBUILD_ROWS:
-                rows += _rebuild(cur, chunk, now)
-                chunk, chunk_rows = [], 0
-        rows += _rebuild(cur, chunk, now)
+        rows = _rebuild(cur, (_of_hour(block, hour) for block in blocks), now)
         cur.execute(
             "SELECT count(*) FROM ingest_ledger WHERE hour = %s AND rebuilt_at IS DISTINCT FROM %s", (start, now)
         )
@@ -171,7 +160,6 @@ def replace_blocks(
         starts_ns = [int(hour.timestamp()) * 1_000_000_000 for (hour,) in cur.fetchall()]
     for start_ns in starts_ns:
         ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
-    rows = 0
     with conn, conn.cursor() as cur:
         for start_ns in starts_ns:
             cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
@@ -186,15 +174,7 @@ def replace_blocks(
             )
         cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first_block_id, last_block_id))
         now = clock.now()
-        chunk: list[StoredBlock] = []
-        chunk_rows = 0
-        for block in blocks:
-            chunk.append(block)
-            chunk_rows += block.enriched.rows
-            if chunk_rows >= _REBUILD_ROWS:
-                rows += _rebuild(cur, chunk, now)
-                chunk, chunk_rows = [], 0
-        rows += _rebuild(cur, chunk, now)
+        rows = _rebuild(cur, blocks, now)
         cur.execute(
             "SELECT count(*) FROM ingest_ledger WHERE block_id BETWEEN %s AND %s AND rebuilt_at IS DISTINCT FROM %s",
             (first_block_id, last_block_id, now),
@@ -206,7 +186,27 @@ def replace_blocks(
     return rows
 
 
-def _rebuild(cur: cursor, blocks: list[StoredBlock], now: Any) -> int:
+def _of_hour(block: StoredBlock, hour: str) -> StoredBlock:
+    if block.hour != hour:
+        raise ValueError(f"block {block.block_id} belongs to {block.hour}, not to {hour}")
+    return block
+
+
+def _rebuild(cur: cursor, blocks: Iterable[StoredBlock], now: Any) -> int:
+    """Write the blocks, a few megabytes at a time. Returns the rows."""
+    rows = 0
+    chunk: list[StoredBlock] = []
+    chunk_rows = 0
+    for block in blocks:
+        chunk.append(block)
+        chunk_rows += block.enriched.rows
+        if chunk_rows >= _REBUILD_ROWS:
+            rows += _rebuild_chunk(cur, chunk, now)
+            chunk, chunk_rows = [], 0
+    return rows + _rebuild_chunk(cur, chunk, now)
+
+
+def _rebuild_chunk(cur: cursor, blocks: list[StoredBlock], now: Any) -> int:
     if not blocks:
         return 0
     counts = "messages packets ticks state control rejected payload_bytes first_received last_received rebuilt_at"

@@ -54,10 +54,10 @@ def open_database(settings: Settings) -> Iterator[str]:
 
 def checked_url(url: str) -> str:
     """The address of a database as libpq takes it. Raises PipelineError where it is none of a PostgreSQL."""
-    from dhan_pipeline.store.engine import libpq_url
+    from dhan_pipeline.store.engine import NO_ADDRESS, libpq_url
 
     if url.partition("://")[0] not in ("postgresql", "postgres", "postgresql+psycopg2"):
-        raise PipelineError("DATABASE_URL is no address of the form postgresql://user:password@host:port/database.")
+        raise PipelineError(NO_ADDRESS)
     return libpq_url(url)
 
 

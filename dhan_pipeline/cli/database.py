@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -67,24 +66,8 @@ def migrate(
 
     with open_database(read_settings()) as url:
         done = run_migrations(url, dry_run=dry_run)
-        _refuse_newer(url)
     if not dry_run:
         print("\n".join(done) or "The schema is up to date.")
-
-
-def _refuse_newer(url: str) -> None:
-    """Say it where the database was brought up to date by a later version of this program."""
-    from dhan_pipeline.store.engine import connect
-    from dhan_pipeline.store.migrate import migration_files
-
-    with closing(connect(url)) as conn, conn.cursor() as cursor:
-        cursor.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
-        if not cursor.fetchall()[0][0]:
-            return
-        cursor.execute("SELECT name FROM schema_migrations")
-        unknown = sorted({name for (name,) in cursor.fetchall()} - {file.stem for file in migration_files()})
-    if unknown:
-        raise PipelineError(f"The database is newer than this program, which knows no {', '.join(unknown)}; update it.")
 
 
 def redrive(
@@ -154,12 +137,12 @@ def db_psql() -> None:
     from psycopg2 import ProgrammingError
     from psycopg2.extensions import parse_dsn
 
+    from dhan_pipeline.store.engine import NO_ADDRESS
+
     try:
         parts = parse_dsn(_running_database(settings))
     except ProgrammingError:  # its message has the password
-        raise PipelineError(
-            "DATABASE_URL is no address of the form postgresql://user:password@host:port/database."
-        ) from None
+        raise PipelineError(NO_ADDRESS) from None
     names = {
         "host": "PGHOST",
         "port": "PGPORT",

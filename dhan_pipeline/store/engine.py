@@ -11,6 +11,9 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
 
+#: Said of a DATABASE_URL that is none, without a part of it.
+NO_ADDRESS = "DATABASE_URL is no address of the form postgresql://user:password@host:port/database."
+
 
 class DatabaseError(PipelineError, psycopg2.OperationalError):
     """The database cannot be reached, or does not let us in. The message never holds the address's password."""
@@ -45,7 +48,7 @@ def connect(url: str) -> connection:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         problem = f"The database cannot be used: {reason}. Is DATABASE_URL right, and does the server run?"
     except psycopg2.ProgrammingError:  # its message quotes the address, password included
-        problem = "DATABASE_URL is no address of the form postgresql://user:password@host:port/database."
+        problem = NO_ADDRESS
     raise DatabaseError(problem)
 
 

@@ -29,10 +29,15 @@ def migration_files() -> list[Path]:
 def migrate(url: str, dry_run: bool = False) -> list[str]:
     """Run the migrations that the database lacks and return their names; with `dry_run` print their SQL instead.
 
-    Raises MigrationError: the failing migration changed nothing, those before it stay.
+    Raises MigrationError: the failing migration changed nothing, those before it stay; and where a later version of
+    this program brought the database up to date.
     """
     with _connected(url) as conn:
-        files = [file for file in migration_files() if file.stem not in _applied(conn)]
+        applied = _applied(conn)
+        if unknown := applied - {file.stem for file in migration_files()}:
+            names = ", ".join(sorted(unknown))
+            raise MigrationError(f"The database is newer than this program, which knows no {names}; update it.")
+        files = [file for file in migration_files() if file.stem not in applied]
         for file in files:
             if dry_run:
                 print(f"-- {file.name}\n{file.read_text()}")

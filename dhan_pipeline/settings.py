@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """What a person may set. Defaults run everything on this machine."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, allow_inf_nan=False)
 
     data_source: Literal["dhan"] = "dhan"
     """The broker whose feed is captured."""
@@ -40,11 +40,11 @@ class Settings(BaseSettings):
     """The secret that an authenticator was set up with, base32."""
     dhan_api_url: str = "https://api.dhan.co"
     dhan_auth_url: str = "https://auth.dhan.co"
-    dhan_trade_time_offset_s: int = 19_800
+    dhan_trade_time_offset_s: int = Field(default=19_800, ge=-86_400, le=86_400)
     """Seconds that the feed's trade times are ahead of UTC. The feed writes India's wall clock as if it were UTC."""
 
-    feed_silence_s: float = Field(default=90.0, ge=1)
-    """In session, a connection through which no packet came for so many seconds is replaced."""
+    feed_silence_s: float = Field(default=90.0, ge=1, le=86_400)
+    """In session, a connection through which no packet came for so many seconds is replaced, and the time is a gap."""
 
     subscriptions_file: Path = Path("subscriptions.yaml")
     """Rules that say which instruments to capture."""
@@ -61,15 +61,15 @@ class Settings(BaseSettings):
     partitions_start: date | None = None
     """First day of the hourly partitions (IST). Unset: 30 days ago."""
 
-    retention_days: int = Field(default=7, ge=1)
+    retention_days: int = Field(default=7, ge=1, le=36_500)
     """Days of ticks that the native partitions keep. The journal is not touched."""
 
-    parser_error_rate_warn: float = 0.01
-    parser_error_rate_error: float = 0.05
-    latency_p99_ms_warn: float = 1000.0
-    latency_p99_ms_error: float = 2000.0
-    gap_s_warn: float = 5.0
-    gap_s_error: float = 60.0
+    parser_error_rate_warn: float = Field(default=0.01, ge=0, le=1)
+    parser_error_rate_error: float = Field(default=0.05, ge=0, le=1)
+    latency_p99_ms_warn: float = Field(default=1000.0, ge=0)
+    latency_p99_ms_error: float = Field(default=2000.0, ge=0)
+    gap_s_warn: float = Field(default=5.0, ge=0)
+    gap_s_error: float = Field(default=60.0, ge=0)
 
     @cached_property
     def journal_dir(self) -> Path:

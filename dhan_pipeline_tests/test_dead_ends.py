@@ -31,7 +31,10 @@ from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.program import Here, command, environment, last_sentence, run, running, sentence, wrong_usage
 
 AWAY = "postgresql://user:hunter2@127.0.0.1:1/ticks"
-NO_ADDRESS = "DATABASE_URL is no address of the form postgresql://user:password@host:port/database."
+NO_ADDRESS = (
+    "DATABASE_URL is no address of the form postgresql://user:password@host:port/database;"
+    " special characters in user and password have to be percent-encoded, @ as %40."
+)
 
 
 @pytest.fixture
@@ -70,6 +73,10 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         (("simulate", "--listen", "127.0.0.1:²"), "127.0.0.1:² is not HOST:PORT"),
         (("simulate", "--seed", "-1"), "Invalid value for '--seed'"),
         (("simulate", "--rate", "nan"), "Invalid value for '--rate'"),
+        (("simulate", "--rate", "inf"), "Invalid value for '--rate'"),
+        (("demo", "--rate", "inf"), "Invalid value for '--rate'"),
+        (("demo", "--for", "inf"), "Invalid value for '--for'"),
+        (("ingest", "--for", "1e300"), "Invalid value for '--for'"),
         (("simulate", "--instruments", "-5"), "-5 is neither a number nor a file"),
         (("demo", "--port", "70000"), "Invalid value for '--port'"),
         (("ingest", "--for", "nan"), "Invalid value for '--for'"),
@@ -90,8 +97,11 @@ def test_wrong_usage_is_said_and_exits_2(arguments: tuple[str, ...], said: str, 
     [
         ("data_source", "kite"),
         ("dhan_trade_time_offset_s", "half an hour"),
+        ("dhan_trade_time_offset_s", "1" + 30 * "0"),
+        ("dhan_trade_time_offset_s", "-86401"),
         ("feed_silence_s", "0"),
         ("feed_silence_s", "nan"),
+        ("feed_silence_s", "inf"),
         ("capture", "-1"),
         ("capture", "32"),
         ("capture", "0.5"),
@@ -101,12 +111,19 @@ def test_wrong_usage_is_said_and_exits_2(arguments: tuple[str, ...], said: str, 
         ("partitions_start", "2026-02-30"),
         ("retention_days", "0"),
         ("retention_days", "a week"),
+        ("retention_days", "100000000"),
         ("parser_error_rate_warn", "little"),
         ("parser_error_rate_error", ""),
         ("latency_p99_ms_warn", "1s"),
         ("latency_p99_ms_error", "high"),
         ("gap_s_warn", "five"),
         ("gap_s_error", "one minute"),
+        ("parser_error_rate_warn", "nan"),
+        ("parser_error_rate_error", "5"),
+        ("latency_p99_ms_warn", "-1"),
+        ("latency_p99_ms_error", "inf"),
+        ("gap_s_warn", "nan"),
+        ("gap_s_error", "-1"),
     ],
 )
 def test_a_wrong_setting_is_named_and_not_shown(setting: str, value: str, here: Here) -> None:
@@ -134,12 +151,15 @@ def test_an_env_file_that_is_no_text_is_said(here: Here, folder: Path) -> None:
     [
         (AWAY, r"The database cannot be .*: .*Connection refused\. Is DATABASE_URL right, and does the server run\?"),
         ("postgresql://user:hunter2@nowhere.invalid/ticks", r".*could not translate host name .*"),
-        ("postgresql://user:hunter2@127.0.0.1:port/ticks", r".*invalid integer value \"port\" .*"),
+        ("postgresql://user:hunter2@127.0.0.1:port/ticks", re.escape(NO_ADDRESS)),
+        ("postgresql://user:pa@hunter2#word@127.0.0.1/ticks", re.escape(NO_ADDRESS)),
+        ("postgresql://user:hunter2/cret@127.0.0.1/ticks", re.escape(NO_ADDRESS)),
+        ("postgresql://user:hunter2/ticks", re.escape(NO_ADDRESS)),
         ("postgresql://user:hunter2@[::1/ticks", ".*" + re.escape(NO_ADDRESS)),
         ("mysql://user:hunter2@127.0.0.1/ticks", re.escape(NO_ADDRESS)),
         ("ticks", re.escape(NO_ADDRESS)),
     ],
-    ids=["away", "host", "port", "brackets", "scheme", "word"],
+    ids=["away", "host", "port", "at", "slash", "no host", "brackets", "scheme", "word"],
 )
 def test_a_wrong_database_address_is_said(name: str, url: str, said: str, here: Here) -> None:
     done = here(name, database_url=url)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dhan_pipeline.cli.common import (
+    LONGEST_S,
     JsonOption,
     SourceOption,
     open_database,
@@ -29,7 +30,13 @@ _STDOUT = 1
 def ingest(
     for_s: Annotated[
         float | None,
-        typer.Option("--for", min=1, metavar="SECONDS", help="How long to capture; without it, until a signal."),
+        typer.Option(
+            "--for",
+            min=1,
+            max=LONGEST_S,
+            metavar="SECONDS",
+            help="How long to capture; without it, until a signal.",
+        ),
     ] = None,
     supervised: Annotated[
         bool, typer.Option("--supervised", help="Print JSON lines, and stop when standard input closes.")

@@ -13,6 +13,9 @@ from rich.console import Console
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 
+#: The most that `--for` takes: 90 days. The event loop knows no timer that is much longer.
+LONGEST_S = 7_776_000
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, the rest on standard error.")]
 SourceOption = Annotated[str, typer.Option("--source", help="The broker whose wire protocol is spoken: dhan.")]
 
@@ -39,10 +42,11 @@ def read_settings(**overrides: Any) -> Settings:
 def open_database(settings: Settings) -> Iterator[str]:
     """The URL of the database in use. An embedded server that this starts is stopped again."""
     from dhan_pipeline.store import embedded
+    from dhan_pipeline.store.engine import libpq_url
 
     if settings.database_url:
         with _interrupted_at_once():
-            yield checked_url(settings.database_url)
+            yield libpq_url(settings.database_url)
         return
     server = embedded.start(settings.data_dir, settings.postgres_bin_dir)
     try:
@@ -50,15 +54,6 @@ def open_database(settings: Settings) -> Iterator[str]:
     finally:
         if server.started:
             embedded.stop(settings.data_dir, settings.postgres_bin_dir)
-
-
-def checked_url(url: str) -> str:
-    """The address of a database as libpq takes it. Raises PipelineError where it is none of a PostgreSQL."""
-    from dhan_pipeline.store.engine import NO_ADDRESS, libpq_url
-
-    if url.partition("://")[0] not in ("postgresql", "postgres", "postgresql+psycopg2"):
-        raise PipelineError(NO_ADDRESS)
-    return libpq_url(url)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from dhan_pipeline.cli.common import JsonOption, checked_url, open_database, read_settings, stderr_console
+from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 
@@ -157,9 +157,10 @@ def db_psql() -> None:
 
 def _running_database(settings: Settings) -> str:
     from dhan_pipeline.store import embedded
+    from dhan_pipeline.store.engine import libpq_url
 
     if settings.database_url:
-        return checked_url(settings.database_url)
+        return libpq_url(settings.database_url)
     if url := embedded.url(settings.data_dir, settings.postgres_bin_dir):
         return url
     raise PipelineError("The embedded PostgreSQL does not run; start it with: dhan-pipeline db start.")

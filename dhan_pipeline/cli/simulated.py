@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dhan_pipeline.cli.common import JsonOption, SourceOption, require_dhan, until_signal
+from dhan_pipeline.cli.common import LONGEST_S, JsonOption, SourceOption, require_dhan, until_signal
 from dhan_pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from dhan_pipeline.feeds.simulator.faults import Fault
 
 InstrumentsOption = Annotated[int, typer.Option("--instruments", min=1, max=25_000, help="How many instruments trade.")]
-RateOption = Annotated[float, typer.Option("--rate", min=1, help="Ticks a second, over all instruments.")]
+RateOption = Annotated[
+    float, typer.Option("--rate", min=1, max=10_000_000, help="Ticks a second, over all instruments.")
+]
 
 
 class WithFaults(TyperCommand):
@@ -42,7 +44,8 @@ def demo(
     instruments: InstrumentsOption = 500,
     rate: RateOption = 2000,
     for_s: Annotated[
-        float | None, typer.Option("--for", min=1, help="Seconds to run; without it, until Ctrl-C.")
+        float | None,
+        typer.Option("--for", min=1, max=LONGEST_S, help="Seconds to run; without it, until Ctrl-C."),
     ] = None,
     data_dir: Annotated[Path, typer.Option(help="Where journal, database and Dagster's storage are kept.")] = Path(
         "data/demo"

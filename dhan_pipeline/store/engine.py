@@ -1,5 +1,6 @@
 """Connections to PostgreSQL. One place derives the two spellings of its URL and decides which server is meant."""
 
+import re
 from urllib.parse import quote, urlsplit
 
 import psycopg2
@@ -12,7 +13,16 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
 
 #: Said of a DATABASE_URL that is none, without a part of it.
-NO_ADDRESS = "DATABASE_URL is no address of the form postgresql://user:password@host:port/database."
+NO_ADDRESS = (
+    "DATABASE_URL is no address of the form postgresql://user:password@host:port/database;"
+    " special characters in user and password have to be percent-encoded, @ as %40."
+)
+
+_HOST = r"(?:[\w.%-]*|\[[\w.:%]+\])(?::[0-9]{0,5})?"
+
+#: What everybody reads alike. Of anything else libpq may take a part of the password for the host or the port, and say
+#: it in its errors.
+_ADDRESS = re.compile(rf"(?:postgres|postgresql|postgresql\+psycopg2)://(?:[^@/]*@)?{_HOST}(?:,{_HOST})*(?:[/?][^@]*)?")
 
 
 class DatabaseError(PipelineError, psycopg2.OperationalError):
@@ -20,13 +30,15 @@ class DatabaseError(PipelineError, psycopg2.OperationalError):
 
 
 def libpq_url(url: str) -> str:
-    """The URL as libpq and psycopg2 take it: `postgresql://…`."""
+    """The URL as libpq and psycopg2 take it: `postgresql://…`. Raises DatabaseError where it is none."""
+    if not _ADDRESS.fullmatch(url):
+        raise DatabaseError(NO_ADDRESS)
     return f"postgresql://{url.partition('://')[2]}"
 
 
 def sqlalchemy_url(url: str) -> str:
-    """The URL as SQLAlchemy takes it: `postgresql+psycopg2://…`."""
-    return f"postgresql+psycopg2://{url.partition('://')[2]}"
+    """The URL as SQLAlchemy takes it: `postgresql+psycopg2://…`. Raises DatabaseError where it is none."""
+    return f"postgresql+psycopg2://{libpq_url(url).partition('://')[2]}"
 
 
 def connect(url: str) -> connection:
@@ -34,9 +46,10 @@ def connect(url: str) -> connection:
 
     A server whose machine vanished is noticed within a minute, also while it is being written to.
     """
+    address = libpq_url(url)
     try:
         return psycopg2.connect(
-            libpq_url(url),
+            address,
             application_name="dhan_pipeline",
             connect_timeout=10,
             keepalives_idle=30,
@@ -60,7 +73,8 @@ def engine(url: str) -> sqlalchemy.Engine:
 def database_url(settings: Settings) -> str:
     """The libpq URL of the database in use: the one set, else the embedded server's, which is started on demand.
 
-    Raises embedded.EmbeddedPostgresError where the embedded server cannot start.
+    Raises DatabaseError where the one set is no address, embedded.EmbeddedPostgresError where the embedded server
+    cannot start.
     """
     if settings.database_url:
         return libpq_url(settings.database_url)

@@ -1,5 +1,6 @@
 """What a person can do wrong: each is answered by one sentence and an exit code, never by a traceback."""
 
+import errno
 import http.server
 import json
 import os
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg2
 import pytest
+from psycopg2 import errors
 from psycopg2.extensions import connection
 
 from dhan_pipeline import cli
 from dhan_pipeline.cli import app
+from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
 from dhan_pipeline.instruments import ExchangeSegment
@@ -210,6 +214,50 @@ def test_a_user_who_may_not_is_said(postgres_url: str, database_url: str, here: 
     assert sentence(here("gaps", database_url=url)) == (
         "The database's user may not do that: permission denied for table feed_gaps."
     )
+
+
+def test_a_server_that_gives_up_on_a_query_is_said(conn: connection, database_url: str, here: Here) -> None:
+    with conn, conn.cursor() as cursor:
+        cursor.execute("LOCK feed_gaps")
+        said = sentence(here("gaps", database_url=f"{database_url}?options=-c%20lock_timeout%3D50"))
+    assert said == ("The database broke off: canceling statement due to lock timeout. Try again when that is mended.")
+
+
+SERVER = sorted(
+    {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, psycopg2.OperationalError)}
+    | {psycopg2.DatabaseError, psycopg2.InterfaceError, errors.ReadOnlySqlTransaction, errors.DataCorrupted},
+    key=lambda kind: kind.__name__,
+)
+
+
+@pytest.mark.parametrize("kind", SERVER, ids=lambda kind: kind.__name__)
+def test_whatever_the_server_refuses_is_a_sentence(kind: type[psycopg2.Error]) -> None:
+    said = explain(kind("could not extend file.\nHINT: Check free disk space."))
+    assert said == "The database broke off: could not extend file. Try again when that is mended."
+
+
+@pytest.mark.parametrize("name", ["ESTALE", "EBUSY", "ETXTBSY", "ENOSPC", "ENOTCONN"])
+def test_whatever_the_machine_refuses_of_a_file_is_a_sentence(name: str) -> None:
+    number = getattr(errno, name)
+    said = explain(OSError(number, os.strerror(number), "data/journal"))
+    assert said == f"data/journal cannot be used: {os.strerror(number)}."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.SyntaxError("syntax error"),
+        errors.UniqueViolation("duplicate key"),
+        errors.InFailedSqlTransaction("aborted"),
+        OSError(errno.EINVAL, "Invalid argument"),
+        OSError(errno.EBADF, "Bad file descriptor", 7),
+        OSError("no number"),
+        ValueError("wrong"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_the_programs_own_fault_is_no_sentence(error: Exception) -> None:
+    assert explain(error) is None
 
 
 # The embedded PostgreSQL, and the data directory

@@ -5,26 +5,36 @@ import os
 
 from dhan_pipeline.errors import PipelineError
 
-#: What a machine refuses for reasons that a person can mend.
-_MACHINE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO,
-}  # fmt: skip
+#: What a disk or a machine refuses without naming a file.
+_NAMELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+
+#: psycopg2's errors that the server or its machine is the cause of; not every command has to import it.
+_SERVER = {
+    "OperationalError",
+    "InterfaceError",
+    "ReadOnlySqlTransaction",
+    "IdleInTransactionSessionTimeout",
+    "TransactionTimeout",
+    "DataCorrupted",
+    "IndexCorrupted",
+}
 
 
 def explain(error: Exception) -> str | None:
     """The sentence for a person; None where only a traceback helps, because the program is wrong."""
     if isinstance(error, PipelineError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _MACHINE and error.filename is not None:
-        return f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"A file could not be written: {error.strerror}."
-    match type(error).__name__:  # psycopg2's: not every command has to import it
-        case "UndefinedTable" | "UndefinedColumn":
-            return "The database lacks our tables, or has old ones; run: dhan-pipeline migrate."
-        case "InsufficientPrivilege":
-            return f"The database's user may not do that: {str(error).partition(chr(10))[0]}."
-        case "OperationalError" | "InterfaceError" | "AdminShutdown" | "ReadOnlySqlTransaction":
-            return f"The database broke off: {str(error).partition(chr(10))[0].rstrip('.')}. Try again when it is back."
+    if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error.filename, str | bytes):
+            return f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}."
+        return f"A file cannot be used: {error.strerror}." if error.errno in _NAMELESS else None
+    names = {kind.__name__ for kind in type(error).__mro__}
+    reason = str(error).partition("\n")[0].rstrip(".")
+    if names & {"UndefinedTable", "UndefinedColumn"}:
+        return "The database lacks our tables, or has old ones; run: dhan-pipeline migrate."
+    if "InsufficientPrivilege" in names:
+        return f"The database's user may not do that: {reason}."
+    # A bare DatabaseError is what a connection that breaks sometimes raises.
+    if names & _SERVER or type(error).__name__ == "DatabaseError":
+        return f"The database broke off: {reason}. Try again when that is mended."
     return None

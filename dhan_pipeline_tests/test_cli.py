@@ -1,8 +1,11 @@
 import json
+import os
 import re
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from psycopg2.extensions import connection
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from dhan_pipeline.cli import capture
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.simulator.dhan import choose_instruments
 from dhan_pipeline.feeds.simulator.faults import FAULTS
@@ -536,6 +540,68 @@ def test_a_supervised_ingest_prints_json_lines_and_stops_when_standard_input_clo
     assert events[0]["event"] == "started"
     assert events[0]["pid"] == process.pid
     assert events[-1] == {"event": "stopped", "reason": "asked to stop"}
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The reading end of a full pipe, to which a supervised capture prints."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"\n" * 4096)
+    monkeypatch.setattr(capture, "_STDOUT", writing)
+    yield reading
+    os.close(reading)
+    os.close(writing)
+
+
+def read_lines(pipe: int, *, until: str) -> list[dict[str, Any]]:
+    """What comes through a pipe, to the first event of this name."""
+    text = b""
+    while f'"{until}"'.encode() not in text or not text.endswith(b"\n"):
+        text += os.read(pipe, 1 << 20)
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def test_what_a_supervisor_did_not_read_is_said_later_but_for_status_lines(unread: int) -> None:
+    lines = capture._Lines()
+    kept = [
+        {"event": "hour_complete", "hour": "2026-11-20T09:00"},
+        {"event": "gap", "detail": "x" * 100_000},  # more than a pipe takes at once
+        {"event": "warning", "message": "late"},
+    ]
+    for event in kept:
+        lines.say(event)
+        lines.say({"event": "status"})
+    reader = ThreadPoolExecutor(1).submit(read_lines, unread, until="warning")
+    lines.finish()
+    assert reader.result() == kept
+    lines.say({"event": "status"})
+    assert read_lines(unread, until="status") == [{"event": "status"}]
+
+
+def test_what_waits_for_a_supervisor_is_bounded_and_holds_nothing_up(
+    unread: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_LINES_KEPT", 3)
+    monkeypatch.setattr(capture, "_FINISH_S", 0.01)
+    lines = capture._Lines()
+    for number in range(10):
+        lines.say({"event": "gap", "number": number})
+    lines.finish()
+    reader = ThreadPoolExecutor(1).submit(read_lines, unread, until="status")
+    while not reader.done():
+        lines.say({"event": "status"})
+    assert [event["number"] for event in reader.result() if event["event"] == "gap"] == [0, 1, 2]
+
+
+def test_a_supervisor_is_told_no_secrets(unread: int) -> None:
+    os.read(unread, 1 << 20)
+    lines = capture._Lines()
+    lines.say({"event": "warning", "message": 'postgresql://user:hunter2@host/db and {"pin": "1234"}', "ticks": 1})
+    shown = {"event": "warning", "message": 'postgresql://user:***@host/db and {"pin": "***"}', "ticks": 1}
+    assert read_lines(unread, until="warning") == [shown]
 
 
 def test_a_missing_token_is_said(database_url: str, folder: Path) -> None:

@@ -3,8 +3,11 @@
 import asyncio
 import json
 import os
+import select
 import sys
 import threading
+import time
+from collections import deque
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -22,9 +25,15 @@ from dhan_pipeline.cli.common import (
     until_signal,
 )
 from dhan_pipeline.cli.sentences import explain
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.errors import PipelineError, redacted
 
 _STDOUT = 1
+
+#: Lines that wait for a supervisor: a day of gaps, a few MB.
+_LINES_KEPT = 10_000
+
+#: How long a capture that ends waits for its supervisor to read on.
+_FINISH_S = 1.0
 
 
 def ingest(
@@ -49,11 +58,11 @@ def ingest(
     from dhan_pipeline.feeds.dhan.errors import DataPlanError
     from dhan_pipeline.ingest.run import Ingest
 
-    emit = _print_json if supervised else _print_status
+    lines = _Lines() if supervised else None
+    emit = lines.say if lines else _print_status
 
     async def run(stop: asyncio.Event) -> None:
         if supervised:
-            os.set_blocking(_STDOUT, False)
             _stop_when_stdin_closes(stop)
         capture = Ingest(settings, database_url, emit, Clock())
         try:
@@ -68,17 +77,52 @@ def ingest(
     except (PipelineError, OSError) as error:
         # An error of the system that says nothing of a file is one of the journal, at which all else ends.
         message = explain(error) or f"The capture cannot go on: {getattr(error, 'strerror', None) or error}."
-        if supervised:
+        if lines:
             # Without a data plan trying again is of no use: a person has to act at the broker.
-            _print_json({"event": "error", "message": message, "permanent": isinstance(error, DataPlanError)})
+            lines.say({"event": "error", "message": message, "permanent": isinstance(error, DataPlanError)})
         raise PipelineError(message) from error
+    finally:
+        if lines:
+            lines.finish()
 
 
-def _print_json(event: dict[str, Any]) -> None:
-    # A supervisor that does not read must not hold up the sockets: a full pipe takes a line whole or not at all, and
-    # then it is dropped. One that has died closes standard input too, which ends the capture in order.
-    with suppress(BlockingIOError, BrokenPipeError):
-        os.write(_STDOUT, f"{json.dumps(event)}\n".encode())
+class _Lines:
+    """Events as JSON lines for a supervisor, without secrets. One that does not read must not hold up the sockets.
+
+    What its pipe does not take waits until it does. A status line does not: the next one says more.
+    """
+
+    def __init__(self) -> None:
+        os.set_blocking(_STDOUT, False)
+        self._waiting: deque[bytes] = deque()
+
+    def say(self, event: dict[str, Any]) -> None:
+        """Print the event as soon as the pipe takes it, after those that wait."""
+        shown = {name: redacted(fact) if isinstance(fact, str) else fact for name, fact in event.items()}
+        self._write()
+        if len(self._waiting) < (1 if event["event"] == "status" else _LINES_KEPT):
+            self._waiting.append(f"{json.dumps(shown)}\n".encode())
+            self._write()
+
+    def finish(self) -> None:
+        """Give a supervisor that reads late a moment for what still waits."""
+        deadline = time.monotonic() + _FINISH_S
+        while self._waiting and (left_s := deadline - time.monotonic()) > 0:
+            select.select([], [_STDOUT], [], left_s)
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                line = self._waiting[0]
+                if rest := line[os.write(_STDOUT, line) :]:
+                    self._waiting[0] = rest
+                else:
+                    self._waiting.popleft()
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # it has died, which closes standard input too and ends the capture in order
+            self._waiting.clear()
 
 
 def _print_status(event: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from dhan_pipeline.journal.frame import MESSAGE_LIMIT, encode
 from dhan_pipeline.journal.holder import Holder, boot_id
 from dhan_pipeline.journal.reader import capture_dir, hour_path, list_files
 from dhan_pipeline.sessions import hour_key, hour_start_ns
+
+#: How long a writer that starts waits for the lock: somebody may only be asking whether it is free.
+_PATIENCE_S = 0.3
 
 
 class LockHeldError(PipelineError):
@@ -151,7 +155,7 @@ class JournalWriter:
 def nobody_writes(journal_dir: Path, capture: int) -> bool:
     """Whether a capture's lock is free. What cannot be found out counts as held.
 
-    Takes the lock for an instant, which a writer that starts in this instant would find held.
+    Takes the lock for an instant, which a writer that starts in this instant waits for.
     """
     try:
         fd = os.open(capture_dir(journal_dir, capture) / "lock", os.O_RDONLY)
@@ -163,6 +167,14 @@ def nobody_writes(journal_dir: Path, capture: int) -> bool:
         return False
     finally:
         close_quietly(fd)
+    return True
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 
@@ -179,12 +191,14 @@ def _named(directory: Path) -> Iterator[None]:
 def _lock(path: Path, capture: int) -> tuple[int, Holder]:
     """Lock the file for this process. Returns the descriptor that holds the lock, and who held it before."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    before = Holder.read(fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        close_quietly(fd)
-        raise LockHeldError(capture, before.pid) from None
+    deadline = time.monotonic() + _PATIENCE_S
+    while not _try_lock(fd):
+        if time.monotonic() > deadline:
+            holder = Holder.read(fd)
+            close_quietly(fd)
+            # One that has said how it ended is not the one that holds it now.
+            raise LockHeldError(capture, None if holder.end else holder.pid)
+        time.sleep(0.01)
     if not is_at(fd, path):  # it was removed, and perhaps made again, in the meantime
         close_quietly(fd)
         return _lock(path, capture)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.journal import file as file_module
+from dhan_pipeline.journal import writer as writer_module
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.holder import boot_id
 from dhan_pipeline.journal.reader import read_blocks
@@ -134,6 +136,27 @@ def test_a_lock_file_that_says_anything_else_is_lived_with(lock: Path, content: 
     assert previous(lock) in (Cause.RESTART, Cause.STOP)
     assert previous(lock) is Cause.RESTART
     assert lock.stat().st_size == 128
+
+
+def test_a_writer_waits_for_somebody_who_only_asks_whether_anybody_writes(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_PATIENCE_S", 60.0)
+    with ThreadPoolExecutor(1) as starting:
+        with lock.open("rb") as asking:
+            fcntl.flock(asking, fcntl.LOCK_SH)
+            writer = starting.submit(JournalWriter, lock.parent.parent, 0)
+            with pytest.raises(TimeoutError):
+                writer.result(0.05)
+        writer.result(10).close()
+
+
+def test_a_process_that_has_ended_is_not_said_to_hold_the_lock(lock: Path) -> None:
+    JournalWriter(lock.parent.parent, 0).close(Cause.STOP)
+    with lock.open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        with pytest.raises(LockHeldError, match="another process holds its lock"):
+            JournalWriter(lock.parent.parent, 0)
 
 
 def test_a_start_that_fails_does_not_hide_how_the_process_before_it_ended(

@@ -7,6 +7,7 @@ import pytest
 from psycopg2.extensions import connection
 from typer.main import get_command
 
+from dhan_pipeline import cli
 from dhan_pipeline.cli.app import app
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
 from dhan_pipeline.ticks import COLUMNS
@@ -96,6 +97,12 @@ def test_the_readme_lists_every_command_and_no_other() -> None:
     listed = sections(text(REPOSITORY / "README.md"))["Commands"]
     first_cells = re.findall(r"^\| (`.+?) \|", listed, re.MULTILINE)
     assert {word for cell in first_cells for word in re.findall(r"`([^`]+)`", cell)} == commands()
+
+
+def test_the_guide_lists_every_exit_code() -> None:
+    table = sections(text(REPOSITORY / "docs" / "guide.md"))["Commands"]
+    named, _, _ = (cli.__doc__ or "").partition("Exit codes: ")[2].partition(". ")
+    assert re.findall(r"^\| (\d+) \|", table, re.MULTILINE) == re.findall(r"\d+", named)
 
 
 @pytest.mark.parametrize(("name", "query"), blocks("sql"))

@@ -1,13 +1,16 @@
 """The schedule looks ahead to the end of the day's sessions; the job makes a token and asks the broker about it."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import get_dhan_credentials, save_token
@@ -101,6 +104,39 @@ def test_the_job_makes_a_token_that_the_broker_accepts(settings: Settings) -> No
         assert get_dhan_credentials(online).access_token.get_secret_value() == rest.active_token
         assert run(online, clock, instance).success
         assert rest.made == 1
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes", "told"),
+    [
+        ("Active", {}, "A new token was made."),
+        ("Deactive", {}, "no active data plan"),
+        ("Active", {"dhan_pin": SecretStr("hunter2")}, "DH-901 Invalid Pin"),
+        ("Active", {"dhan_totp_secret": SecretStr("hunter2")}, "is not a base32 secret"),
+        ("Active", {"dhan_auth_url": "http://127.0.0.1:1"}, "it cannot be reached"),
+    ],
+    ids=["made", "no data plan", "pin", "secret", "away"],
+)
+def test_dagster_keeps_no_secret_whether_a_token_is_made_or_not(
+    settings: Settings, tmp_path: Path, plan: str, changes: dict[str, Any], told: str
+) -> None:
+    clock, home = Clock(), tmp_path / "dagster"
+    home.mkdir()
+    everything = {"python_log_level": "DEBUG", "managed_python_loggers": ["root"]}
+    overrides = {"telemetry": {"enabled": False}, "python_logs": everything}
+    with broker(settings, clock) as (rest, online), dg.DagsterInstance.local_temp(str(home), overrides) as instance:
+        rest.data_plan = plan
+        online = online.model_copy(update=changes)
+        result = run(online, clock, instance)
+        assert result.success == (told == "A new token was made.")
+        [stored] = instance.get_runs()
+        rows = f"{stored}\n{instance.all_logs(result.run_id)}"
+    [log] = home.glob("storage/*/compute_logs/*.err")
+    kept = rows + "".join(path.read_text(errors="replace") for path in home.rglob("*") if path.is_file())
+    assert told in rows
+    assert told in log.read_text()
+    secrets = [PIN, TOTP_SECRET, "hunter2", make_token(CLIENT_ID).partition(".")[0], "pin=", "totp="]
+    assert not [secret for secret in secrets if re.search(rf"(?<![\d.]){re.escape(secret)}(?!\d)", kept)]
 
 
 def test_the_job_fails_with_a_sentence_where_the_account_has_no_data_plan(settings: Settings) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment
-from dhan_pipeline.sessions import IST, packets_due, session_bounds
+from dhan_pipeline.quality.gaps import session_seconds
+from dhan_pipeline.sessions import HOUR_NS, IST, hour_key, hour_start_ns, packets_due, session_bounds
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
 
@@ -43,6 +44,17 @@ def capture_expected(settings: Settings, clock: Clock) -> bool:
 def feed_expected(settings: Settings, clock: Clock) -> bool:
     """Whether a subscribed segment trades continuously, so that a silent feed means that something is wrong."""
     return settings.sessions == "always" or packets_due(clock.now_ns(), subscribed_segments(settings))
+
+
+def hours_in_session(settings: Settings, start_ns: int, end_ns: int) -> set[str]:
+    """Keys of the whole IST hours between two instants (ns, UTC) in which a session of what is subscribed is on."""
+    segments = subscribed_segments(settings)
+    first = hour_start_ns(start_ns + HOUR_NS - 1)
+    return {
+        hour_key(at_ns)
+        for at_ns in range(first, end_ns - HOUR_NS + 1, HOUR_NS)
+        if session_seconds(at_ns, at_ns + HOUR_NS, segments, settings.sessions == "always")
+    }
 
 
 def token_needed_until(settings: Settings, clock: Clock) -> datetime | None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,8 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.calendar import feed_expected, session_name, token_needed_until
+from dhan_pipeline.gaps import Cause
+from dhan_pipeline.orchestration.calendar import feed_expected, hours_in_session, session_name, token_needed_until
 from dhan_pipeline.orchestration.child import CaptureChild
 from dhan_pipeline.orchestration.metadata import (
     check_metadata,
@@ -57,7 +59,7 @@ from dhan_pipeline.quality.measures import (
     hour_outcomes,
     live_outcomes,
 )
-from dhan_pipeline.sessions import HOUR_NS, hour_key
+from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
 from dhan_pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -136,8 +138,7 @@ class _Supervision:
         """Hours to measure; True: only their gaps, of which some became known after the hour was sealed."""
         self._again: dict[tuple[str, bool], float] = {}
         """Those whose report failed, and when to try again."""
-        # A run that died may not have come to judge the last hour again.
-        self._new_gaps = NewGaps(sorted(self._sealed)[-1:], clock.speed)
+        self._new_gaps = NewGaps(self._unjudged_hours(), clock.speed)
         self._gaps_told = 0
         self._statuses: deque[dict[str, Any]] = deque(maxlen=LIVE_WINDOW_S)
         self._live: dict[str, tuple[bool, str]] = {}
@@ -184,13 +185,16 @@ class _Supervision:
             case {"event": "status"}:
                 self._statuses.append(event)
                 for hour in self._new_gaps.stored(event):
-                    self._to_measure.put((hour, True))
+                    self._to_measure.put((hour, hour in self._sealed))
+                    self._sealed.add(hour)
             case {"event": "hour_complete", "hour": str(hour)}:
                 if hour >= self._first_hour and hour not in self._sealed:
                     self._sealed.add(hour)
                     self._to_measure.put((hour, False))
             case {"event": "hour_measured", "measures": HourMeasures() as measures}:
-                if not self._safely(f"reporting the hour {measures.hour}", lambda: self._seal(measures)):
+                if not _is_worth_telling(measures):
+                    self._sealed.discard(measures.hour)
+                elif not self._safely(f"reporting the hour {measures.hour}", lambda: self._seal(measures)):
                     self._again[measures.hour, False] = time.monotonic() + RETRY_S
             case {"event": "gaps_measured", "hour": str(hour), "gaps": gaps}:
                 if not self._safely(f"reporting the gaps of {hour}", lambda: self._report_gaps(hour, gaps)):
@@ -251,6 +255,14 @@ class _Supervision:
             tags = dict.fromkeys(of_another, "")
             self._safely("its tags", lambda: self._instance.add_run_tags(self._context.run_id, tags))
 
+    def _unjudged_hours(self) -> list[str]:
+        """Hours that a run which died may not have come to judge: its last one again, and those since then."""
+        if not self._sealed:
+            return []
+        last = max(self._sealed)
+        since_ns = parse_hour_key(max(last, self._first_hour))
+        return sorted({last} | hours_in_session(self._settings, since_ns, self._clock.now_ns()))
+
     def _judge(self) -> list[CheckOutcome]:
         return live_outcomes(
             self._statuses[-1],
@@ -261,8 +273,15 @@ class _Supervision:
         )
 
     def _hear_of_gap(self, event: dict[str, Any]) -> None:
-        """Tell of a gap that began or ended, and remember the sealed hours into which it reaches back."""
-        self._new_gaps.hear(event, {hour for hour in self._sealed if hour >= self._first_hour})
+        """Tell of a gap that began or ended, and remember the hours into which it reaches back."""
+        hours = set(self._sealed)
+        if event["ended_at"]:
+            # In those that it covers nothing may have come: the capture has nothing to say of them.
+            started_ns, ended_ns = (
+                int(datetime.fromisoformat(event[name]).timestamp() * 1e9) for name in ("started_at", "ended_at")
+            )
+            hours |= hours_in_session(self._settings, max(started_ns, parse_hour_key(self._first_hour)), ended_ns)
+        self._new_gaps.hear(event, {hour for hour in hours if hour >= self._first_hour})
         began = event["ended_at"] is None
         self._gaps_told += began
         if self._gaps_told <= GAPS_TOLD:
@@ -340,6 +359,11 @@ class _Supervision:
                 log.warning("Dagster could not be told (%s), the capture goes on: %s", what, error)
             return False
         return True
+
+
+def _is_worth_telling(measures: HourMeasures) -> bool:
+    """Whether something came in the hour, or should have. Hours for which a person stopped the capture are no news."""
+    return bool(measures.journal_blocks or measures.blocks) or any(gap.cause is not Cause.STOP for gap in measures.gaps)
 
 
 def _evaluation(key: dg.AssetKey, outcome: CheckOutcome, **kwargs: Any) -> dg.AssetCheckEvaluation:

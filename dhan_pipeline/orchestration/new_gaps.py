@@ -1,4 +1,4 @@
-"""Hours that were sealed before all of their gaps were known, and so are to be judged again.
+"""Hours to judge for the gaps that reach into them: again, where they were sealed, or at all, where nothing came.
 
 A connection that stalls is given up after a minute and a half, an instrument is missed after minutes, and where a
 capture was killed the next one tells: each such gap may reach back into an hour that is sealed.
@@ -20,11 +20,11 @@ class NewGaps:
         self._told_by: dict[str, datetime | None] = dict.fromkeys(hours)
         """The hours, with the time of a status line by which their gaps had been told; None until one comes."""
 
-    def hear(self, event: Mapping[str, Any], sealed: Collection[str]) -> None:
-        """A gap began or is over. Raises KeyError, ValueError for an event that is none."""
+    def hear(self, event: Mapping[str, Any], hours: Collection[str]) -> None:
+        """A gap began or is over, and may reach into `hours`. Raises KeyError, ValueError for an event that is none."""
         first = _hour(event["started_at"])
-        last = _hour(event["ended_at"]) if event["ended_at"] else max(sealed, default="")
-        self._told_by.update(dict.fromkeys(hour for hour in sealed if first <= hour <= last))
+        last = _hour(event["ended_at"]) if event["ended_at"] else max(hours, default="")
+        self._told_by.update(dict.fromkeys(hour for hour in hours if first <= hour <= last))
 
     def stored(self, status: Mapping[str, Any]) -> list[str]:
         """The hours whose gaps are all stored by the time of a status line; each is told once.

@@ -131,6 +131,7 @@ class Said:
             "connection": 2,
             "cause": "stall",
             "detail": "",
+            "instruments": 1,
             "recovery": "connected again" if over else "",
             **facts,
         }

@@ -7,7 +7,13 @@ import pytest
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment
-from dhan_pipeline.orchestration.calendar import TOKEN_AHEAD, capture_expected, feed_expected, token_needed_until
+from dhan_pipeline.orchestration.calendar import (
+    TOKEN_AHEAD,
+    capture_expected,
+    feed_expected,
+    hours_in_session,
+    token_needed_until,
+)
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
@@ -94,3 +100,14 @@ def test_where_sessions_never_end_a_token_is_always_needed_for_a_while(settings:
     always = settings.model_copy(update={"sessions": "always"})
     clock = at("2026-11-21T03:00:00")
     assert token_needed_until(always, clock) == clock.now() + TOKEN_AHEAD
+
+
+def test_whole_hours_with_a_session_between_two_instants(settings: Settings) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ)
+    evening, late = (at(time).now_ns() for time in ("2026-11-19T14:30:00", "2026-11-20T10:59:59"))
+    assert hours_in_session(settings, evening, late) == {"2026-11-19T15:00", "2026-11-20T09:00"}
+    assert hours_in_session(settings, evening, at("2026-11-19T15:59:59").now_ns()) == set()
+    ten, eleven = (at(f"2026-11-20T{hour}:00:00").now_ns() for hour in (10, 11))
+    assert hours_in_session(settings, ten, eleven) == {"2026-11-20T10:00"}
+    always = settings.model_copy(update={"sessions": "always"})
+    assert len(hours_in_session(always, evening, late)) == 19

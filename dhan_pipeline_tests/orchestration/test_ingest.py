@@ -8,8 +8,8 @@ import signal
 import dagster as dg
 import pytest
 from dagster import AssetCheckKey
-from psycopg2.extensions import connection
 
+from dhan_pipeline.gaps import Cause
 from dhan_pipeline.orchestration import ingest
 from dhan_pipeline.orchestration.names import (
     LIVE_FEED,
@@ -307,6 +307,41 @@ def test_a_run_that_follows_a_dead_one_judges_the_gaps_of_the_last_sealed_hour_a
     assert (judged.passed, judged.metadata["value"].value) == (False, 20.0)
 
 
+def gaps_of(pipeline: Pipeline, hour: str) -> list[dg.AssetCheckEvaluation]:
+    return [evaluation for evaluation in checks(pipeline, TICKS, "gaps") if evaluation.partition == hour]
+
+
+def test_an_hour_that_is_lost_as_a_whole_is_sealed_with_its_gap(
+    pipeline: Pipeline, record_hour: Record, record_gap: Record, capture_says: Said
+) -> None:
+    record_hour(HOUR)
+    record_gap(HOUR, 3000, 4800, cause=Cause.TOKEN)
+    capture_says.gap(HOUR, 3000, 4800, over=True, cause="token")
+    with meanwhile(stop_when(pipeline, lambda: gaps_of(pipeline, NEXT_HOUR))):
+        assert execute(pipeline, HOUR).success
+    assert materialized(pipeline) == {HOUR, NEXT_HOUR}
+    (judged,) = gaps_of(pipeline, NEXT_HOUR)
+    assert (judged.passed, judged.severity, judged.metadata["value"].value) == (
+        False,
+        dg.AssetCheckSeverity.ERROR,
+        3600.0,
+    )
+
+
+def test_a_run_finds_hours_that_were_lost_before_it_but_those_for_which_a_person_stopped_the_capture(
+    pipeline: Pipeline, record_hour: Record, record_gap: Record
+) -> None:
+    first = "2026-11-20T07:00"
+    record_hour(first)
+    with meanwhile(stop_when(pipeline, lambda: gaps_of(pipeline, first))):
+        execute(pipeline, first)
+    record_gap(first, 3000, 4800, cause=Cause.STOP, gap_id=1)
+    record_gap(HOUR, 0, 3600, cause=Cause.HOST_DOWN, gap_id=2)
+    with meanwhile(stop_when(pipeline, lambda: gaps_of(pipeline, HOUR))):
+        execute(pipeline)
+    assert materialized(pipeline) == {first, HOUR}
+
+
 def test_gaps_are_told_as_they_begin_and_end(pipeline: Pipeline, capture_says: Said) -> None:
     capture_says.gap(HOUR, 60, 90, over=False, detail="no byte for 90 s")
     capture_says.gap(HOUR, 60, 92.25, over=True, detail="no byte for 90 s")
@@ -351,9 +386,10 @@ def test_a_line_that_is_not_an_event_is_logged_and_does_no_harm(
 def test_an_hour_that_cannot_be_measured_now_is_tried_again(
     pipeline: Pipeline,
     postgres_url: str,
-    conn: connection,
+    record_hour: Record,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    record_hour(HOUR)
     absent = "not_there_yet"
     url = pipeline.settings.database_url
     assert url is not None

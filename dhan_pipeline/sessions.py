@@ -146,18 +146,28 @@ def in_session(at_ns: int, segments: Collection[ExchangeSegment] = tuple(Exchang
 
 
 #: Sessions in which a segment may say nothing for minutes: orders are collected, or few instruments trade.
-QUIET_KINDS: frozenset[Kind] = frozenset({"pre_open", "post_close", "cross_currency"})
+QUIET_KINDS: frozenset[Kind] = frozenset({"pre_open", "closing_auction", "post_close", "cross_currency"})
 
 
 def packets_due(at_ns: int, segments: Collection[ExchangeSegment] = tuple(ExchangeSegment)) -> bool:
     """Whether any of the segments trades continuously, so that a feed that says nothing is broken (ns, UTC)."""
-    at = datetime.fromtimestamp(at_ns // 1_000_000_000, IST)
-    return any(
-        s.open <= at < s.close
-        for segment in segments
-        for s in sessions(segment, at.date())
-        if s.kind not in QUIET_KINDS
+    return packets_due_throughout(at_ns, at_ns, segments)
+
+
+def packets_due_throughout(
+    start_ns: int, end_ns: int, segments: Collection[ExchangeSegment] = tuple(ExchangeSegment)
+) -> bool:
+    """Whether that held from the one instant to the other (ns, UTC): any of the segments traded without a break."""
+    start, end = (datetime.fromtimestamp(at_ns // 1_000_000_000, IST) for at_ns in (start_ns, end_ns))
+    due = sorted(
+        (s.open, s.close) for segment in segments for s in sessions(segment, start.date()) if s.kind not in QUIET_KINDS
     )
+    for opens, closes in due:
+        if opens <= start < closes:
+            if end < closes:
+                return True
+            start = closes
+    return False
 
 
 def in_closing_auction(at_ns: int, segment: ExchangeSegment) -> bool:

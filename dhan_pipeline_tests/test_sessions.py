@@ -21,6 +21,7 @@ from dhan_pipeline.sessions import (
     in_closing_auction,
     in_session,
     packets_due,
+    packets_due_throughout,
     parse_hour_key,
     session_bounds,
     sessions,
@@ -203,6 +204,24 @@ def test_packets_are_due_while_a_segment_trades_continuously_and_not_while_order
     assert not packets_due(ns("2026-11-20T15:55"), [NSE_EQ])
     assert packets_due(ns("2026-11-20T15:39"), [NSE_EQ, NSE_FNO])
     assert not packets_due(ns("2026-11-22T11:00"))
+    assert not packets_due(ns("2026-11-20T15:31"), [NSE_EQ])  # the closing auction is matched
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "segments", "due"),
+    [
+        ("2026-11-20T09:15", "2026-11-20T15:29", [NSE_EQ], True),
+        ("2026-11-20T09:14", "2026-11-20T09:20", [NSE_EQ], False),
+        ("2026-11-20T15:20", "2026-11-20T15:30", [NSE_EQ], False),
+        ("2026-11-20T15:20", "2026-11-20T15:35", [NSE_EQ, NSE_FNO], True),
+        ("2026-11-20T16:59", "2026-11-20T17:01", [ExchangeSegment.MCX_COMM], True),  # one half goes over into the other
+        ("2026-11-20T15:00", "2026-11-23T10:00", [NSE_EQ], False),
+    ],
+)
+def test_packets_are_due_throughout_where_no_break_lies_between(
+    start: str, end: str, segments: list[ExchangeSegment], due: bool
+) -> None:
+    assert packets_due_throughout(ns(start), ns(end), segments) is due
 
 
 def test_the_closing_auction_is_that_of_stocks_alone() -> None:

@@ -16,6 +16,9 @@ from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
 from dhan_pipeline.journal.notes import Note, Started
 
+#: A lively connection that brings nothing for this long has a gap, also where it goes on by itself. In real seconds.
+SHORTEST_PAUSE_S = 5.0
+
 #: A gap that ended counts as recent for this long.
 RECENT_S = 300.0
 
@@ -36,19 +39,20 @@ class GapKeeper:
         instruments: Callable[[int], Sequence[int]],
         session_seconds: SessionSeconds,
         clock: Clock,
-        last_received_ns: int,
+        last_id: int,
     ) -> None:
-        """`note` writes into the journal, `instruments` tells those of a connection, `last_received_ns` is where the
-        journal ended when the process began, 0 for an empty one.
+        """`note` writes into the journal, `instruments` tells those of a connection, and no gap of an earlier process
+        has an id above `last_id`.
         """
         self._note = note
         self._emit = emit
         self._instruments = instruments
         self._session_seconds = session_seconds
         self._clock = clock
-        self._last_id = last_received_ns
+        self._last_id = last_id
         self._open: dict[int, Gap] = {}
-        self._silent: dict[int, Gap] = {}
+        self._silent: dict[tuple[int, ...], Gap] = {}
+        self._shed: list[Gap] = []
         self._ended: list[Gap] = []
         self.count = 0
         """Gaps of connections since the process began."""
@@ -87,6 +91,19 @@ class GapKeeper:
                 )
                 self._end(self._open.pop(connection), max(now_ns, since_ns), "the process went on")
 
+    def paused(self, connection: int, since_ns: int, until_ns: int) -> None:
+        """A lively connection brought nothing between the two; what another gap explains is not told again."""
+        known = [
+            gap.started_ns
+            for gap in (*self._ended, *self._open.values())
+            if gap.connection == connection and gap.cause is not Cause.SILENT
+        ]
+        until_ns = min((at_ns for at_ns in known if since_ns <= at_ns < until_ns), default=until_ns)
+        if until_ns - since_ns >= SHORTEST_PAUSE_S * 1e9 * self._clock.speed:
+            gap = self._make(connection, since_ns, Cause.STALL, "nothing came", self._instruments(connection))
+            self._end(gap, until_ns, "packets came again", instruments=gap.instruments)
+            self.count += 1
+
     def damaged(self, connections: int, since_ns: int, until_ns: int, detail: str) -> None:
         """What was received between the two can no longer be read from the journal."""
         for connection in range(connections):
@@ -95,18 +112,20 @@ class GapKeeper:
 
     def shed(self, instruments: Sequence[int]) -> None:
         """These are no longer subscribed, because the broker's limits have no room for them."""
-        self._new(0, self._clock.now_ns(), Cause.LIMIT, "the broker's limit has no room for them", instruments)
+        self._shed.append(
+            self._new(0, self._clock.now_ns(), Cause.LIMIT, "the broker's limit has no room for them", instruments)
+        )
 
-    def silent(self, instrument: int, connection: int, since_ns: int) -> None:
-        """A lively instrument sent nothing after `since_ns`."""
-        if instrument not in self._silent:
-            self._silent[instrument] = self._new(
-                connection, since_ns, Cause.SILENT, "it had been lively", [instrument], count=False
-            )
+    def silent(self, instruments: tuple[int, ...], connection: int, since_ns: int) -> None:
+        """An instrument that was lively sent nothing after `since_ns`, or all those of a segment on a connection."""
+        if instruments not in self._silent:
+            segment = split_instrument_token(instruments[0])[0].name
+            detail = "it had been lively" if len(instruments) == 1 else f"nothing came of {segment}"
+            self._silent[instruments] = self._new(connection, since_ns, Cause.SILENT, detail, instruments, count=False)
 
-    def heard(self, instrument: int, at_ns: int) -> None:
-        """A silent instrument sent a packet again; 0 where its silence is no longer watched."""
-        gap = self._silent.pop(instrument, None)
+    def heard(self, instruments: tuple[int, ...], at_ns: int) -> None:
+        """One of them sent a packet again; 0 where their silence is no longer watched."""
+        gap = self._silent.pop(instruments, None)
         if gap is not None:
             if at_ns:
                 self._end(gap, at_ns, "packets came again")
@@ -118,12 +137,14 @@ class GapKeeper:
         now_ns = self._clock.now_ns()
         horizon_ns = now_ns - int(RECENT_S * 1e9 * self._clock.speed)
         self._ended = [gap for gap in self._ended if (gap.ended_ns or 0) > horizon_ns]
+        lasting = [*self._open.values(), *self._shed, *(gap for gap in self._silent.values() if not _is_of_one(gap))]
+        silent = sorted(token for instruments in self._silent for token in instruments)
         return {
             "gaps": self.count,
-            "gap_open_s": max((self._seconds(gap, now_ns) for gap in self._open.values()), default=0.0),
+            "gap_open_s": max((self._seconds(gap, now_ns) for gap in lasting), default=0.0),
             "gap_recent_s": max((self._seconds(gap, gap.ended_ns or 0) for gap in self._ended), default=0.0),
-            "silent": sorted(self._silent)[:20],
-            "silent_count": len(self._silent),
+            "silent": silent[:20],
+            "silent_count": len(silent),
         }
 
     def _begin(self, connection: int, started_ns: int, cause: Cause, detail: str, instruments: Sequence[int]) -> None:
@@ -138,17 +159,21 @@ class GapKeeper:
         instruments: Sequence[int],
         count: bool = True,
     ) -> Gap:
-        self._last_id = max(self._clock.now_ns(), self._last_id + 1)
-        gap = Gap(self._last_id, connection, started_ns, cause, detail, tuple(instruments))
+        gap = self._make(connection, started_ns, cause, detail, instruments)
         self._note(gap)
         self.count += count
         self._tell(gap)
         return gap
 
-    def _end(self, gap: Gap, ended_ns: int, recovery: str) -> None:
+    def _make(self, connection: int, started_ns: int, cause: Cause, detail: str, instruments: Sequence[int]) -> Gap:
+        self._last_id = max(self._clock.now_ns(), self._last_id + 1)
+        return Gap(self._last_id, connection, started_ns, cause, detail, tuple(instruments))
+
+    def _end(self, gap: Gap, ended_ns: int, recovery: str, instruments: tuple[int, ...] | None = None) -> None:
+        """Note the end, with the instruments where the beginning was not noted."""
         ended = replace(gap, ended_ns=ended_ns, recovery=recovery)
-        self._note(replace(ended, instruments=None))
-        if gap.cause is not Cause.SILENT:
+        self._note(replace(ended, instruments=instruments))
+        if gap.cause is not Cause.SILENT or not _is_of_one(gap):
             self._ended.append(ended)
         self._tell(ended)
 
@@ -169,6 +194,10 @@ class GapKeeper:
 
     def _seconds(self, gap: Gap, until_ns: int) -> float:
         return round(self._session_seconds(gap.started_ns, until_ns, segments_of(gap.instruments or ())), 3)
+
+
+def _is_of_one(gap: Gap) -> bool:
+    return len(gap.instruments or ()) == 1
 
 
 _BETWEEN_PROCESSES = frozenset({Cause.STOP, Cause.RESTART, Cause.HOST_DOWN, Cause.DISK})

@@ -1,4 +1,4 @@
-"""What the stored packets say about the feed: which lively instruments fell silent, and which clock it keeps.
+"""What the stored packets say about the feed: which lively instruments and segments fell silent, which clock it keeps.
 
 The writer shows it each block once it is stored. Nothing here changes data.
 """
@@ -10,10 +10,9 @@ import numpy as np
 
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.instruments import InstrumentIndex, split_instrument_token
-from dhan_pipeline.quality.gaps import session_seconds
 from dhan_pipeline.quality.silence import SilenceWatch
 from dhan_pipeline.quality.trade_clock import TradeClock, Verdict
-from dhan_pipeline.sessions import in_closing_auction
+from dhan_pipeline.sessions import in_closing_auction, packets_due_throughout
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ticks import StoredBlock
 from dhan_pipeline.ticks import NULL_INT
@@ -23,13 +22,13 @@ CHECK_NS = 1_000_000_000
 
 
 class Listener(Protocol):
-    """Hears of instruments. Times are ns since the Unix epoch, UTC."""
+    """Hears of instruments: one of its own, or all of a segment on a connection. Times are ns since the epoch, UTC."""
 
-    def silent(self, instrument: int, connection: int, since_ns: int) -> None:
-        """A lively one sent nothing after `since_ns`."""
+    def silent(self, instruments: tuple[int, ...], connection: int, since_ns: int) -> None:
+        """They were lively, and sent nothing after `since_ns`."""
 
-    def heard(self, instrument: int, at_ns: int) -> None:
-        """A silent one sent a packet again at `at_ns`; 0: its silence is no longer watched."""
+    def heard(self, instruments: tuple[int, ...], at_ns: int) -> None:
+        """One of them sent a packet again at `at_ns`; 0: their silence is no longer watched."""
 
 
 class Liveliness:
@@ -42,64 +41,104 @@ class Liveliness:
         self._connections = connections
         self._listener = listener
         self._check_ns = 0
-        self._silent: set[int] = set()
+        self._silent: dict[tuple[int, ...], int] = {}
+        """Whom the listener knows to be silent, and their connection."""
+        self._silent_parts: set[int] = set()
         self.trade_clock: Verdict = None
         """Whether trade times are what they should be; None: too few packets to say."""
-        self.know(InstrumentIndex([]))
+        self._instruments = InstrumentIndex([])
+        self._begin()
 
     def know(self, instruments: InstrumentIndex) -> None:
-        """Begin anew with these instruments."""
-        self._forget()
-        self._instruments = instruments
-        self._connection_of = np.full(len(instruments.tokens), -1, np.int16)
-        tokens = np.fromiter(self._connections, np.int64, len(self._connections))
-        at = instruments.lookup(tokens)
+        """Watch these instruments; begin anew if they are others than before."""
+        if not np.array_equal(instruments.tokens, self._instruments.tokens):
+            for connection in set(self._silent.values()):
+                self._forget(connection)
+            self._instruments = instruments
+            self._begin()
+
+    def _begin(self) -> None:
+        tokens = self._instruments.tokens
+        self._connection_of = np.full(len(tokens), -1, np.int16)
+        at = self._instruments.lookup(np.fromiter(self._connections, np.int64, len(self._connections)))
         numbers = np.fromiter(self._connections.values(), np.int16, len(self._connections))
         self._connection_of[at[at >= 0]] = numbers[at >= 0]
         self._silence = SilenceWatch(self._connection_of)
+        # A connection's instruments of one segment are watched together, as if they were one.
+        subscribed = np.flatnonzero(self._connection_of >= 0)
+        parts, part_of = np.unique(
+            self._connection_of[subscribed].astype(np.int64) << 32 | tokens[subscribed] >> 32, return_inverse=True
+        )
+        self._part_of = np.full(len(tokens), len(parts))
+        self._part_of[subscribed] = part_of
+        self._part_connection = np.append(parts >> 32, -1).astype(np.int16)  # the last: those not subscribed
+        # All of a segment may well be half of a connection: that is no reason to excuse it.
+        self._parts = SilenceWatch(self._part_connection, common=1.0)
         self._clock = TradeClock(self._offset_s)
 
     def see(self, block: StoredBlock) -> None:
         """Take account of a stored block."""
-        if any(isinstance(note, Gap) and note.cause is not Cause.SILENT for _, note in block.notes):
-            # A connection that was away says nothing about its instruments.
-            self._forget()
-            self._silence.reset()
+        for _, note in block.notes:
+            if isinstance(note, Gap) and note.cause is not Cause.SILENT:
+                # A connection that was away says nothing about its instruments.
+                self._forget(note.connection)
         for batch in block.enriched.ticks:
             columns = batch.columns
             received_us, traded_us = columns["time"], columns.get("last_trade_time")
+            received_ns = received_us * 1000
             index = self._instruments.lookup(columns["instrument_token"])
-            self._silence.update(index, received_us * 1000)
+            self._silence.update(index, received_ns)
+            self._parts.update(self._part_of[index], received_ns)
             if traded_us is not None:
                 traded_s = np.where(traded_us == NULL_INT, 0, traded_us // 1_000_000)
-                self._clock.update(traded_s, received_us * 1000)
+                self._clock.update(traded_s, received_ns)
         if block.last_received_ns >= self._check_ns:
             self._check_ns = block.last_received_ns + CHECK_NS
             self._check(block.last_received_ns)
 
     def _check(self, now_ns: int) -> None:
         self.trade_clock = self._clock.verdict()
-        silent, back = self._silence.check(now_ns)
         if self._listener is None:
             return
+        silent, back = self._parts.check(now_ns)
+        for part, _, first_ns in back:
+            self._silent_parts.discard(part)
+            self._tell_heard(self._of_part(part), first_ns)
+        for part, last_ns in silent:
+            if self._tell_silent(self._of_part(part), int(self._part_connection[part]), last_ns, now_ns):
+                self._silent_parts.add(part)
+        silent, back = self._silence.check(now_ns)
         for at, _, first_ns in back:
-            token = int(self._instruments.tokens[at])
-            if token in self._silent:
-                self._silent.discard(token)
-                self._listener.heard(token, first_ns)
+            self._tell_heard((int(self._instruments.tokens[at]),), first_ns)
         for at, last_ns in silent:
-            token = int(self._instruments.tokens[at])
-            segment = split_instrument_token(token)[0]
-            # One whose session ended is not silent, but closed. In the closing auction nobody can tell: some stocks
-            # of the segment no longer trade continuously then.
-            if not self._always and in_closing_auction(now_ns, segment):
-                continue
-            if session_seconds(last_ns, now_ns, (segment,), self._always) >= (now_ns - last_ns) / 1e9 - 1:
-                self._silent.add(token)
-                self._listener.silent(token, int(self._connection_of[at]), last_ns)
+            if self._part_of[at] not in self._silent_parts:
+                self._tell_silent((int(self._instruments.tokens[at]),), int(self._connection_of[at]), last_ns, now_ns)
 
-    def _forget(self) -> None:
-        if self._listener is not None:
-            for token in self._silent:
-                self._listener.heard(token, 0)
-        self._silent.clear()
+    def _of_part(self, part: int) -> tuple[int, ...]:
+        return tuple(self._instruments.tokens[self._part_of == part].tolist())
+
+    def _tell_silent(self, instruments: tuple[int, ...], connection: int, last_ns: int, now_ns: int) -> bool:
+        """Whether they are silent indeed: packets were due from them all the time."""
+        segment = split_instrument_token(instruments[0])[0]
+        # In the closing auction nobody can tell: some stocks of the segment no longer trade continuously then.
+        if not self._always and (
+            in_closing_auction(now_ns, segment) or not packets_due_throughout(last_ns, now_ns, (segment,))
+        ):
+            return False
+        self._silent[instruments] = connection
+        assert self._listener is not None
+        self._listener.silent(instruments, connection, last_ns)
+        return True
+
+    def _tell_heard(self, instruments: tuple[int, ...], at_ns: int) -> None:
+        if self._silent.pop(instruments, None) is not None:
+            assert self._listener is not None
+            self._listener.heard(instruments, at_ns)
+
+    def _forget(self, connection: int) -> None:
+        """Begin anew with a connection."""
+        for instruments in [instruments for instruments, of in self._silent.items() if of == connection]:
+            self._tell_heard(instruments, 0)
+        self._silent_parts -= set(np.flatnonzero(self._part_connection == connection).tolist())
+        self._silence.reset(connection)
+        self._parts.reset(connection)

@@ -16,20 +16,22 @@ import numpy as np
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.client import Feed
+from dhan_pipeline.feeds.dhan.connection import FeedPolicy
 from dhan_pipeline.feeds.dhan.errors import DhanError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.capture import Receiver
-from dhan_pipeline.ingest.gaps import GapKeeper
+from dhan_pipeline.ingest.gaps import SHORTEST_PAUSE_S, GapKeeper, segments_of
 from dhan_pipeline.ingest.status import StatusReport
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment
-from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.quality.gaps import session_seconds
+from dhan_pipeline.quality.pauses import PauseWatch
 from dhan_pipeline.quality.trade_clock import moved_in_words
-from dhan_pipeline.sessions import hour_key, in_session
+from dhan_pipeline.sessions import hour_key, packets_due, packets_due_throughout
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import read_subscriptions
 
@@ -62,6 +64,17 @@ def _elapsed_s() -> float:
     return time.clock_gettime(_elapsed_clock)
 
 
+def _last_gap_id(journal: JournalWriter) -> int:
+    """No gap that the journal knows has an id above this.
+
+    Ids are receive times, or count on from here where the clock is behind the journal. Receive times stand still then;
+    but the number of the last block, a time in ms, is a higher one after each process.
+    """
+    if journal.last_block_id is None:
+        return 0
+    return max(journal.last_received_ns, (split_block_id(journal.last_block_id)[1] + 2) * 1_000_000)
+
+
 class ClockBehindError(PipelineError):
     """The machine's clock is behind the journal."""
 
@@ -69,12 +82,15 @@ class ClockBehindError(PipelineError):
 class Ingest:
     """The parts of one capture, wired: connections -> receiver -> journal -> backlog -> writer."""
 
-    def __init__(self, settings: Settings, database_url: str, emit: Emit, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, database_url: str, emit: Emit, clock: Clock, policy: FeedPolicy | None = None
+    ) -> None:
         """Take the capture's lock and recover its journal. Close with `close`.
 
-        `emit` gets one dictionary an event, in the event loop's thread: started, status, hour_complete, warning,
-        stopped. Raises LockHeldError where another process runs this capture, SubscriptionError where the resolved
-        subscriptions are missing, SubscriptionLimitError where they are too many, ClockBehindError.
+        `emit` gets one dictionary an event, in the event loop's thread: started, status, hour_complete, gap, warning,
+        stopped. `policy` is that of the settings if none is given. Raises LockHeldError where another process runs this
+        capture, SubscriptionError where the resolved subscriptions are missing, SubscriptionLimitError where they are
+        too many, ClockBehindError.
         """
         subscriptions = {
             subscription.instrument_token: subscription.mode
@@ -100,23 +116,29 @@ class Ingest:
                 self._receiver.receive,
                 self._warn,
                 clock=clock,
-                in_session=self._in_session,
+                policy=policy,
+                in_session=self._packets_due,
                 on_first_message=lambda connection: self._gaps.message(connection),
                 on_down=self._on_down,
                 on_shed=lambda tokens: self._gaps.shed(tokens),
             )
             undo.pop_all()
+        last_gap_id = _last_gap_id(self._journal)
         self._gaps = GapKeeper(
             self._receiver.note,
             emit,
             self._feed.instruments,
             partial(session_seconds, always=settings.sessions == "always"),
             clock,
-            self._journal.last_received_ns,
+            last_gap_id,
         )
         self._started = Started(
-            os.getpid(), self._journal.last_received_ns or None, self._journal.previous or Cause.RESTART
+            os.getpid(),
+            self._journal.last_received_ns or None,
+            self._journal.previous or Cause.RESTART,
+            last_gap_id,
         )
+        self._pauses = PauseWatch(SHORTEST_PAUSE_S, clock.speed)
         self._end: Cause | None = None
         self._backlog = Backlog(
             settings.journal_dir,
@@ -194,13 +216,13 @@ class Ingest:
         self._announce_hours()
         self._emit({"event": "stopped", "reason": "asked to stop"})
 
-    def silent(self, instrument: int, connection: int, since_ns: int) -> None:
-        """A lively instrument went silent. For the writer's thread."""
-        self._in_loop(self._gaps.silent, instrument, connection, since_ns)
+    def silent(self, instruments: tuple[int, ...], connection: int, since_ns: int) -> None:
+        """Lively instruments went silent. For the writer's thread."""
+        self._in_loop(self._gaps.silent, instruments, connection, since_ns)
 
-    def heard(self, instrument: int, at_ns: int) -> None:
-        """It was heard again. For the writer's thread."""
-        self._in_loop(self._gaps.heard, instrument, at_ns)
+    def heard(self, instruments: tuple[int, ...], at_ns: int) -> None:
+        """They were heard again. For the writer's thread."""
+        self._in_loop(self._gaps.heard, instruments, at_ns)
 
     def _on_damage(self, since_ns: int, until_ns: int, where: str) -> None:
         self._warn(f"Part of the journal cannot be read: {where}.")
@@ -209,13 +231,21 @@ class Ingest:
     def _on_down(self, connection: int, error: DhanError, since_ns: int | None) -> None:
         self._gaps.down(connection, error, error.cause, since_ns)
 
-    def _in_session(self, segments: Collection[ExchangeSegment]) -> bool:
-        return self._settings.sessions == "always" or in_session(self._clock.now_ns(), segments)
+    def _packets_due(self, segments: Collection[ExchangeSegment]) -> bool:
+        return self._settings.sessions == "always" or packets_due(self._clock.now_ns(), segments)
 
     def _on_block(self, block: Block) -> None:
         self._messages += int(np.count_nonzero(block.connection != NOTE_CONNECTION))
         self._bytes += len(block.payload)
         self._backlog.put(block)
+        for connection, since_ns, until_ns in self._pauses.see(block):
+            if connection != NOTE_CONNECTION:
+                self._in_loop(self._on_pause, connection, since_ns, until_ns)
+
+    def _on_pause(self, connection: int, since_ns: int, until_ns: int) -> None:
+        segments = segments_of(self._feed.instruments(connection))
+        if self._settings.sessions == "always" or packets_due_throughout(since_ns, until_ns, segments):
+            self._gaps.paused(connection, since_ns, until_ns)
 
     def _warn(self, message: str) -> None:
         log.warning(message)

@@ -32,6 +32,8 @@ class Started:
     """Receive time of the journal's last message before, ns since the Unix epoch, UTC; None if there was none."""
     cause: Cause
     """How the process before it ended: STOP, RESTART, DISK or HOST_DOWN."""
+    last_gap_id: int
+    """No gap of an earlier process has an id above this."""
 
 
 Note = Gap | Started
@@ -52,7 +54,8 @@ def decode_note(payload: bytes) -> Note | None:
         fields = json.loads(payload)
         cause = Cause(fields["cause"])
         if fields["note"] == "started":
-            return Started(_number(fields["pid"]), _number_or_none(fields["since_ns"]), cause)
+            since_ns, last_gap_id = _number_or_none(fields["since_ns"]), _number(fields["last_gap_id"])
+            return Started(_number(fields["pid"]), since_ns, cause, last_gap_id)
         if fields["note"] == "gap":
             instruments = fields.get("instruments")
             return Gap(

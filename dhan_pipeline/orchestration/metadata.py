@@ -9,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 
-from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.gap_words import gaps_table
 from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures
 from dhan_pipeline.ticks import COLUMNS
@@ -39,8 +38,8 @@ def raw_packets_metadata(measures: HourMeasures) -> Metadata:
         "messages": measures.journal_messages,
         "bytes": measures.journal_bytes,
         "damaged": len(measures.journal_damage),
-        "gap_seconds": round(sum(gap.seconds for gap in measures.gaps if gap.cause is not Cause.SILENT), 3),
-        "silent_instruments": sum(gap.cause is Cause.SILENT for gap in measures.gaps),
+        "gap_seconds": round(sum(gap.seconds for gap in measures.gaps if not gap.of_one), 3),
+        "silent_instruments": sum(gap.of_one for gap in measures.gaps),
     }
     if measures.gaps:
         metadata["gaps"] = dg.MetadataValue.md(gaps_table(measures.gaps))

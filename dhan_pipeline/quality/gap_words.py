@@ -13,7 +13,7 @@ _TABLE_ROWS = 50
 
 #: What to do about a gap.
 ADVICE = {
-    Cause.STALL: "The connection stood and nothing came; it was replaced after FEED_SILENCE_S. If it happens often, ask"
+    Cause.STALL: "The connection stood and nothing came; after FEED_SILENCE_S it is replaced. If it happens often, ask"
     " the broker.",
     Cause.RESET: "If it happens often, look at the network, then ask the broker.",
     Cause.SERVER: "The broker's server ended the connection, and said why.",
@@ -25,7 +25,7 @@ ADVICE = {
     Cause.DISK: "Look at the free space and the health of the disk below DATA_DIR.",
     Cause.SUSPENDED: "Keep the machine from sleeping in session.",
     Cause.STOP: "Somebody stopped the capture in session.",
-    Cause.SILENT: "A halt or a price band explains it.",
+    Cause.SILENT: "A halt or a price band explains it; if not, terminate the ingest run and launch ingest_job.",
 }
 
 
@@ -37,8 +37,8 @@ def gap_in_words(gap: GapPart) -> str:
 
 def gaps_table(gaps: Sequence[GapPart]) -> str:
     """The longest gaps in Markdown, by start, with times in IST; silent instruments as a number. Empty without any."""
-    silences = sum(gap.cause is Cause.SILENT for gap in gaps)
-    of_connections = sorted((gap for gap in gaps if gap.cause is not Cause.SILENT), key=lambda gap: -gap.seconds)
+    silences = sum(gap.of_one for gap in gaps)
+    of_connections = sorted((gap for gap in gaps if not gap.of_one), key=lambda gap: -gap.seconds)
     shown = sorted(of_connections[:_TABLE_ROWS], key=lambda gap: (gap.started_ns, gap.capture, gap.connection))
     blocks = []
     if shown:
@@ -64,7 +64,8 @@ def event_in_words(event: Mapping[str, Any]) -> str:
     started_ns = int(datetime.fromisoformat(event["started_at"]).timestamp() * 1e9)
     started = f"{_ist(started_ns, started_ns + int(event['seconds'] * 1e9))} IST"
     cause, connection = event["cause"], event["connection"]
-    of = f"an instrument of connection {connection}" if cause == Cause.SILENT else f"connection {connection}"
+    some = "an instrument of " if event["instruments"] == 1 else f"{event['instruments']:,} instruments of "
+    of = f"{some if cause == Cause.SILENT else ''}connection {connection}"
     if event["ended_at"] is None:
         detail = f", {event['detail']}" if event["detail"] else ""
         return f"A gap: {of} brings nothing since {started}: {cause}{detail}."

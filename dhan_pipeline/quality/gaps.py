@@ -35,6 +35,11 @@ class GapPart:
     instruments: int
     """How many instruments it concerns."""
 
+    @property
+    def of_one(self) -> bool:
+        """Whether one lively instrument fell silent, as a halt makes it; else a connection or a segment did."""
+        return self.cause is Cause.SILENT and self.instruments == 1
+
 
 def session_seconds(started_ns: int, ended_ns: int, segments: Collection[ExchangeSegment], always: bool) -> float:
     """How many seconds of an interval (ns since the Unix epoch, UTC) lie in sessions of any of the segments.

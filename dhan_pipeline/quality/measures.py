@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.trade_clock import moved_in_words
@@ -269,8 +268,8 @@ def _gap_limits(settings: Settings) -> str:
 
 def gaps_outcome(hour: str, gaps: Sequence[GapPart], settings: Settings) -> CheckOutcome:
     """The outcome of the check `gaps` for a sealed hour."""
-    silences = [gap for gap in gaps if gap.cause is Cause.SILENT]
-    gaps_of_connections = [gap for gap in gaps if gap.cause is not Cause.SILENT]
+    silences = [gap for gap in gaps if gap.of_one]
+    gaps_of_connections = [gap for gap in gaps if not gap.of_one]
     longest = max(gaps_of_connections, key=lambda gap: gap.seconds, default=None)
     seconds = longest.seconds if longest else 0.0
     if longest:
@@ -304,7 +303,7 @@ def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     open_s, recent_s = status.get("gap_open_s", 0.0), status.get("gap_recent_s", 0.0)
     seconds = max(open_s, recent_s)
     if open_s > 0:
-        found = f"A connection has brought nothing for {open_s:,.1f} s of the session; it reconnects by itself."
+        found = f"Packets have been missing for {open_s:,.1f} s of the session; a lost connection reconnects by itself."
     elif recent_s > 0:
         found = f"The longest gap of the last five minutes took {recent_s:,.1f} s of the session, and is over."
     else:

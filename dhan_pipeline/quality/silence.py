@@ -22,7 +22,7 @@ SILENT_LONGEST = 4.0
 
 #: Where more than this share of those on a connection whom one should have heard is silent too, the matter is the
 #: connection's, or the market's: the watchdog's, not ours.
-_COMMON = 0.5
+COMMON = 0.5
 
 #: Who is silent for longer than this is not watched any more: its session is over.
 FORGET_S = 3600.0
@@ -35,8 +35,12 @@ class SilenceWatch:
     connection stalls, or the whole market slows down, nobody misses what nobody sends.
     """
 
-    def __init__(self, connections: NDArray[np.int16]) -> None:
-        """The connection of each instrument by its index, below 0 for those that are not subscribed."""
+    def __init__(self, connections: NDArray[np.int16], common: float = COMMON) -> None:
+        """The connection of each instrument by its index, below 0 for those that are not subscribed.
+
+        `common`: the share of a connection above which a silence is not its instruments' matter.
+        """
+        self._common = common
         self._index = np.flatnonzero(connections >= 0)
         """Index of each watched instrument. Its place here is its place in the arrays below."""
         self._place = np.full(len(connections), -1, np.int64)
@@ -58,12 +62,13 @@ class SilenceWatch:
         self._excused_passed = np.zeros(numbers, np.int64)
         self._back: list[tuple[int, int, int]] = []
 
-    def reset(self) -> None:
-        """Forget what was lively, and who is silent: after a gap of a connection, everything begins anew."""
-        self._last_ns.fill(0)
-        self._packets.fill(0)
-        self._silent.fill(False)
-        self._back.clear()
+    def reset(self, connection: int) -> None:
+        """Forget what was lively, and who is silent, on a connection: after a gap of it, everything begins anew."""
+        of_it = self._connection == connection
+        self._last_ns[of_it] = 0
+        self._packets[of_it] = 0
+        self._silent[of_it] = False
+        self._back = [back for back in self._back if not of_it[self._place[back[0]]]]
 
     def update(self, index: NDArray[Any], received_ns: NDArray[Any]) -> None:
         """Packets came of these instruments (indices from 0, in order of receipt)."""
@@ -125,7 +130,7 @@ class SilenceWatch:
             # Whoever sends ten packets in that time on average, and has sent none, is silent no less.
             expected = lively & of_it & (mean_s < shortest_s / 10)
             quiet = expected & (silence_s > 0.8 * shortest_s)
-            if np.count_nonzero(quiet) > _COMMON * np.count_nonzero(expected):
+            if np.count_nonzero(quiet) > self._common * np.count_nonzero(expected):
                 self._excused_ns[connection] = now_ns
                 self._excused_passed[connection] = self._passed[connection]
                 continue

@@ -30,7 +30,7 @@ class StoredGap:
 
 def apply_notes(cur: cursor, capture: int, notes: Iterable[tuple[int, Note]]) -> None:
     """Take over what a capture noted, in order, each with its receive time. Nothing changes when it is told again."""
-    for received_ns, note in notes:
+    for _, note in notes:
         if isinstance(note, Gap):
             _upsert(cur, capture, note)
         elif note.since_ns is not None:
@@ -38,8 +38,8 @@ def apply_notes(cur: cursor, capture: int, notes: Iterable[tuple[int, Note]]) ->
             # where the journal ended, with gaps of its own.
             cur.execute(
                 "UPDATE feed_gaps SET ended_at = greatest(started_at, %s), recovery = 'the process ended' "
-                "WHERE capture = %s AND ended_at IS NULL AND gap_id < %s",
-                (instant(note.since_ns), capture, received_ns),
+                "WHERE capture = %s AND ended_at IS NULL AND gap_id <= %s",
+                (instant(note.since_ns), capture, note.last_gap_id),
             )
 
 

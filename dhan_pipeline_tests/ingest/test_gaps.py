@@ -16,7 +16,7 @@ TOKEN = TOKENS[1]
 class Kept:
     """A keeper, its clock, its notes and what it emitted."""
 
-    def __init__(self, last_received_ns: int = 0) -> None:
+    def __init__(self, last_id: int = 0) -> None:
         self.clock = HandClock()
         self.notes: list[Note] = []
         self.events: list[dict[str, Any]] = []
@@ -26,7 +26,7 @@ class Kept:
             lambda connection: (TOKENS[connection + 1],),
             self.session_seconds,
             self.clock,
-            last_received_ns,
+            last_id,
         )
         self.open_segments: set[ExchangeSegment] = set(ExchangeSegment)
 
@@ -106,9 +106,9 @@ def test_a_connection_that_never_stood_misses_packets_from_the_first_failure_on(
 
 
 def test_a_process_begins_where_the_journal_ends_on_every_connection() -> None:
-    kept = Kept(last_received_ns=START_NS)
-    kept.gaps.begin(2, Started(7, START_NS, Cause.HOST_DOWN))
-    assert kept.notes[0] == Started(7, START_NS, Cause.HOST_DOWN)
+    kept = Kept(last_id=START_NS)
+    kept.gaps.begin(2, Started(7, START_NS, Cause.HOST_DOWN, 0))
+    assert kept.notes[0] == Started(7, START_NS, Cause.HOST_DOWN, 0)
     gaps = [note for note in kept.notes if isinstance(note, Gap)]
     assert [(gap.connection, gap.started_ns, gap.cause) for gap in gaps] == [
         (0, START_NS, Cause.HOST_DOWN),
@@ -119,12 +119,12 @@ def test_a_process_begins_where_the_journal_ends_on_every_connection() -> None:
 
 
 def test_the_first_process_of_all_has_missed_nothing(kept: Kept) -> None:
-    kept.gaps.begin(2, Started(7, None, Cause.RESTART))
-    assert kept.notes == [Started(7, None, Cause.RESTART)]
+    kept.gaps.begin(2, Started(7, None, Cause.RESTART, 0))
+    assert kept.notes == [Started(7, None, Cause.RESTART, 0)]
 
 
 def test_ids_grow_even_when_the_clock_stands_still_or_is_behind_the_journal() -> None:
-    kept = Kept(last_received_ns=START_NS + 100 * SECOND_NS)
+    kept = Kept(last_id=START_NS + 100 * SECOND_NS)
     lost(kept)
     lost(kept, connection=1)
     first, second = (note.gap_id for note in kept.notes if isinstance(note, Gap))
@@ -157,11 +157,11 @@ def test_what_cannot_be_read_any_more_is_a_gap_of_every_connection(kept: Kept) -
 
 
 def test_a_silent_instrument_is_a_gap_of_its_own_and_does_not_count_among_those_of_connections(kept: Kept) -> None:
-    kept.gaps.silent(TOKEN, 0, START_NS)
-    kept.gaps.silent(TOKEN, 0, START_NS)
+    kept.gaps.silent((TOKEN,), 0, START_NS)
+    kept.gaps.silent((TOKEN,), 0, START_NS)
     assert (kept.last.instruments, kept.last.cause, len(kept.notes)) == ((TOKEN,), Cause.SILENT, 1)
     assert kept.gaps.status()["silent"] == [TOKEN]
-    kept.gaps.heard(TOKEN, START_NS + 5 * SECOND_NS)
+    kept.gaps.heard((TOKEN,), START_NS + 5 * SECOND_NS)
     assert (kept.last.ended_ns, kept.last.recovery) == (START_NS + 5 * SECOND_NS, "packets came again")
     assert kept.gaps.status() | {"silent": [], "silent_count": 0, "gaps": 0, "gap_recent_s": 0.0} == kept.gaps.status()
 
@@ -169,6 +169,49 @@ def test_a_silent_instrument_is_a_gap_of_its_own_and_does_not_count_among_those_
 def test_instruments_that_find_no_room_are_a_gap_that_lasts(kept: Kept) -> None:
     kept.gaps.shed(TOKENS)
     assert (kept.last.cause, kept.last.instruments, kept.last.ended_ns) == (Cause.LIMIT, tuple(TOKENS), None)
+    kept.later(7)
+    assert kept.gaps.status()["gap_open_s"] == 7.0
+
+
+def test_a_silent_segment_lasts_like_the_gap_of_a_connection(kept: Kept) -> None:
+    silent = (TOKENS[1], TOKENS[1] + 1)
+    kept.gaps.silent(silent, 0, kept.clock.at_ns)
+    assert (kept.last.cause, kept.last.instruments, kept.last.detail) == (
+        Cause.SILENT,
+        silent,
+        "nothing came of NSE_EQ",
+    )
+    kept.later(7)
+    status = kept.gaps.status()
+    assert (status["gap_open_s"], status["silent"], status["silent_count"]) == (7.0, list(silent), 2)
+    kept.gaps.heard(silent, kept.clock.at_ns)
+    status = kept.gaps.status()
+    assert (status["gap_open_s"], status["gap_recent_s"], status["silent_count"]) == (0.0, 7.0, 0)
+
+
+def test_a_pause_of_a_lively_connection_is_a_gap_that_is_told_when_it_is_over(kept: Kept) -> None:
+    since_ns = kept.clock.at_ns
+    until_ns = kept.later(8)
+    kept.gaps.paused(0, since_ns, until_ns)
+    [gap] = kept.notes
+    assert isinstance(gap, Gap)
+    assert (gap.started_ns, gap.ended_ns, gap.cause, gap.instruments) == (since_ns, until_ns, Cause.STALL, (TOKEN,))
+    assert (kept.gaps.count, kept.gaps.status()["gap_recent_s"]) == (1, 8.0)
+
+
+def test_of_a_pause_only_what_no_other_gap_explains_is_told(kept: Kept) -> None:
+    since_ns = kept.clock.at_ns
+    lost(kept, since_ns=kept.later(2))
+    until_ns = kept.later(8)
+    kept.gaps.message(0)
+    kept.gaps.paused(0, since_ns, until_ns)
+    assert len(kept.notes) == 2
+    lost_ns = kept.later(6)
+    lost(kept, since_ns=lost_ns)
+    kept.gaps.message(0)
+    kept.gaps.paused(0, until_ns, kept.clock.at_ns)
+    gap = kept.last
+    assert (gap.cause, gap.started_ns, gap.ended_ns) == (Cause.STALL, until_ns, lost_ns)
 
 
 def test_the_status_tells_the_seconds_in_session_of_the_oldest_open_gap_and_of_the_longest_recent_one(

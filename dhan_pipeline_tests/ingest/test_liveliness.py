@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 
@@ -5,6 +8,7 @@ from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.liveliness import Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor
+from dhan_pipeline.instruments import InstrumentIndex, generate_instrument_token
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, encode_note
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import parse_hour_key
@@ -12,30 +16,34 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline_tests.ingest.feed import EQUITY, FUTURE, SECOND_NS, START_NS, TOKENS, packet, ticker
 
 EQUITY_TOKEN, FUTURE_TOKEN = TOKENS[1], TOKENS[2]
+OTHER_EQUITY = (EQUITY[0], 2886)
+OTHER_TOKEN = generate_instrument_token(*OTHER_EQUITY)
+THREE = {EQUITY_TOKEN: 3, FUTURE_TOKEN: 3, TOKENS[0]: 3}
 
 
 class Heard:
     """What the listener heard."""
 
     def __init__(self) -> None:
-        self.fell: list[tuple[int, int, int]] = []
-        self.back: list[tuple[int, int]] = []
+        self.fell: list[tuple[tuple[int, ...], int, int]] = []
+        self.back: list[tuple[tuple[int, ...], int]] = []
 
-    def silent(self, instrument: int, connection: int, since_ns: int) -> None:
-        self.fell.append((instrument, connection, since_ns))
+    def silent(self, instruments: tuple[int, ...], connection: int, since_ns: int) -> None:
+        self.fell.append((instruments, connection, since_ns))
 
-    def heard(self, instrument: int, at_ns: int) -> None:
-        self.back.append((instrument, at_ns))
+    def heard(self, instruments: tuple[int, ...], at_ns: int) -> None:
+        self.back.append((instruments, at_ns))
 
 
 class Shown:
     """A liveliness that sees what a journal is given."""
 
-    def __init__(self, settings: Settings, journal: JournalWriter) -> None:
+    def __init__(
+        self, settings: Settings, journal: JournalWriter, connections: Mapping[int, int] = MappingProxyType(THREE)
+    ) -> None:
         self.journal = journal
         self.heard = Heard()
-        self.processor = BlockProcessor(np.array(TOKENS), settings.dhan_trade_time_offset_s)
-        connections = {EQUITY_TOKEN: 3, FUTURE_TOKEN: 3, TOKENS[0]: 3}
+        self.processor = BlockProcessor(np.array([*TOKENS, OTHER_TOKEN]), settings.dhan_trade_time_offset_s)
         self.liveliness = Liveliness(settings, connections, self.heard)
         self.liveliness.know(self.processor.instruments)
 
@@ -64,16 +72,49 @@ INDEX = (0, 13)
 def test_a_lively_instrument_that_falls_silent_among_others_is_told_with_its_last_packet(shown: Shown) -> None:
     at_ns = shown.trade(START_NS, 320, EQUITY, FUTURE, INDEX)
     back_ns = shown.trade(at_ns, 60, FUTURE, INDEX)
-    [(instrument, connection, since_ns)] = shown.heard.fell
-    assert (instrument, connection) == (EQUITY_TOKEN, 3)
+    [(instruments, connection, since_ns)] = shown.heard.fell
+    assert (instruments, connection) == ((EQUITY_TOKEN,), 3)
     assert at_ns - 2 * SECOND_NS <= since_ns < at_ns
     shown.trade(back_ns, 2, EQUITY, FUTURE, INDEX)
-    assert shown.heard.back == [(EQUITY_TOKEN, back_ns // 1000 * 1000)]
+    assert shown.heard.back == [((EQUITY_TOKEN,), back_ns // 1000 * 1000)]
 
 
-def test_where_all_of_a_connection_fall_silent_no_instrument_is_to_blame(shown: Shown) -> None:
-    at_ns = shown.trade(START_NS, 320, EQUITY, FUTURE)
-    shown.trade(at_ns, 60, INDEX)
+def test_a_segment_that_falls_silent_is_told_at_once_and_not_instrument_by_instrument(
+    settings: Settings, journal: JournalWriter
+) -> None:
+    shown = Shown(settings, journal, connections=dict.fromkeys([*TOKENS, OTHER_TOKEN], 3))
+    at_ns = shown.trade(START_NS, 320, EQUITY, OTHER_EQUITY, INDEX)
+    back_ns = shown.trade(at_ns, 60, INDEX)
+    [(instruments, connection, _)] = shown.heard.fell
+    assert (set(instruments), connection) == ({EQUITY_TOKEN, OTHER_TOKEN}, 3)
+    shown.trade(back_ns, 2, OTHER_EQUITY, INDEX)
+    assert shown.heard.back == [(instruments, back_ns // 1000 * 1000)]
+
+
+def test_a_gap_of_another_connection_changes_nothing(settings: Settings, journal: JournalWriter) -> None:
+    shown = Shown(settings, journal, connections=dict.fromkeys([*TOKENS, OTHER_TOKEN], 3) | {FUTURE_TOKEN: 4})
+    at_ns = shown.trade(START_NS, 320, EQUITY, OTHER_EQUITY, INDEX)
+    note = Gap(at_ns, 4, at_ns, Cause.RESET, ended_ns=at_ns + 1)
+    shown.see(at_ns, encode_note(note), connection=NOTE_CONNECTION)
+    at_ns = shown.trade(at_ns + SECOND_NS, 60, OTHER_EQUITY, INDEX)
+    assert [instruments for instruments, _, _ in shown.heard.fell] == [(EQUITY_TOKEN,)]
+    shown.see(at_ns, encode_note(note), connection=NOTE_CONNECTION)
+    assert shown.heard.back == []
+
+
+def test_a_writer_that_begins_again_with_the_same_instruments_goes_on_watching(shown: Shown) -> None:
+    at_ns = shown.trade(START_NS, 320, EQUITY, FUTURE, INDEX)
+    at_ns = shown.trade(at_ns, 20, FUTURE, INDEX)
+    shown.liveliness.know(InstrumentIndex(shown.processor.instruments.tokens))
+    shown.trade(at_ns, 40, FUTURE, INDEX)
+    assert [instruments for instruments, _, _ in shown.heard.fell] == [(EQUITY_TOKEN,)]
+
+
+def test_before_the_opening_nobody_is_called_silent(settings: Settings, journal: JournalWriter) -> None:
+    shown = Shown(settings.model_copy(update={"sessions": "exchange"}), journal)
+    pre_open_ns = parse_hour_key("2026-11-20T09:00")
+    at_ns = shown.trade(pre_open_ns, 480, EQUITY, FUTURE, INDEX)
+    shown.trade(at_ns, 90, FUTURE, INDEX)
     assert shown.heard.fell == []
 
 
@@ -82,7 +123,7 @@ def test_after_a_gap_everything_begins_anew(shown: Shown) -> None:
     at_ns = shown.trade(at_ns, 60, FUTURE, INDEX)
     note = Gap(at_ns, 3, at_ns, Cause.RESET, ended_ns=at_ns + 1)
     shown.see(at_ns, encode_note(note), connection=NOTE_CONNECTION)
-    assert shown.heard.back == [(EQUITY_TOKEN, 0)]
+    assert shown.heard.back == [((EQUITY_TOKEN,), 0)]
     shown.trade(at_ns + SECOND_NS, 60, FUTURE, INDEX)
     assert len(shown.heard.fell) == 1
 

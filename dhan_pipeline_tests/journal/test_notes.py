@@ -39,10 +39,10 @@ END_BYTES = (
     b'{"note":"gap","gap_id":1795145400000000001,"connection":2,"started_ns":1795145399000000000,"cause":"host down",'
     b'"detail":"","instruments":null,"ended_ns":1795145401000000000,"recovery":"connected again"}'
 )
-STARTED = Started(pid=4711, since_ns=1_795_145_399_000_000_000, cause=Cause.RESTART)
-STARTED_BYTES = b'{"note":"started","pid":4711,"since_ns":1795145399000000000,"cause":"restart"}'
-FIRST = Started(pid=1, since_ns=None, cause=Cause.STOP)
-FIRST_BYTES = b'{"note":"started","pid":1,"since_ns":null,"cause":"stop"}'
+STARTED = Started(pid=4711, since_ns=1_795_145_399_000_000_000, cause=Cause.RESTART, last_gap_id=17)
+STARTED_BYTES = b'{"note":"started","pid":4711,"since_ns":1795145399000000000,"cause":"restart","last_gap_id":17}'
+FIRST = Started(pid=1, since_ns=None, cause=Cause.STOP, last_gap_id=0)
+FIRST_BYTES = b'{"note":"started","pid":1,"since_ns":null,"cause":"stop","last_gap_id":0}'
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ gaps = st.builds(
 
 
 @BOUNDED
-@given(gaps | st.builds(Started, numbers, st.none() | numbers, st.sampled_from(Cause)))
+@given(gaps | st.builds(Started, numbers, st.none() | numbers, st.sampled_from(Cause), numbers))
 def test_every_note_comes_back_as_it_was(note: Note) -> None:
     assert decode_note(encode_note(note)) == note
 

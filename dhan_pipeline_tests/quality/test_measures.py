@@ -270,12 +270,18 @@ def test_of_hundreds_of_gaps_the_longest_are_shown() -> None:
 
 
 def test_silent_instruments_of_an_hour_are_counted_apart_and_warn_however_long_they_were_silent() -> None:
-    outcome = gaps(gap(900.0, Cause.SILENT), gap(800.0, Cause.SILENT), gap(2.0))
+    outcome = gaps(gap(900.0, Cause.SILENT, instruments=1), gap(800.0, Cause.SILENT, instruments=1), gap(2.0))
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 2.0)
     assert "1 gaps of" in outcome.description
     assert "2 lively instruments fell silent" in outcome.description
     assert "| silent |" not in outcome.table
     assert outcome.table.endswith("2 lively instruments fell silent.")
+
+
+def test_a_segment_that_fell_silent_is_judged_like_a_connection_that_was_lost() -> None:
+    outcome = gaps(gap(900.0, Cause.SILENT, instruments=2000, detail="nothing came of NSE_FNO"), gap(2.0))
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 900.0)
+    assert "| silent | nothing came of NSE_FNO" in outcome.table
 
 
 def test_an_open_gap_of_the_session_is_judged_while_it_lasts_and_one_that_ended_for_a_while() -> None:

@@ -177,13 +177,27 @@ def test_after_a_reset_everything_is_watched_anew() -> None:
     stream.run(600, rates)
     stopped = np.where(np.arange(100) == 3, 0.0, 2.0)
     stream.run(20, stopped)
-    stream.watch.reset()
+    stream.watch.reset(0)
     stream.run(600, stopped)
     assert stream.fell == []
     stream.run(600, rates)
     assert stream.back == []
     stream.run(60, stopped)
     assert [index for _, index, _ in stream.fell] == [3]
+
+
+def test_a_reset_of_one_connection_leaves_the_others_as_they_are() -> None:
+    stream = Stream(np.repeat(np.array([0, 1], np.int16), 50))
+    rates = np.full(100, 2.0)
+    stream.run(600, rates)
+    stopped = np.where(np.isin(np.arange(100), (3, 77)), 0.0, 2.0)
+    stream.run(20, stopped)
+    stream.watch.reset(1)
+    stream.run(60, stopped)
+    assert [index for _, index, _ in stream.fell] == [3]
+    stream.watch.reset(1)
+    stream.run(10, rates)
+    assert [index for _, index, _, _ in stream.back] == [3]
 
 
 def test_a_night_between_two_packets_is_no_silence_and_the_morning_begins_anew() -> None:

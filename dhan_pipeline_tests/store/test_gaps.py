@@ -56,7 +56,7 @@ def test_a_gap_is_there_from_its_beginning_and_keeps_its_instruments(conn: conne
 
 def test_a_process_that_begins_ends_what_the_one_before_left_open_where_the_journal_ended(conn: connection) -> None:
     since_ns = START_NS + 20 * SECOND_NS
-    started = Started(7, since_ns, Cause.RESTART)
+    started = Started(7, since_ns, Cause.RESTART, since_ns)
     own = replace(OPENED, gap_id=since_ns + 2, started_ns=since_ns, cause=Cause.RESTART)
     apply(conn, (OPENED.gap_id, OPENED), (since_ns + 1, started), (since_ns + 2, own))
     first, second = read_gaps(conn, START_NS, since_ns + SECOND_NS)
@@ -76,7 +76,7 @@ NOTES: list[tuple[int, Note]] = [
     (OPENED.gap_id + 1, EXPLAINED),
     (OPENED.gap_id + 2, ENDED),
     (START_NS + 10 * SECOND_NS, replace(OPENED, gap_id=START_NS + 10 * SECOND_NS, connection=2)),
-    (START_NS + 20 * SECOND_NS, Started(8, START_NS + 15 * SECOND_NS, Cause.HOST_DOWN)),
+    (START_NS + 20 * SECOND_NS, Started(8, START_NS + 15 * SECOND_NS, Cause.HOST_DOWN, START_NS + 15 * SECOND_NS)),
     (START_NS + 21 * SECOND_NS, replace(OPENED, gap_id=START_NS + 21 * SECOND_NS, cause=Cause.HOST_DOWN)),
 ]
 

@@ -1,7 +1,4 @@
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
-from typing import Any
+from contextlib import closing
 
 import pytest
 from psycopg2.extensions import connection
@@ -41,12 +38,7 @@ from dhan_pipeline_tests.ingest.feed import (
     record,
     ticker,
 )
-
-
-async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+from dhan_pipeline_tests.ingest.running import Running, ingest, stored, until, with_feed
 
 
 @pytest.fixture
@@ -54,51 +46,6 @@ def ready(settings: Settings) -> Settings:
     """Settings of a capture that lacks nothing."""
     prepare_capture(settings)
     return settings
-
-
-class Running:
-    """A capture that runs, and what it says."""
-
-    def __init__(self, settings: Settings, clock: Clock) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.stop = asyncio.Event()
-        self.capture = Ingest(settings, settings.database_url or "", self.events.append, clock)
-
-    def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] == kind]
-
-    @property
-    def complete_hours(self) -> list[str]:
-        return [event["hour"] for event in self.of_kind("hour_complete")]
-
-
-@asynccontextmanager
-async def ingest(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Running]:
-    """A capture, stopped in order at the end."""
-    running = Running(settings, clock or Clock())
-    try:
-        task = asyncio.create_task(running.capture.run(running.stop))
-        try:
-            yield running
-        finally:
-            running.stop.set()
-            await task
-    finally:
-        running.capture.close()
-
-
-def stored(database_url: str) -> tuple[int, int]:
-    """Messages and packets in the ledger, less the note that the capture has started."""
-    [(messages, packets)] = query(
-        database_url, "SELECT coalesce(sum(messages), 1)::int, coalesce(sum(packets), 1)::int FROM ingest_ledger"
-    )
-    assert isinstance(messages, int)
-    assert isinstance(packets, int)
-    return messages - 1, packets - 1
-
-
-def with_feed(settings: Settings, simulator: DhanSimulator) -> Settings:
-    return settings.model_copy(update={"dhan_feed_url": simulator.feed_url})
 
 
 async def test_what_the_exchange_sent_over_the_edge_of_an_hour_is_stored_and_the_hour_told_complete(

@@ -116,6 +116,7 @@ def _is_websocket_address(url: str) -> bool:
     try:
         address = urlsplit(url)
         port = address.port
+        (address.hostname or "").encode("idna")  # as connecting will: an empty label raises
     except ValueError:
         return False
     return address.scheme in ("ws", "wss") and bool(address.hostname) and port != 0 and not address.query
@@ -124,7 +125,7 @@ def _is_websocket_address(url: str) -> bool:
 def _from_file(path: Path, content: str) -> Credentials:
     try:
         fields = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None  # the error would quote the file
     if not isinstance(fields, dict):
         raise CredentialsError(f"The token file {path} (DHAN_TOKEN_FILE) is not a JSON object.")
@@ -135,14 +136,11 @@ def _from_file(path: Path, content: str) -> Credentials:
     expires_at = token_expiry(token)
     if expires_at is None and fields.get("expiry"):
         try:
-            expires_at = datetime.fromisoformat(fields["expiry"])
-        except (TypeError, ValueError):
+            expires_at = parse_expiry(fields["expiry"])
+        except ValueError:
             raise CredentialsError(
-                f"The 'expiry' in the token file {path} (DHAN_TOKEN_FILE) is not an ISO 8601 time."
+                f"The 'expiry' in the token file {path} (DHAN_TOKEN_FILE) is not a usable ISO 8601 time."
             ) from None
-        if expires_at.tzinfo is None:
-            expires_at = expires_at.replace(tzinfo=IST)
-        expires_at = expires_at.astimezone(UTC)
     return Credentials(_text(fields["client_id"]), SecretStr(token), expires_at, f"the token file {path}")
 
 
@@ -163,11 +161,20 @@ def _text(value: Any) -> str:
     return str(value).strip() if isinstance(value, str | int) else ""
 
 
+def parse_expiry(text: Any) -> datetime:
+    """An ISO 8601 time, IST unless it names an offset, as UTC. Raises ValueError, also for one that IST cannot show."""
+    try:
+        expiry = datetime.fromisoformat(text)
+        return (expiry if expiry.tzinfo else expiry.replace(tzinfo=IST)).astimezone(IST).astimezone(UTC)
+    except (TypeError, OverflowError):
+        raise ValueError("not a time") from None
+
+
 def token_expiry(token: str) -> datetime | None:
     """The `exp` claim, UTC, without verifying the signature; None if this is not a JWT that has one."""
     try:
         claims = token.split(".")[1]
         expiry = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
-        return datetime.fromtimestamp(expiry, UTC)
-    except (IndexError, KeyError, TypeError, ValueError, binascii.Error, OverflowError, OSError):
+        return datetime.fromtimestamp(expiry, IST).astimezone(UTC)
+    except (IndexError, KeyError, TypeError, ValueError, binascii.Error, OverflowError, OSError, RecursionError):
         return None

@@ -108,8 +108,13 @@ def test_a_token_that_is_no_jwt_has_no_known_expiry(token_file, token):
         ('{"client_id": "1", "access_token": "  "}', "The token file {} (DHAN_TOKEN_FILE) has no 'access_token'."),
         (
             '{"client_id": "1", "access_token": "secret", "expiry": "tomorrow"}',
-            "The 'expiry' in the token file {} (DHAN_TOKEN_FILE) is not an ISO 8601 time.",
+            "The 'expiry' in the token file {} (DHAN_TOKEN_FILE) is not a usable ISO 8601 time.",
         ),
+        (
+            '{"client_id": "1", "access_token": "secret", "expiry": "0001-01-01"}',  # in India, so year 0 in UTC
+            "The 'expiry' in the token file {} (DHAN_TOKEN_FILE) is not a usable ISO 8601 time.",
+        ),
+        ("[" * 100_000, "The token file {} (DHAN_TOKEN_FILE) is not a JSON object."),
     ],
 )
 def test_a_bad_token_file_is_one_clear_sentence_without_the_token(token_file, content, sentence):
@@ -167,7 +172,16 @@ def test_the_url_has_the_four_parameters_encoded():
 
 
 @pytest.mark.parametrize(
-    "url", ["", "api-feed.dhan.co", "https://api-feed.dhan.co", "ws://", "ws://h:x", "wss://h?token=secret"]
+    "url",
+    [
+        "",
+        "api-feed.dhan.co",
+        "https://api-feed.dhan.co",
+        "ws://",
+        "ws://h:x",
+        "ws://a..b",
+        "wss://h?token=secret",
+    ],
 )
 def test_a_wrong_feed_address_is_one_clear_sentence_that_does_not_quote_it(url):
     with pytest.raises(DhanError) as caught:

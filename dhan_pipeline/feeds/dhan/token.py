@@ -7,13 +7,16 @@ No message, log line or exception holds a token, a PIN, the TOTP secret or a URL
 """
 
 import binascii
+import errno
 import fcntl
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +28,7 @@ from dhan_pipeline.feeds.dhan.auth import (
     Credentials,
     check_dhan_token_validity,
     get_dhan_credentials,
+    parse_expiry,
     save_token,
     token_expiry,
 )
@@ -44,12 +48,19 @@ _RENEW_MARGIN = timedelta(minutes=2)
 
 _TIMEOUT_S = 10.0
 
+#: More than a token file holds.
+_PAGE_BYTES = 4096
+
 # It logs every request with its URL, and that of a new token has the PIN in it.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class TokenError(CredentialsError):
     """No new token could be made, or the profile not be read. The message says why and what to do."""
+
+
+class TokenLostError(TokenError):
+    """A token was made and could not be kept, so asking again would only end the next one, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +103,21 @@ def refresh_token(
         ):
             return None
         lock.begin()
+        made: Credentials | None = None
         if credentials is not None and refused is None and check_dhan_token_validity(credentials, _RENEW_MARGIN, now):
             try:
-                return _renew(settings, credentials)
+                made = _ask_for_renewal(settings, credentials)
             except TokenError:
                 if not can_refresh(settings):
                     raise
-        return _generate(settings, clock)
+        return _save(settings, made or _ask_for_token(settings, clock))
 
 
 def generate_token(settings: Settings, clock: Clock) -> Credentials:
     """Make a token with PIN and TOTP, and save it. It ends the one before. Raises TokenError."""
     with _single_minter(settings) as lock:
         lock.begin()
-        return _generate(settings, clock)
+        return _save(settings, _ask_for_token(settings, clock))
 
 
 def renew_token(settings: Settings, clock: Clock) -> Credentials:
@@ -118,7 +130,7 @@ def renew_token(settings: Settings, clock: Clock) -> Credentials:
         if not check_dhan_token_validity(credentials, timedelta(0), clock.now()):
             raise TokenError("The access token's time is over, so it cannot be renewed; generate a new one.")
         lock.begin()
-        return _renew(settings, credentials)
+        return _save(settings, _ask_for_renewal(settings, credentials))
 
 
 def read_profile(settings: Settings, credentials: Credentials) -> Profile:
@@ -133,7 +145,7 @@ def read_profile(settings: Settings, credentials: Credentials) -> Profile:
             data_plan_active=str(reply.get("dataPlan", "")).lower() == "active",
             segments=str(reply.get("activeSegment", "")),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise TokenError("Dhan's profile does not say how long the token is valid.") from None
 
 
@@ -167,7 +179,7 @@ def token_report(settings: Settings, clock: Clock) -> dict[str, Any]:
     return report | {"good": True}
 
 
-def _generate(settings: Settings, clock: Clock) -> Credentials:
+def _ask_for_token(settings: Settings, clock: Clock) -> Credentials:
     if settings.dhan_pin is None or settings.dhan_totp_secret is None:
         raise TokenError("A token can only be made with DHAN_PIN and DHAN_TOTP_SECRET set.")
     client_id = _client_id(settings)
@@ -176,13 +188,14 @@ def _generate(settings: Settings, clock: Clock) -> Credentials:
     except (ValueError, binascii.Error, TypeError):
         raise TokenError("DHAN_TOTP_SECRET is not a base32 secret, such as an authenticator is set up with.") from None
     params = {"dhanClientId": client_id, "pin": settings.dhan_pin.get_secret_value(), "totp": totp}
-    return _save(settings, client_id, _ask("POST", settings.dhan_auth_url, GENERATE_PATH, "a token", params=params))
+    reply = _ask("POST", settings.dhan_auth_url, GENERATE_PATH, "a token", params=params)
+    return _made(settings, client_id, reply)
 
 
-def _renew(settings: Settings, credentials: Credentials) -> Credentials:
+def _ask_for_renewal(settings: Settings, credentials: Credentials) -> Credentials:
     headers = {"access-token": credentials.access_token.get_secret_value(), "dhanClientId": credentials.client_id}
     reply = _ask("GET", settings.dhan_api_url, RENEW_PATH, "a renewed token", headers=headers)
-    return _save(settings, credentials.client_id, reply)
+    return _made(settings, credentials.client_id, reply)
 
 
 def _client_id(settings: Settings) -> str:
@@ -194,7 +207,8 @@ def _client_id(settings: Settings) -> str:
         raise TokenError("A token is made for a client id: set DHAN_CLIENT_ID.") from None
 
 
-def _save(settings: Settings, client_id: str, reply: Mapping[str, Any]) -> Credentials:
+def _made(settings: Settings, client_id: str, reply: Mapping[str, Any]) -> Credentials:
+    """The token in Dhan's reply, for the token file."""
     # Dhan documents the names of one of the two replies only.
     data = reply["data"] if isinstance(reply.get("data"), dict) else reply
     token = next((str(data[name]) for name in ("accessToken", "access_token", "token") if data.get(name)), None)
@@ -202,20 +216,21 @@ def _save(settings: Settings, client_id: str, reply: Mapping[str, Any]) -> Crede
         raise TokenError("Dhan answered without a token.")
     expires_at = token_expiry(token)
     if expires_at is None and data.get("expiryTime"):
-        try:
-            expires_at = datetime.fromisoformat(str(data["expiryTime"]))
-        except ValueError:
-            expires_at = None
-        if expires_at is not None:
-            expires_at = (expires_at if expires_at.tzinfo else expires_at.replace(tzinfo=IST)).astimezone(UTC)
-    path = settings.dhan_token_file
+        with suppress(ValueError):
+            expires_at = parse_expiry(data["expiryTime"])
+    return Credentials(client_id, SecretStr(token), expires_at, f"the token file {settings.dhan_token_file}")
+
+
+def _save(settings: Settings, made: Credentials) -> Credentials:
     try:
-        save_token(path, token, client_id, expires_at)
+        token = made.access_token.get_secret_value()
+        save_token(settings.dhan_token_file, token, made.client_id, made.expires_at)
     except OSError as error:
-        raise TokenError(
-            f"A token was made, but the token file {path} (DHAN_TOKEN_FILE) cannot be written: {error.strerror}."
+        raise TokenLostError(
+            f"A token was made, but the token file {settings.dhan_token_file} (DHAN_TOKEN_FILE) cannot be written:"
+            f" {error.strerror}."
         ) from None
-    return Credentials(client_id, SecretStr(token), expires_at, f"the token file {path}")
+    return made
 
 
 def _ask(method: str, base_url: str, path: str, what: str, **request: Any) -> dict[str, Any]:
@@ -250,11 +265,15 @@ def _refusal(status: int, content: Any) -> str:
 class _Minter:
     """The lock beside the token file, and in it when a token was last asked for."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
+        self._path = path
 
     def begin(self) -> None:
-        """Take note that a token is asked for now. Raises TokenError where that was done a moment ago."""
+        """Take note that a token is asked for now.
+
+        Raises TokenError where that was done a moment ago, or where a token could not be kept.
+        """
         # The machine's time: that of a demo's clock may lie in the past.
         now_s = datetime.now(UTC).timestamp()
         last = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
@@ -268,7 +287,25 @@ class _Minter:
                 f"A token was asked for {max(since_s, 0):.0f} s ago;"
                 f" Dhan gives one every {MINT_INTERVAL_S:.0f} s at most."
             )
-        os.pwrite(self._fd, f"{now_s:<31.0f}\n".encode(), 0)
+        try:
+            _check_can_be_written(self._path)
+            os.pwrite(self._fd, f"{now_s:<31.0f}\n".encode(), 0)
+        except OSError as error:
+            raise _not_writable(self._path, error) from None
+
+
+def _check_can_be_written(path: Path) -> None:
+    """Raises OSError where a token could not be kept: what Dhan gives ends the token before, and is given once."""
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        file.write(bytes(_PAGE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _not_writable(path: Path, error: OSError) -> TokenError:
+    return TokenError(f"The token file {path} (DHAN_TOKEN_FILE) is where no file can be written: {error.strerror}.")
 
 
 @contextmanager
@@ -279,11 +316,9 @@ def _single_minter(settings: Settings) -> Iterator[_Minter]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise TokenError(
-            f"The token file {path} (DHAN_TOKEN_FILE) is where no file can be written: {error.strerror}."
-        ) from None
+        raise _not_writable(path, error) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield _Minter(fd)
+        yield _Minter(fd, path)
     finally:
         os.close(fd)

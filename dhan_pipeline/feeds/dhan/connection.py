@@ -22,8 +22,17 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 from dhan_pipeline.feeds.dhan.auth import Credentials, get_websocket_url
-from dhan_pipeline.feeds.dhan.errors import FeedError, FeedRefusedError, ServerClosedError, SilentFeedError, refused
+from dhan_pipeline.feeds.dhan.errors import (
+    FeedError,
+    FeedRefusedError,
+    HandshakeError,
+    ServerClosedError,
+    SilentFeedError,
+    refused,
+)
+from dhan_pipeline.feeds.dhan.framing import split
 from dhan_pipeline.feeds.dhan.requests import disconnect_message, subscribe_messages, unsubscribe_messages
+from dhan_pipeline.feeds.dhan.token import MINT_INTERVAL_S
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
 from dhan_pipeline.ticks import Mode
@@ -68,6 +77,8 @@ class FeedPolicy:
     """How often the credentials are read while waiting for better ones."""
     refused_token_rest_s: float = 300.0
     """A token that was refused is tried again after this time, if there is no other: servers err, too."""
+    mint_interval_s: float = MINT_INTERVAL_S
+    """How long after a token was asked for another may be, if the first request failed."""
     silence_s: float = 90.0
     """A connection through which nothing came for this long is replaced. The server pings every 10 s."""
     open_timeout_s: float = 10.0
@@ -114,6 +125,7 @@ class FeedConnection:
         self._in_session = in_session
         self._on_first_message = on_first_message
         self._socket: _Socket | None = None
+        self._dropped: FeedError | None = None
         self.useful_s = 0.0
         """For how long messages came through the last socket, in seconds."""
         self.message_at = self.heard_at = 0.0
@@ -126,11 +138,14 @@ class FeedConnection:
 
     async def open(self, credentials: Credentials, base_url: str) -> None:
         """Connect. Raises FeedError saying why not, or DhanError for an unusable `base_url`; neither holds the URL."""
+        self._dropped = None
         outcome = await self._connect(credentials, base_url)
         # Raised here, not where it was caught: the frames and exceptions of the library know the URL.
         if isinstance(outcome, FeedError):
             raise outcome
         self._socket = outcome
+        if self._dropped is not None:
+            outcome.drop(self._dropped)
 
     async def receive(self) -> float:
         """Subscribe all, then receive until the connection ends. Closes it when cancelled, within `close_timeout_s`.
@@ -155,7 +170,8 @@ class FeedConnection:
         raise socket.end()
 
     def drop(self, reason: FeedError) -> None:
-        """End the socket, if there is one, for this reason."""
+        """End the socket for this reason; where one is being opened, once it is open."""
+        self._dropped = reason
         if self._socket is not None:
             self._socket.drop(reason)
 
@@ -207,7 +223,7 @@ class FeedConnection:
             return FeedError(f"the server cannot be reached: {error.strerror or error}")
         except WebSocketException as error:
             # Only its name: some of these quote the URL.
-            return FeedError(f"the handshake failed ({type(error).__name__}); the token may be invalid")
+            return HandshakeError(f"the handshake failed ({type(error).__name__}); the token may be invalid")
         assert isinstance(connection, _Socket)
         return connection
 
@@ -268,6 +284,7 @@ class _Socket(ClientConnection):
         self._number = number
         self._receive: Callable[[bytes], None] = self._receive_head
         self._rest = b""
+        self._last_message = b""
         self._fragments: list[bytes | bytearray | memoryview] = []
         self._is_text = False
         self._reason: FeedError | None = None
@@ -294,6 +311,10 @@ class _Socket(ClientConnection):
         """Why the connection ended."""
         if self._reason is not None:
             return self._reason
+        # A disconnect packet among others, or one that grew: nothing but the last message has to be read for it.
+        for start, _, code, problem in split(self._last_message):
+            if code == ResponseCode.DISCONNECT and problem is None:
+                return refused(_DISCONNECT.struct.unpack_from(self._last_message, start)[-1])
         closed = self.protocol.close_rcvd
         if closed is not None:
             return ServerClosedError(f"the server closed the connection ({closed.code:d})")
@@ -345,6 +366,8 @@ class _Socket(ClientConnection):
             message = b"".join(self._fragments)
             self._fragments.clear()
             self.message_at = self.heard_at
+            if not self._is_text:
+                self._last_message = message
             self._deliver(message.decode(errors="replace") if self._is_text else message, self._number)
 
     def _receive_head(self, data: bytes) -> None:
@@ -364,7 +387,7 @@ class _Socket(ClientConnection):
         """Frames: https://datatracker.ietf.org/doc/html/rfc6455#section-5.2"""
         on_message, number = self._deliver, self._number
         start, stop = 0, len(data)
-        received = False
+        message: bytes | None = None
         while stop - start >= 2:
             length = data[start + 1]
             body = start + 2
@@ -391,13 +414,14 @@ class _Socket(ClientConnection):
             if data[start] == _WHOLE_BINARY_FRAME:
                 if length == _DISCONNECT.size and data[body] == ResponseCode.DISCONNECT:
                     self._on_disconnect_packet(data[body:end])
-                on_message(data[body:end], number)
-                received = True
+                message = data[body:end]
+                on_message(message, number)
             else:
                 super().data_received(data[start:end])
             start = end
-        if received:
+        if message is not None:
             self.message_at = self.heard_at
+            self._last_message = message
         self._rest = data[start:]
 
     def _on_disconnect_packet(self, packet: bytes) -> None:

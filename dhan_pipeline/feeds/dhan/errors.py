@@ -9,6 +9,8 @@
     │   └── TokenError               permanent: no new token could be made, and why (`token`)
         ├── SubscriptionLimitError       permanent: more instruments than the account's connections take
         └── FeedError                    retryable: the connection was lost, or could not be made
+            ├── RestingError             retryable after the rest that the server asked of another connection
+            ├── HandshakeError           retryable: the server's answer to the handshake was none
             ├── SilentFeedError          retryable: it stood, but nothing came
             ├── ServerClosedError        retryable: the server closed it, with or without a word why
             └── FeedRefusedError         retryable: the server said why (`code`), and the reason may pass
@@ -58,6 +60,19 @@ class FeedError(DhanError):
     """The connection to the feed was lost, or could not be made."""
 
     retryable = True
+
+
+class RestingError(FeedError):
+    """The connection was ended, or is not made, because the server asked for a rest."""
+
+    cause = Cause.LIMIT
+
+    def __init__(self) -> None:
+        super().__init__("all connections rest, as the server asked for")
+
+
+class HandshakeError(FeedError):
+    """The server was reached, and what it answered to the handshake is no answer."""
 
 
 class SilentFeedError(FeedError):

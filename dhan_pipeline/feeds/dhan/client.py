@@ -5,10 +5,15 @@ subscribed again. What ends them is in `errors`. https://dhanhq.co/docs/v2/live-
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import logging
+import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import Credentials, check_dhan_token_validity, get_dhan_credentials
@@ -18,7 +23,10 @@ from dhan_pipeline.feeds.dhan.errors import (
     CredentialsError,
     DhanError,
     FeedError,
+    FeedRefusedError,
+    HandshakeError,
     RateLimitedError,
+    RestingError,
     SilentFeedError,
     TokenExpiredError,
     TokenRefusedError,
@@ -40,7 +48,7 @@ from dhan_pipeline.feeds.dhan.requests import (
     shard,
     subscribe_messages,
 )
-from dhan_pipeline.feeds.dhan.token import can_refresh, refresh_token
+from dhan_pipeline.feeds.dhan.token import TokenLostError, can_refresh, refresh_token, token_report
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.sessions import IST
@@ -49,7 +57,10 @@ from dhan_pipeline.ticks import Mode
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TOO_MANY_CONNECTIONS = 805
+CLIENT_ID_INVALID = 810
 
 
 class Feed:
@@ -79,8 +90,9 @@ class Feed:
 
         `on_connect(connection)` is called when a connection stands, `on_first_message(connection)` before the first
         message that it brings. `on_down(connection, reason, since_ns)` is called when one that stood was lost, with its
-        last sign of life (ns of `clock`), and with None when it cannot be had back yet. `on_shed(instrument_tokens)`
-        gets those that are no longer subscribed because the server allows fewer. All are called in the event loop.
+        last sign of life (ns of `clock`), and with None when it cannot be had back yet; also where that is no failure
+        of its own, but a rest or the want of a token. `on_shed(instrument_tokens)` gets those that are no longer
+        subscribed because the server allows fewer. All are called in the event loop.
 
         Raises SubscriptionLimitError if Dhan's connections cannot hold the subscriptions.
         """
@@ -97,12 +109,15 @@ class Feed:
         self._cool_off = CoolOff(settings.data_dir / COOL_OFF_FILE, policy)
         self._room = MAX_INSTRUMENTS_PER_CONNECTION
         self._handshake = asyncio.Lock()
-        self._refused_token: str | None = None
+        self._waiting: set[int] = set()  # numbers of the connections that have yet to shake hands
+        self._obstacle: DhanError | None = None  # why none of them can
+        self._refusal: TokenRefusedError | None = None
+        self._refused: Credentials | None = None
         self._refused_until = 0.0
         self._had_credentials = False
-        self._refresh_at = 0.0
-        self.token_expires_at: datetime | None = None
-        """When the time of the token in use is over, UTC; None while there is none, or if it does not say."""
+        self._minted: str | None = None  # the last token made here, until a connection proves it good
+        self._mint_at = 0.0
+        self._ask_at = 0.0
         self._group: asyncio.TaskGroup | None = None
         self._connections: list[FeedConnection] = []
         for part in shard(subscriptions) or [{}]:
@@ -117,6 +132,14 @@ class Feed:
     def connections_up(self) -> int:
         """How many there are."""
         return sum(connection.up for connection in self._connections)
+
+    @property
+    def token_expires_at(self) -> datetime | None:
+        """When the time of the token that a connection would use now is over, UTC; None for no token, or if unknown."""
+        try:
+            return get_dhan_credentials(self._settings).expires_at
+        except CredentialsError:
+            return None
 
     @property
     def subscriptions(self) -> dict[int, Mode]:
@@ -207,12 +230,15 @@ class Feed:
         while True:
             up = False
             credentials: Credentials | None = None
+            self._waiting.add(connection.number)
+            if self._obstacle is not None:
+                self._on_down(connection.number, self._obstacle, None)
             try:
                 # One handshake at a time: the refusal of one holds for all.
                 async with self._handshake:
-                    await self._cool_off.wait()
-                    credentials = await self._read_credentials(connection)
+                    credentials = await self._wait_until_allowed()
                     await connection.open(credentials, self._settings.dhan_feed_url)
+                self._waiting.discard(connection.number)
                 up = True
                 self._on_connect(connection.number)
                 await connection.receive()
@@ -221,6 +247,7 @@ class Feed:
                 if up and connection.useful_s >= self._policy.stable_s:
                     failures = 0
                     self._cool_off.reset()
+                    self._minted, self._mint_at = None, 0.0
                 failures += 1
                 limit = self._policy.max_reconnects
                 if not error.retryable or (limit is not None and failures > limit):
@@ -230,6 +257,8 @@ class Feed:
                     await self._reduce(connection)
                 then = self._react(error, connection, credentials) or f"Trying again in {delay_s:.1f} s."
                 self._warn(f"Connection {connection.number} is down: {error}. {then}")
+                if not up and isinstance(error, FeedRefusedError | HandshakeError):
+                    self._ask_why()
             await asyncio.sleep(delay_s)
 
     def _last_sign_ns(self, connection: FeedConnection, error: FeedError) -> int:
@@ -244,15 +273,33 @@ class Feed:
             if error.code == TOO_MANY_CONNECTIONS:
                 for other in self._connections:
                     if other is not connection:
-                        other.drop(FeedError("all connections rest, as the server asked for"))
+                        other.drop(RestingError())
+        if isinstance(error, RateLimitedError | RestingError):
             return f"No new connection for {self._cool_off.remaining_s():.0f} s."
         if isinstance(error, TokenRefusedError) and credentials is not None:
-            self._refused_token = credentials.access_token.get_secret_value()
+            self._refusal = error
+            self._refused = credentials
             self._refused_until = asyncio.get_running_loop().time() + self._policy.refused_token_rest_s
             return f"Waiting for another token in {credentials.source}."
         return None
 
-    async def _read_credentials(self, connection: FeedConnection) -> Credentials:
+    async def _wait_until_allowed(self) -> Credentials:
+        """Wait until connections may be made, and return the credentials for one."""
+        credentials = await self._read_credentials()
+        if self._cool_off.remaining_s() > 0:
+            self._hold_up(RestingError())
+            await self._cool_off.wait()
+            credentials = await self._read_credentials()
+        self._obstacle = None
+        return credentials
+
+    def _hold_up(self, error: DhanError) -> None:
+        """No connection can be made for now: whatever each was lost for, this is why it stays lost."""
+        self._obstacle = error
+        for number in sorted(self._waiting):
+            self._on_down(number, error, None)
+
+    async def _read_credentials(self) -> Credentials:
         """Credentials read afresh; made afresh, where that is possible and those there are no good.
 
         Once there have been usable ones, waits for those that are not to be mended.
@@ -265,39 +312,82 @@ class Feed:
                 if not check_dhan_token_validity(credentials, timedelta(0), self._clock.now()):
                     raise TokenExpiredError(f"{_expired(credentials)} Put a new one there.")
             except CredentialsError as error:
-                if await self._refresh_token(None):
+                if await self._mint(None):
                     continue
                 if not self._had_credentials:
                     raise
                 if str(error) != told:
                     told = str(error)
                     self._warn(f"{told} Waiting for it.")
-                    self._on_down(connection.number, error, None)
+                    self._hold_up(error)
             else:
                 self._had_credentials = True
-                token = credentials.access_token.get_secret_value()
-                if token != self._refused_token or loop.time() >= self._refused_until:
-                    self.token_expires_at = credentials.expires_at
+                if credentials != self._refused or loop.time() >= self._refused_until:
                     return credentials
-                if await self._refresh_token(token):
+                if await self._mint(self._refusal):
                     continue
+                if self._refusal is not None and self._obstacle is not self._refusal:
+                    self._hold_up(self._refusal)
             await asyncio.sleep(self._policy.token_poll_s)
 
-    async def _refresh_token(self, refused: str | None) -> bool:
-        """Have a new token made, where the settings allow it. True if there may be another one now.
+    async def _mint(self, refusal: TokenRefusedError | None) -> bool:
+        """Have a token made for the one that was refused, or is missing or over. True if there may be another one now.
 
-        One attempt in a while: each token that is made ends the one before.
+        Each token that is made ends the one before. So where one that was made here is refused, no other is made until
+        somebody brings one, or a connection was useful.
         """
         loop = asyncio.get_running_loop()
-        if loop.time() < self._refresh_at or not can_refresh(self._settings):
+        refused = None
+        if refusal is not None and self._refused is not None:
+            refused = self._refused.access_token.get_secret_value()
+            if refused == self._minted or refusal.code == CLIENT_ID_INVALID:
+                return False
+        if loop.time() < self._mint_at or not can_refresh(self._settings):
             return False
-        self._refresh_at = loop.time() + self._policy.refused_token_rest_s
+        self._mint_at = loop.time() + self._policy.mint_interval_s
         try:
-            await asyncio.to_thread(refresh_token, self._settings, self._clock, refused=refused)
+            minted = await _in_thread(partial(refresh_token, self._settings, self._clock, refused=refused))
         except CredentialsError as error:
+            if isinstance(error, TokenLostError):
+                self._mint_at = math.inf
             self._warn(str(error))
             return False
+        if minted is not None:
+            self._minted = minted.access_token.get_secret_value()
         return True
+
+    def _ask_why(self) -> None:
+        """A refused handshake does not say why; the account's profile may. Nobody waits for it."""
+        loop = asyncio.get_running_loop()
+        # The token of an exchange for practice, which has no TLS, is none of the broker's business.
+        practice = self._settings.dhan_feed_url.startswith("ws:") and self._settings.dhan_api_url.startswith("https:")
+        if self._group is not None and loop.time() >= self._ask_at and not practice:
+            self._ask_at = loop.time() + self._policy.refused_token_rest_s
+            self._group.create_task(self._read_profile(), name="profile")
+
+    async def _read_profile(self) -> None:
+        with contextlib.suppress(CredentialsError):  # said where they are read
+            report = await _in_thread(partial(token_report, self._settings, self._clock))
+            if report["problem"]:
+                self._warn(f"Dhan was asked about the access token. {report['problem']}")
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """What `call` returns or raises in a thread that nobody waits for, once this is cancelled, nor at the loop's end.
+
+    A request may take any time: its limits are for a step of it, not for the whole.
+    """
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="token", daemon=True).start()
+    return await asyncio.wrap_future(outcome)
 
 
 def _expired(credentials: Credentials) -> str:

@@ -70,7 +70,7 @@ def shard(
     per_connection: int = MAX_INSTRUMENTS_PER_CONNECTION,
     connections: int = MAX_CONNECTIONS,
 ) -> list[dict[int, Mode]]:
-    """The subscriptions of each connection, in order, on as few connections as can hold them.
+    """The subscriptions of each connection, in order, spread evenly over as few connections as can hold them.
 
     Raises SubscriptionLimitError if they do not fit.
     """
@@ -80,7 +80,9 @@ def shard(
             f"of {per_connection} instruments."
         )
     items = list(subscriptions.items())
-    return [dict(items[start : start + per_connection]) for start in range(0, len(items), per_connection)]
+    # Evenly, because a connection with a few quiet instruments would pass for one that is broken.
+    count = -(-len(items) // per_connection)
+    return [dict(items[len(items) * number // count : len(items) * (number + 1) // count]) for number in range(count)]
 
 
 def _by_mode(codes: Mapping[Mode, RequestCode], subscriptions: Mapping[int, Mode]) -> list[str]:

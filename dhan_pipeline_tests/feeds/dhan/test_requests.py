@@ -67,13 +67,21 @@ def test_a_token_of_another_broker_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(0, []), (1, [1]), (5000, [5000]), (5001, [5000, 1]), (25_000, [5000] * 5)]
+    ("count", "sizes"),
+    [
+        (0, []),
+        (1, [1]),
+        (5000, [5000]),
+        (5001, [2500, 2501]),
+        (14_999, [4999, 5000, 5000]),
+        (25_000, [5000] * 5),
+    ],
 )
-def test_instruments_are_spread_over_as_few_connections_as_can_hold_them(count, sizes):
+def test_instruments_are_spread_evenly_and_in_order_over_as_few_connections_as_can_hold_them(count, sizes):
     subscriptions = dict.fromkeys(tokens(count), Mode.TICKER)
     shards = shard(subscriptions)
     assert [len(part) for part in shards] == sizes
-    assert {token: mode for part in shards for token, mode in part.items()} == subscriptions
+    assert [item for part in shards for item in part.items()] == [*subscriptions.items()]
 
 
 def test_more_than_an_account_may_have_is_one_clear_sentence():

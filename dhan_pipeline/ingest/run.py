@@ -29,6 +29,7 @@ from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.quality.gaps import session_seconds
+from dhan_pipeline.quality.measures import DISK_WARN_GB
 from dhan_pipeline.quality.pauses import PauseWatch
 from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import hour_key, packets_due, packets_due_throughout
@@ -41,9 +42,6 @@ Emit = Callable[[dict[str, Any]], None]
 
 #: How long a stopping capture waits for the database to take what is left. The journal keeps what it does not.
 DRAIN_S = 10.0
-
-#: Free space of the journal's disk below which a person is warned.
-LOW_DISK_BYTES = 2 << 30
 
 #: A clock behind the journal stamps everything with the journal's last time until it has caught up. Behind by more than
 #: this it cannot be meant: no packet has a usable time then.
@@ -319,7 +317,7 @@ class Ingest:
         self._trade_clock = verdict
 
     def _watch_disk(self) -> None:
-        free = shutil.disk_usage(self._settings.journal_dir).free
-        if free < LOW_DISK_BYTES and not self._disk_is_low:
-            self._warn(f"The journal's disk has {free / 1e9:.1f} GB left; the capture ends when it is full.")
-        self._disk_is_low = free < LOW_DISK_BYTES
+        free_gb = shutil.disk_usage(self._settings.journal_dir).free / 1e9
+        if free_gb < DISK_WARN_GB and not self._disk_is_low:
+            self._warn(f"The journal's disk has {free_gb:.1f} GB left; the capture ends when it is full.")
+        self._disk_is_low = free_gb < DISK_WARN_GB

@@ -40,6 +40,7 @@ DESCRIPTIONS = {
     "silent_instruments": "Lively instruments that fell silent while others on their connection went on.",
     "trade_clock": "Trade times follow the clock by which they are read.",
     "token": "The access token is good until the last session of today closes.",
+    "disk": "The journal has room to grow: without any, the capture ends.",
 }
 
 

@@ -24,9 +24,13 @@ STATUS_STALE_S = 30.0
 #: In session something arrives all the time: a feed that says nothing for this long is not a quiet market.
 SILENCE_ERROR_S = 60.0
 
+#: Free space of the journal's disk, in GB. A full packet takes some 120 bytes there.
+DISK_WARN_GB = 2.0
+DISK_ERROR_GB = 0.5
+
 #: Names of the checks, in the order in which outcomes are returned.
 HOUR_CHECKS = ("parser_error_rate", "latency_p99", "conservation", "gaps")
-LIVE_CHECKS = (*HOUR_CHECKS, "connected", "silent_instruments", "trade_clock", "token")
+LIVE_CHECKS = (*HOUR_CHECKS, "connected", "silent_instruments", "trade_clock", "token", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,7 @@ def live_outcomes(
         _silent_instruments(status),
         _trade_clock(status, settings),
         _token(status, token_until),
+        _disk(status),
     ]
 
 
@@ -371,6 +376,22 @@ def _token(status: Mapping[str, Any], needed_until: datetime | None) -> CheckOut
         )
     return CheckOutcome(
         "token", not expired and not short, "ERROR" if expired else "WARN", left_s / 3600, "hours", limits, found
+    )
+
+
+def _disk(status: Mapping[str, Any]) -> CheckOutcome:
+    free_gb = status["disk_free_gb"]
+    found = f"The journal's disk has {free_gb:,.1f} GB left."
+    if free_gb < DISK_WARN_GB:
+        found += " The capture ends when it is full: make room."
+    return CheckOutcome(
+        "disk",
+        free_gb >= DISK_WARN_GB,
+        "ERROR" if free_gb < DISK_ERROR_GB else "WARN",
+        free_gb,
+        "GB",
+        f"warning below {DISK_WARN_GB:g} GB, critical below {DISK_ERROR_GB:g} GB",
+        found,
     )
 
 

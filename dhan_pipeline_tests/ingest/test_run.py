@@ -252,7 +252,7 @@ async def test_a_refused_start_leaves_the_capture_free(ready: Settings) -> None:
 
 
 async def test_a_disk_that_is_nearly_full_is_told_once(ready: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "LOW_DISK_BYTES", 1 << 60)
+    monkeypatch.setattr(run_module, "DISK_WARN_GB", 1e9)
     async with DhanSimulator(SUBSCRIBED, rate=500) as simulator, ingest(with_feed(ready, simulator)) as running:
         await until(lambda: len(running.of_kind("status")) > 2)
     [warning] = running.of_kind("warning")

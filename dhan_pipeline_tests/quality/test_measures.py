@@ -335,3 +335,12 @@ def test_a_status_line_of_an_older_capture_is_judged_by_what_it_says() -> None:
     fields = ("gaps", "gap_open_s", "gap_recent_s", "silent", "silent_count", "trade_clock", "token_expires_at")
     old = {name: value for name, value in GOOD_STATUS.items() if name not in fields}
     assert all(outcome.passed for outcome in live_outcomes(old, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "passed", "severity"), [(2.1, True, "WARN"), (1.9, False, "WARN"), (0.4, False, "ERROR")]
+)
+def test_a_disk_that_is_nearly_full_is_told_early(free_gb: float, passed: bool, severity: str) -> None:
+    outcome = live("disk", disk_free_gb=free_gb)
+    assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, free_gb)
+    assert ("make room" in outcome.description) is not passed

@@ -185,6 +185,28 @@ async def test_a_server_that_hangs_holds_nothing_up(settings: Settings) -> None:
     await survives(settings, hung(settings.database_url or ""))
 
 
+async def test_a_capture_that_is_asked_to_end_does_not_wait_for_a_server_that_hangs(settings: Settings) -> None:
+    url = settings.database_url or ""
+    async with DhanSimulator(SUBSCRIBED, rate=RATE, record=True) as simulator:
+        async with capture(settings, simulator.feed_url) as child:
+            await until(lambda: child.stored > RATE)
+            with hung(url):
+                await nothing_is_stored(child)
+                simulator.rate = 0
+                simulator.flush()
+                child.process.send_signal(signal.SIGTERM)
+                assert await child.ended() == 0
+        simulator.rate = RATE
+        async with capture(settings, simulator.feed_url) as child:
+            await until(lambda: child.stored > 4 * RATE)  # what waited in the journal, too
+            simulator.rate = 0
+            simulator.flush()
+            await settled(child)
+            child.process.send_signal(signal.SIGTERM)
+            assert await child.ended() == 0
+    assert check(simulator.logs, settings, url).problems == []
+
+
 async def test_a_database_that_is_read_only_for_a_while_gets_everything_afterwards(settings: Settings) -> None:
     await survives(settings, read_only(settings.database_url or ""))
 

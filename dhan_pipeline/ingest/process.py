@@ -4,6 +4,7 @@ The rows of a block depend on the block, on the blocks of its capture before it 
 open interest are remembered), and on the known instruments; on nothing else.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.instruments import InstrumentIndex
 from dhan_pipeline.journal.block import Block, first_block_id, split_block_id
 from dhan_pipeline.journal.notes import notes
-from dhan_pipeline.journal.reader import read_blocks
+from dhan_pipeline.journal.reader import read_stretches
+from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import IST_OFFSET_S, day_start_ns
 from dhan_pipeline.store.ticks import StoredBlock
 from dhan_pipeline.ticks import Decoded
@@ -45,23 +47,23 @@ class BlockProcessor:
         for name in ("previous_close", "announced", "open_interest"):
             getattr(self._state, name)[at[kept]] = getattr(old, name)[kept]
 
-    def _decode(self, block: Block) -> Decoded:
+    def _decode(self, block: Block | Stretch) -> Decoded:
         return decode(block.payload, block.offsets, block.text, self._trade_time_offset_s)
 
-    def _enter_day(self, block: Block) -> None:
-        day_ns = day_start_ns(block.first_received_ns)
+    def _enter_day(self, received_ns: int) -> None:
+        day_ns = day_start_ns(received_ns)
         if day_ns != self._day_ns:
             self._day_ns = day_ns
             self._state = MarketState(len(self._instruments))
 
-    def fold(self, block: Block) -> None:
-        """Take over what a block says about later ones, without making rows."""
-        self._enter_day(block)
-        fold(self._decode(block), self._instruments, self._state)
+    def fold(self, stretch: Stretch) -> None:
+        """Take over what blocks say about later ones, without making rows: the state is that after each in turn."""
+        self._enter_day(stretch.hour_ns)
+        fold(self._decode(stretch), self._instruments, self._state)
 
     def process(self, block: Block) -> StoredBlock:
         """The rows of a block, and what its ledger row says."""
-        self._enter_day(block)
+        self._enter_day(block.first_received_ns)
         enriched = enrich(self._decode(block), block.block_id, block.received_ns, self._instruments, self._state)
         return StoredBlock(
             block_id=block.block_id,
@@ -76,9 +78,22 @@ class BlockProcessor:
         )
 
 
-def resume(processor: BlockProcessor, journal_dir: Path, capture: int, block_id: int) -> None:
-    """Bring the processor to its state after `block_id`, from the journal of that block's IST day."""
+def resume(
+    processor: BlockProcessor,
+    journal_dir: Path,
+    capture: int,
+    block_id: int,
+    give_up: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Bring the processor to its state after `block_id`, from the journal of that block's IST day.
+
+    `give_up` is asked every few milliseconds; False when it said yes.
+    """
     _, number = split_block_id(block_id)
     midnight = first_block_id(capture, day_start_ns(number * 1_000_000))
-    for block in read_blocks(journal_dir, capture, after=midnight - 1, until=block_id):
-        processor.fold(block)
+    for stretch in read_stretches(journal_dir, capture, after=midnight - 1, until=block_id):
+        if give_up():
+            return False
+        assert isinstance(stretch, Stretch)
+        processor.fold(stretch)
+    return True

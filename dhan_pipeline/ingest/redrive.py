@@ -16,7 +16,8 @@ from psycopg2.extensions import connection
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.journal.block import first_block_id, split_block_id
-from dhan_pipeline.journal.reader import read_blocks
+from dhan_pipeline.journal.reader import read_stretches
+from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger
@@ -103,11 +104,11 @@ def _redrive_day(
     def processed(choose: Callable[[int], bool], until: int) -> Iterator[StoredBlock]:
         """The chosen blocks of the day up to `until`, after the state that those before them leave."""
         processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
-        for block in read_blocks(settings.journal_dir, capture, after=midnight - 1, until=until):
-            if choose(block.block_id):
-                yield processor.process(block)
-            else:
+        for block in read_stretches(settings.journal_dir, capture, after=midnight - 1, until=until, whole=choose):
+            if isinstance(block, Stretch):
                 processor.fold(block)
+            else:
+                yield processor.process(block)
 
     before = ledger.rejected_positions(conn, list(rejected), reason)
     conn.commit()

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise, takewhile
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pyarrow import ipc
 
 from dhan_pipeline.journal.block import MAX_CAPTURE, Block, split_block_id
 from dhan_pipeline.journal.frame import SCHEMA, SCHEMA_MESSAGE, Message, iter_messages, read_message
+from dhan_pipeline.journal.stretch import Stretch, stretches
 from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,11 @@ class Corruption:
     offset: int
     size: int
     reason: str
+
+    @property
+    def hour_ns(self) -> int:
+        """Start of the file's hour: ns since the Unix epoch, UTC."""
+        return _home(self.path)[1]
 
     def __str__(self) -> str:
         return f"{self.path}: {self.size} bytes at offset {self.offset} are lost, {self.reason}"
@@ -141,7 +148,8 @@ class JournalReader:
 
     Every byte is verified before it is decoded. Bytes that hold no intact block, or one of another file, are skipped
     and reported once, except at the end of the newest file: there a block may be half written, and the next call looks
-    again. A file that may not be opened is reported as a whole, and read once it may be, as long as it is the newest.
+    again. What lies before a block that is not asked for is not reported. A file that may not be opened is reported as
+    a whole, and read once it may be, as long as it is the newest.
     """
 
     def __init__(
@@ -154,7 +162,8 @@ class JournalReader:
         """Begin with the block after the id `after`, or with the journal's first."""
         self._journal_dir = journal_dir
         self._capture = capture
-        self._place = _Place(after=-1 if after is None else after)
+        self._after = -1 if after is None else after
+        self._place = _Place(after=self._after)
         self._on_corruption = on_corruption
         self._path: Path | None = None
 
@@ -163,6 +172,10 @@ class JournalReader:
 
         Raises OSError where a directory may not be listed, or the system has no room for an open file.
         """
+        return (message.block() for _, message in self.messages())
+
+    def messages(self) -> Iterator[tuple[Path, Message]]:
+        """The same before they are decompressed, each with its file."""
         paths = list_files(self._journal_dir, self._capture, self._path.parent.name if self._path else "")
         if self._path is None:
             paths = _skip_files(paths, self._place.after)
@@ -174,8 +187,8 @@ class JournalReader:
             elif path < self._path:
                 continue
             self._path = path
-            for message in _scan(path, self._place, path is paths[-1], self._on_corruption):
-                yield message.block()
+            for message in _scan(path, self._place, path is paths[-1], self._on_corruption, self._after):
+                yield path, message
 
 
 def read_blocks(
@@ -190,6 +203,20 @@ def read_blocks(
         if until is not None and block.block_id > until:
             return
         yield block
+
+
+def read_stretches(
+    journal_dir: Path,
+    capture: int,
+    after: int | None = None,
+    until: int | None = None,
+    whole: Callable[[int], bool] = lambda block_id: False,
+) -> Iterator[Block | Stretch]:
+    """The same blocks, those whose id is `whole` as they are, and the others merged into stretches, which is faster."""
+    messages = JournalReader(journal_dir, capture, after).messages()
+    wanted = takewhile(lambda found: until is None or found[1].block_id <= until, messages)
+    for path, of_file in groupby(wanted, itemgetter(0)):
+        yield from stretches((message for _, message in of_file), _home(path)[1], whole)
 
 
 def read_hour(
@@ -242,8 +269,13 @@ def _scan_hour(
         yield from _scan(path, _Place(), path == following[-1], on_corruption)
 
 
-def _scan(path: Path, place: _Place, newest: bool, on_corruption: Callable[[Corruption], None]) -> Iterator[Message]:
-    """The file's intact messages from the place on, by id, each once. What lies between them is reported."""
+def _scan(
+    path: Path, place: _Place, newest: bool, on_corruption: Callable[[Corruption], None], after: int = -1
+) -> Iterator[Message]:
+    """The file's intact messages from the place on, by id, each once. What lies between them is reported.
+
+    What lies before messages up to `after` is nobody's loss.
+    """
 
     def report(corruption: Corruption) -> None:
         if corruption.offset >= place.reported:
@@ -264,7 +296,9 @@ def _scan(path: Path, place: _Place, newest: bool, on_corruption: Callable[[Corr
             stretch, damage, end = _read_stretch(path, fd, size, place.offset, messages)
             for message in sorted(stretch, key=lambda message: message.block_id):
                 while damage and damage[0].offset < message.offset:
-                    report(damage.popleft())
+                    corruption = damage.popleft()
+                    if message.block_id > after:
+                        report(corruption)
                 if message.block_id > place.after:
                     place.after = message.block_id
                     yield message

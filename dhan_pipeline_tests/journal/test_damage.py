@@ -348,6 +348,22 @@ def test_damage_is_reported_where_it_lies_among_the_blocks(journal: Journal) -> 
     assert heard == [known[0], wrong, known[2], wrong, known[4], known[5]]
 
 
+def test_damage_before_the_block_that_reading_begins_with_is_not_reported(journal: Journal) -> None:
+    journal_dir, blocks = journal
+    path = hour_path(journal_dir, 0, HOUR)
+    content = bytearray(path.read_bytes())
+    messages = stored(path)
+    starts = [content.index(messages[lost]) for lost in (1, 3)]
+    for start in starts:
+        content[start + 400] ^= 1
+    path.write_bytes(content)
+    for after, reported in [(0, starts), (2, starts[1:]), (3, starts[1:]), (4, [])]:
+        corruptions: list[Corruption] = []
+        read = ids(read_blocks(journal_dir, 0, after=blocks[after].block_id, on_corruption=corruptions.append))
+        assert read == [block.block_id for at, block in enumerate(blocks) if at > after and at not in (1, 3)]
+        assert [c.offset for c in corruptions] == reported
+
+
 def test_a_file_that_was_cut_while_it_was_read_is_read_on(tmp_path: Path, append: Append) -> None:
     path = hour_path(tmp_path, 0, HOUR)
     reader = JournalReader(tmp_path, 0, on_corruption=pytest.fail)

@@ -59,7 +59,8 @@ class Receiver:
 
     def receive(self, payload: bytes | str, connection: int) -> None:
         """Stamp one message and add it to the open block."""
-        data = payload.encode(errors="replace") if isinstance(payload, str) else payload
+        # The bytes as they came, also where they are no UTF-8.
+        data = payload.encode(errors="surrogateescape") if isinstance(payload, str) else payload
         self._last_message_ns = self._add(data, isinstance(payload, str), connection)
 
     def note(self, note: Note) -> None:

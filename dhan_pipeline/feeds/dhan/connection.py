@@ -368,7 +368,7 @@ class _Socket(ClientConnection):
             self.message_at = self.heard_at
             if not self._is_text:
                 self._last_message = message
-            self._deliver(message.decode(errors="replace") if self._is_text else message, self._number)
+            self._deliver(message.decode(errors="surrogateescape") if self._is_text else message, self._number)
 
     def _receive_head(self, data: bytes) -> None:
         """The answer to the handshake belongs to `websockets`; frames may follow it in the same bytes."""

@@ -131,6 +131,7 @@ GARBAGE: dict[str, Callable[[], bytes]] = {
     "unknown instrument": lambda: frame_of(_ticker(segment=ExchangeSegment.MCX_COMM)),
     "unknown segment": lambda: frame_of(_ticker(segment=200)),
     "text": lambda: frame_of("\N{BLACK CHESS KNIGHT} { not json".encode(), _WHOLE_TEXT),
+    "broken text": lambda: frame_of(b"\xff\xfe no UTF-8 \x80", _WHOLE_TEXT),
     "oversized": lambda: frame_of(bytes(400_000)),
     "fragmented": lambda: frame_of(_ticker()[:5], _FIRST_PART) + frame_of(_ticker()[5:], _LAST_PART),
 }

@@ -11,7 +11,8 @@ from pathlib import Path
 from threading import Condition
 
 from dhan_pipeline.journal.block import Block
-from dhan_pipeline.journal.reader import Corruption, JournalReader
+from dhan_pipeline.journal.reader import Corruption, JournalReader, hour_path
+from dhan_pipeline.sessions import hour_key, hour_start_ns
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,15 @@ class Backlog:
         self._journal_dir = journal_dir
         self._capture = capture
         self._on_damage = on_damage
-        self._damage: list[str] = []
+        self._damage: dict[str, int] = {}
+        """What was met since the last block that was read: in words, and the start of its hour."""
+        self._told: set[str] = set()
         self._read_through_ns = 0
+        self._last_of_hour: dict[int, int] = {}
+        """The last durable block of each hour (by its start, ns), as far as this process knows."""
+        if last_durable is not None:
+            self._last_of_hour[hour_start_ns(last_received_ns)] = last_durable
+        self._expected: deque[tuple[int, int]] = deque()
         self._ready = Condition()
         self._recent: deque[Block] = deque()
         self._recent_bytes = 0
@@ -60,17 +68,27 @@ class Backlog:
         self._readable = _NONE
         self._read_after(_NONE)
 
-    def start_after(self, block_id: int | None) -> None:
-        """Begin with the block after `block_id`, the last that was committed; None begins with the journal."""
+    def start_after(self, block_id: int | None, last_received_ns: int = 0) -> None:
+        """Begin with the block after `block_id`, the last that was committed; None begins with the journal.
+
+        `last_received_ns` is when its last message was received; 0: unknown.
+        """
         with self._ready:
             self._last_taken = _NONE if block_id is None else block_id
+            self._read_through_ns = last_received_ns
             self._leave_memory()
+            hour_ns = hour_start_ns(last_received_ns)
+            if last_received_ns and self._pending and hour_ns not in self._last_of_hour:
+                path = self._path(hour_ns)
+                if not path.exists():  # only it could tell whether more came in that hour
+                    self._damage[f"{path} is gone"] = hour_ns
 
     def put(self, block: Block) -> None:
         """Add a block that is durable in the journal."""
         with self._ready:
             self._last_durable = block.block_id
             self._last_received_ns = block.last_received_ns
+            self._last_of_hour[hour_start_ns(block.first_received_ns)] = block.block_id
             if self._in_memory:
                 self._recent.append(block)
                 self._recent_bytes += len(block.payload)
@@ -129,21 +147,29 @@ class Backlog:
         self._recent_bytes -= size
         if taken:
             self._last_taken = taken[-1].block_id
+            self._read_through_ns = taken[-1].last_received_ns
         return taken
 
     def _take_from_disk(self) -> list[Block]:
         # The files are read without the lock: capture must never wait for a catch-up.
         if self._on_disk is None:
-            self._readable = self._last_durable
+            with self._ready:
+                self._readable = self._last_durable
+                self._expected = deque(
+                    (block_id, hour_ns)
+                    for hour_ns, block_id in self._last_of_hour.items()
+                    if block_id > self._last_taken
+                )
             self._on_disk = self._reader.blocks()
         taken: list[Block] = []
         size = 0
         for block in self._on_disk:
+            self._miss_before(block.block_id)
+            self._report_damage(block.first_received_ns)
             if block.block_id > self._last_durable:
                 # In the file, but perhaps not on the disk yet: nobody may see it before it is put.
                 self._read_after(taken[-1].block_id if taken else self._last_taken)
                 break
-            self._report_damage(block.first_received_ns)
             self._read_through_ns = block.last_received_ns
             taken.append(block)
             size += len(block.payload)
@@ -151,6 +177,7 @@ class Backlog:
                 with self._ready:
                     self._last_taken = block.block_id
                 return taken
+        self._miss_before(self._readable + 1)
         self._report_damage(self._last_received_ns)
         with self._ready:
             # All was read that was durable when the iterator began. What of it did not come is corrupt, and never will.
@@ -159,11 +186,27 @@ class Backlog:
             self._in_memory = not self._pending
         return taken
 
+    def _path(self, hour_ns: int) -> Path:
+        return hour_path(self._journal_dir, self._capture, hour_key(hour_ns))
+
+    def _miss_before(self, block_id: int) -> None:
+        """The next block that can be read is this one: those known to be durable before it should have come."""
+        while self._expected and self._expected[0][0] <= block_id:
+            expected, hour_ns = self._expected.popleft()
+            if expected < block_id and hour_ns not in self._damage.values():  # else it is known why
+                self._damage[f"{self._path(hour_ns)}: the last blocks of the hour are gone"] = hour_ns
+
     def _remember_damage(self, corruption: Corruption) -> None:
         log.error("%s", corruption)
-        self._damage.append(str(corruption))
+        self._damage[str(corruption)] = corruption.hour_ns
 
     def _report_damage(self, until_ns: int) -> None:
-        if self._damage:
-            self._on_damage(self._read_through_ns or until_ns, until_ns, "; ".join(self._damage))
-            self._damage.clear()
+        """Tell what was met between the last block that was read and what came at `until_ns`, once."""
+        if not self._damage:
+            return
+        where = [words for words in self._damage if words not in self._told]
+        since_ns = self._read_through_ns or min(self._damage.values())
+        self._damage.clear()
+        if where:
+            self._told.update(where)
+            self._on_damage(min(since_ns, until_ns), until_ns, "; ".join(where))

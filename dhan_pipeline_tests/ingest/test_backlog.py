@@ -8,6 +8,7 @@ import pytest
 from dhan_pipeline.ingest import backlog as backlog_module
 from dhan_pipeline.ingest.backlog import BATCH_BLOCKS, Backlog
 from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.frame import iter_messages
 from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
@@ -218,3 +219,173 @@ def test_blocks_that_cannot_be_read_are_told_with_what_stands_around_them(
     assert until_ns - since_ns == 2 * SECOND_NS
     assert since_ns in {block.last_received_ns for block in taken}
     assert str(path) in where
+
+
+class Damaged:
+    """A journal of which parts are lost, and what a backlog tells of them."""
+
+    def __init__(self, writer: JournalWriter, directory: Path) -> None:
+        self.told: list[tuple[int, int, str]] = []
+        self._writer = writer
+        self._directory = directory
+
+    def backlog(self) -> Backlog:
+        last_id, last_ns = self._writer.last_block_id, self._writer.last_received_ns
+        return Backlog(self._directory, 0, last_id, last_ns, lambda *facts: self.told.append(facts))
+
+    def spoil(self, block: Block) -> None:
+        """Change a byte of the block's payload on disk."""
+        path = hour_path(self._directory, 0, block.hour)
+        with path.open("r+b") as file:
+            messages = iter_messages(file.fileno(), 0, path.stat().st_size)
+            end = next(message.end for message in messages if message.block_id == block.block_id)
+            file.seek(end - 20)
+            byte = file.read(1)
+            file.seek(end - 20)
+            file.write(bytes([byte[0] ^ 255]))
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        return [(since_ns, until_ns) for since_ns, until_ns, _ in self.told]
+
+
+@pytest.fixture
+def damaged(writer: JournalWriter, tmp_path: Path) -> Damaged:
+    return Damaged(writer, tmp_path)
+
+
+def span(before: Block, after: Block) -> tuple[int, int]:
+    return before.last_received_ns, after.first_received_ns
+
+
+def test_a_gap_after_the_last_committed_block_begins_there(writer: JournalWriter, damaged: Damaged) -> None:
+    blocks = [append(writer, number) for number in range(5)]
+    damaged.spoil(blocks[2])
+    backlog = damaged.backlog()
+    backlog.start_after(blocks[1].block_id, blocks[1].last_received_ns)
+    assert ids(take_all(backlog)) == ids(blocks[3:])
+    assert damaged.spans == [span(blocks[1], blocks[3])]
+
+
+def test_a_gap_before_everything_begins_with_its_hour(writer: JournalWriter, damaged: Damaged) -> None:
+    blocks = [append(writer, number) for number in range(10, 13)]
+    damaged.spoil(blocks[0])
+    backlog = damaged.backlog()
+    backlog.start_after(None)
+    assert ids(take_all(backlog)) == ids(blocks[1:])
+    assert damaged.spans == [(START_NS, blocks[1].first_received_ns)]
+
+
+def test_a_gap_after_blocks_from_memory_begins_with_the_last_of_them(
+    writer: JournalWriter, damaged: Damaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "MEMORY_LIMIT_BYTES", 150)
+    first = append(writer, 0)
+    backlog = damaged.backlog()
+    backlog.start_after(None)
+    assert ids(take_all(backlog)) == [first.block_id]
+    blocks = [append(writer, number) for number in range(1, 5)]
+    backlog.put(blocks[0])
+    assert ids(backlog.take(NO_TIME)) == ids(blocks[:1])
+    damaged.spoil(blocks[1])
+    for block in blocks[1:]:
+        backlog.put(block)
+    assert ids(take_all(backlog)) == ids(blocks[2:])
+    assert damaged.spans == [span(blocks[0], blocks[2])]
+
+
+def test_damage_among_stored_blocks_is_no_gap(writer: JournalWriter, damaged: Damaged) -> None:
+    blocks = [append(writer, number) for number in range(6)]
+    damaged.spoil(blocks[1])
+    damaged.spoil(blocks[3])
+    backlog = damaged.backlog()
+    backlog.start_after(blocks[2].block_id, blocks[2].last_received_ns)
+    assert ids(take_all(backlog)) == ids(blocks[4:])
+    backlog.start_after(blocks[4].block_id, blocks[4].last_received_ns)
+    assert ids(take_all(backlog)) == ids(blocks[5:])
+    assert damaged.spans == [span(blocks[2], blocks[4])]
+
+
+def test_damage_is_told_once_however_often_it_is_met(writer: JournalWriter, damaged: Damaged) -> None:
+    blocks = [append(writer, number) for number in range(4)]
+    damaged.spoil(blocks[1])
+    damaged.spoil(blocks[3])
+    backlog = damaged.backlog()
+    for _ in range(3):
+        backlog.start_after(blocks[0].block_id, blocks[0].last_received_ns)
+        assert ids(take_all(backlog)) == [blocks[2].block_id]
+    assert damaged.spans == [span(blocks[0], blocks[2]), span(blocks[2], blocks[3])]
+
+
+def test_damage_before_a_block_that_is_not_yet_put_is_told(writer: JournalWriter, damaged: Damaged) -> None:
+    blocks = [append(writer, number) for number in range(3)]
+    damaged.spoil(blocks[2])
+    backlog = damaged.backlog()
+    early = append(writer, 3)
+    backlog.start_after(None)
+    assert ids(take_all(backlog)) == ids(blocks[:2])
+    assert damaged.spans == [span(blocks[1], early)]
+    backlog.put(early)
+    assert ids(take_all(backlog)) == [early.block_id]
+    assert len(damaged.told) == 1
+
+
+def test_a_file_that_was_deleted_before_its_blocks_were_stored_is_told(
+    writer: JournalWriter, damaged: Damaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "MEMORY_LIMIT_BYTES", 1)
+    backlog = damaged.backlog()
+    backlog.start_after(None)
+    assert backlog.take(NO_TIME) == []
+    blocks = [append(writer, hour * 3600 + number) for hour in range(4) for number in range(3)]
+    for block in blocks:
+        backlog.put(block)
+    for gone in (blocks[3], blocks[6]):
+        hour_path(tmp_path, 0, gone.hour).unlink()
+    assert ids(take_all(backlog)) == ids(blocks[:3] + blocks[9:])
+    [(since_ns, until_ns, where)] = damaged.told
+    assert (since_ns, until_ns) == span(blocks[2], blocks[9])
+    for gone in (blocks[3], blocks[6]):
+        assert f"{hour_path(tmp_path, 0, gone.hour)}: the last blocks of the hour are gone" in where
+
+
+def test_the_newest_file_deleted_while_its_blocks_waited_is_told(
+    writer: JournalWriter, damaged: Damaged, tmp_path: Path
+) -> None:
+    blocks = [append(writer, number) for number in (0, 1, 3600, 3601)]
+    backlog = damaged.backlog()
+    hour_path(tmp_path, 0, blocks[2].hour).unlink()
+    backlog.start_after(blocks[0].block_id, blocks[0].last_received_ns)
+    assert ids(take_all(backlog)) == [blocks[1].block_id]
+    assert damaged.spans == [span(blocks[1], blocks[3])]
+
+
+def test_a_deleted_file_in_which_an_earlier_process_committed_last_is_told(
+    writer: JournalWriter, damaged: Damaged, tmp_path: Path
+) -> None:
+    blocks = [append(writer, number) for number in (0, 1, 3600)]
+    backlog = damaged.backlog()
+    hour_path(tmp_path, 0, HOUR).unlink()
+    for _ in range(2):
+        backlog.start_after(blocks[0].block_id, blocks[0].last_received_ns)
+        assert ids(take_all(backlog)) == [blocks[2].block_id]
+    [(since_ns, until_ns, where)] = damaged.told
+    assert (since_ns, until_ns) == span(blocks[0], blocks[2])
+    assert where == f"{hour_path(tmp_path, 0, HOUR)} is gone"
+
+
+def test_a_deleted_file_whose_blocks_were_all_stored_is_no_gap(
+    writer: JournalWriter, damaged: Damaged, tmp_path: Path
+) -> None:
+    backlog = damaged.backlog()
+    backlog.start_after(None)
+    blocks = [append(writer, number) for number in (0, 1)]
+    for block in blocks:
+        backlog.put(block)
+    assert ids(take_all(backlog)) == ids(blocks)
+    hour_path(tmp_path, 0, HOUR).unlink()
+    later = append(writer, 3600)
+    backlog.put(later)
+    backlog.start_after(blocks[1].block_id, blocks[1].last_received_ns)
+    assert ids(take_all(backlog)) == [later.block_id]
+    assert damaged.told == []

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.ingest.process import BlockProcessor
+from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.journal.block import first_block_id, split_block_id
-from dhan_pipeline.journal.reader import read_stretches
+from dhan_pipeline.journal.reader import read_blocks, read_stretches
 from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
-from dhan_pipeline.store.ticks import StoredBlock, replace_blocks
+from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlock, replace_blocks
 
 _DAY_NS = 24 * HOUR_NS
 
@@ -64,9 +64,11 @@ def redrive(
     Each IST day of a capture is one transaction: done again, or interrupted and done again, it comes to the same rows.
     The capture may run meanwhile. `progress` gets a sentence a day. Days older than the retention are left alone.
 
-    Raises JournalIncompleteError where the journal lacks later blocks of a day that changes, psycopg2.Error.
+    Raises JournalIncompleteError where the journal lacks later blocks of days that change: these stay as they are, and
+    all others are done. Raises psycopg2.Error.
     """
     total = RedriveResult()
+    incomplete = []
     with closing(connect(database_url)) as conn:
         tokens = load_tokens(conn, settings.data_source)
         # What has expired is not to come back: whole days, so that none is half there.
@@ -74,13 +76,19 @@ def redrive(
         rejected = ledger.rejections(conn, kept_ns, reason)
         conn.commit()
         for (capture, day_ns), of_day in groupby(rejected, lambda row: _day(row[0])):
-            blocks = dict(of_day)
-            result = _redrive_day(settings, conn, clock, tokens, capture, day_ns, blocks, reason)
+            day = f"Capture {capture}, {hour_key(day_ns)[:10]}"
+            try:
+                result = _redrive_day(settings, conn, clock, tokens, capture, day_ns, dict(of_day), reason)
+            except JournalIncompleteError as error:
+                incomplete.append(f"{day}: {error}")
+                continue
             progress(
-                f"Capture {capture}, {hour_key(day_ns)[:10]}: {result.driven:,} of {result.examined:,} packets are"
+                f"{day}: {result.driven:,} of {result.examined:,} packets are"
                 f" accepted now, {result.blocks:,} blocks were renewed."
             )
             total += result
+    if incomplete:
+        raise JournalIncompleteError(" ".join(incomplete))
     return total
 
 
@@ -100,22 +108,18 @@ def _redrive_day(
     reason: str | None,
 ) -> RedriveResult:
     midnight, next_midnight = first_block_id(capture, day_ns), first_block_id(capture, day_ns + _DAY_NS)
-
-    def processed(choose: Callable[[int], bool], until: int) -> Iterator[StoredBlock]:
-        """The chosen blocks of the day up to `until`, after the state that those before them leave."""
-        processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
-        for block in read_stretches(settings.journal_dir, capture, after=midnight - 1, until=until, whole=choose):
-            if isinstance(block, Stretch):
-                processor.fold(block)
-            else:
-                yield processor.process(block)
-
     before = ledger.rejected_positions(conn, list(rejected), reason)
     conn.commit()
     first = None
     found = driven = 0
-    for block in processed(rejected.__contains__, max(rejected)):
-        still = {rejection.position for rejection in block.enriched.rejected}
+    processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
+    for block in read_stretches(
+        settings.journal_dir, capture, after=midnight - 1, until=max(rejected), whole=rejected.__contains__
+    ):
+        if isinstance(block, Stretch):
+            processor.fold(block)
+            continue
+        still = {rejection.position for rejection in processor.process(block).enriched.rejected}
         accepted = len(before[block.block_id] - still)
         found += rejected[block.block_id]
         driven += accepted
@@ -125,16 +129,15 @@ def _redrive_day(
     result = RedriveResult(examined, driven, found - driven, no_journal=examined - found)
     if first is None:
         return result
-    last = ledger.last_ledger_block(conn, first, next_midnight)
-    conn.commit()
-    assert last is not None, "its rejections have a ledger row"
+    processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
+    resume(processor, settings.journal_dir, capture, first - 1)
     renewed = 0
 
-    def counted() -> Iterator[StoredBlock]:
+    def renew(first: int, last: int) -> Iterator[StoredBlock]:
         nonlocal renewed
-        for block in processed(lambda block_id: block_id >= first, last):
+        for block in read_blocks(settings.journal_dir, capture, after=first - 1, until=last):
             renewed += 1
-            yield block
+            yield processor.process(block)
 
-    replace_blocks(conn, first, last, counted(), clock)
+    replace_blocks(conn, first, next_midnight, renew, clock)
     return replace(result, blocks=renewed)

@@ -19,11 +19,11 @@ from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
-from dhan_pipeline.journal.block import split_block_id
+from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
-from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions, instant
 
@@ -91,6 +91,13 @@ class Writer:
         self._stop_at_s = 0.0
         self._status: dict[str, Any] | None = None
         self._learn_at_s = 0.0
+        self._processor: BlockProcessor | None = None
+        """Its state is that after the last block that was processed; None where it is not known to be."""
+        self._pending: list[ticks.StoredBlock] = []
+        """Processed, but not known to be committed."""
+        self._committed: int | None = None
+        """The last block that is."""
+        self._redrives = 0
         self.liveliness = Liveliness(settings, connections or {}, listener)
 
     def stop(self, within_s: float) -> None:
@@ -111,7 +118,7 @@ class Writer:
         told = ""
         while True:
             try:
-                with closing(connect(self._database_url)) as conn:
+                with closing(self._connect()) as conn:
                     self._write(conn)
                 return
             # Whatever goes wrong here, the capture must go on: the journal keeps what cannot be stored yet.
@@ -131,21 +138,65 @@ class Writer:
                     self._warn(f"Nothing can be stored for now, the journal keeps all; trying again. {reason}")
                 self._stop.wait(_RETRY_S[min(failures, len(_RETRY_S)) - 1])
 
+    def _connect(self) -> connection:
+        try:
+            return connect(self._database_url)
+        except psycopg2.OperationalError:
+            if self._settings.database_url:
+                raise
+        # The embedded server has ended: nobody else may be there to start it. It may get another port.
+        self._database_url = database_url(self._settings)
+        return connect(self._database_url)
+
     def _write(self, conn: connection) -> None:
-        capture = self._settings.capture
-        if not ledger.lock_writer(conn, capture):
-            raise WriterHeldError(f"Another process writes capture {capture} into this database.")
-        committed = ledger.last_block(conn, capture)
-        tokens = load_tokens(conn, self._settings.data_source)
-        processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
-        self.liveliness.know(processor.instruments)
+        if not ledger.lock_writer(conn, self._settings.capture):
+            raise WriterHeldError(f"Another process writes capture {self._settings.capture} into this database.")
         self.counts.hours |= frozenset(ledger.hours(conn))
+        while self._resume(conn):
+            try:
+                self._store(conn)
+                return
+            except ticks.RedrivenError:
+                self._processor = None
+
+    def _resume(self, conn: connection) -> bool:
+        """Go on after the last committed block. False where the time to stop came before."""
+        capture = self._settings.capture
+        committed = ledger.last_block(conn, capture)
+        received_ns = 0 if committed is None else ledger.last_received_ns(conn, committed)
+        redrives = ledger.redrives(conn, capture)
+        tokens = load_tokens(conn, self._settings.data_source)  # no fewer than the redrives knew
         conn.commit()
-        if committed is not None:
-            resume(processor, self._settings.journal_dir, capture, committed)
-        self._backlog.start_after(committed)
+        # Whether the pending blocks were committed or not, the state is that after them, and no block is stored twice.
+        ours = {self._committed, *(block.block_id for block in self._pending[-1:])}
+        if (
+            self._processor is None
+            or committed not in ours
+            or redrives != self._redrives
+            or not np.array_equal(tokens, self._processor.instruments.tokens)
+        ):
+            self._processor, self._pending, self._committed = None, [], committed
+            processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
+            if committed is not None and not resume(
+                processor, self._settings.journal_dir, capture, committed, self._is_over
+            ):
+                return False
+            self._processor, self._redrives = processor, redrives
+            self.liveliness.know(processor.instruments)
+        if self._pending:
+            last = self._pending[-1]
+            self._backlog.start_after(last.block_id, last.last_received_ns)
+        else:
+            self._backlog.start_after(committed, received_ns)
+        return True
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() and time.monotonic() >= self._stop_at_s
+
+    def _store(self, conn: connection) -> None:
+        capture = self._settings.capture
         partitions_hour = ""
-        while True:
+        while not self._is_over():
             if (hour := hour_key(self._clock.now_ns())) != partitions_hour:
                 now_ns = self._clock.now_ns()
                 ensure_partitions(conn, now_ns, now_ns + PARTITIONS_AHEAD_NS)
@@ -153,24 +204,35 @@ class Writer:
             if self._status is not None:
                 status, self._status = self._status, None
                 ledger.write_status(conn, capture, self._settings.data_source, status)
-            blocks = self._backlog.take(_POLL_S)
-            if blocks:
-                stored = [processor.process(block) for block in blocks]
-                written = set(ticks.write_blocks(conn, stored, self._clock))
-                self._count(stored, written)
-                for block in stored:
-                    self.liveliness.see(block)
-                self._learn(conn, processor, stored)
+            if not self._pending:
+                self._process(self._backlog.take(_POLL_S))
+            if self._pending:
+                self._commit(conn)
             elif (through_ns := self._backlog.taken_through_ns()) is not None:
-                _require_the_same_journal(conn, capture, self._backlog.last_durable, committed)
+                _require_the_same_journal(conn, capture, self._backlog.last_durable, self._committed)
                 self.counts.committed_through_ns = through_ns
                 if self._stop.is_set():
                     return
-            if self._stop.is_set() and time.monotonic() >= self._stop_at_s:
-                return
 
-    def _learn(self, conn: connection, processor: BlockProcessor, stored: list[ticks.StoredBlock]) -> None:
+    def _process(self, blocks: list[Block]) -> None:
+        processor, self._processor = self._processor, None  # a mistake leaves a state that is none
+        assert processor is not None
+        self._pending = [processor.process(block) for block in blocks]
+        self._processor = processor
+
+    def _commit(self, conn: connection) -> None:
+        stored = self._pending
+        written = set(ticks.write_blocks(conn, stored, self._clock, self._redrives))
+        self._pending, self._committed = [], stored[-1].block_id
+        self._count(stored, written)
+        for block in stored:
+            self.liveliness.see(block)
+        self._learn(conn, stored)
+
+    def _learn(self, conn: connection, stored: list[ticks.StoredBlock]) -> None:
         """Where packets came of unknown instruments, see whether they were synced since. `redrive` has the rest."""
+        processor = self._processor
+        assert processor is not None
         unknown = any(r.reason == UNKNOWN_INSTRUMENT for block in stored for r in block.enriched.rejected)
         if not unknown or time.monotonic() < self._learn_at_s:
             return

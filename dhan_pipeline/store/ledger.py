@@ -113,6 +113,42 @@ def last_block(conn: connection, capture: int) -> int | None:
     return found
 
 
+def last_received_ns(conn: connection, block_id: int) -> int:
+    """Receive time of a stored block's last message, ns since the Unix epoch, UTC, cut to the microsecond."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT (extract(epoch FROM last_received) * 1e9)::bigint FROM ingest_ledger WHERE block_id = %s",
+            (block_id,),
+        )
+        found: int = cursor.fetchall()[0][0]
+    return found
+
+
+def redrives(conn: connection, capture: int) -> int:
+    """How often rejected packets of the capture were driven again; begins its count. Leaves the transaction open."""
+    with conn.cursor() as cursor:
+        cursor.execute("INSERT INTO redrives VALUES (%s, 0) ON CONFLICT DO NOTHING", (capture,))
+    return locked_redrives(conn, capture)
+
+
+def locked_redrives(conn: connection, capture: int) -> int:
+    """The same of one whose count has begun. Nobody counts another before the transaction ends."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT redrives FROM redrives WHERE capture = %s FOR SHARE", (capture,))
+        found: int = cursor.fetchall()[0][0]
+    return found
+
+
+def count_redrive(conn: connection, capture: int) -> None:
+    """Count one more. Writers of the capture wait until the transaction ends, which is left open."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO redrives AS old VALUES (%s, 1) "
+            "ON CONFLICT (capture) DO UPDATE SET redrives = old.redrives + 1",
+            (capture,),
+        )
+
+
 def hours(conn: connection) -> list[str]:
     """Partition keys of the hours that hold stored blocks, in order."""
     with conn.cursor() as cursor:

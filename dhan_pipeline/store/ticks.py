@@ -3,8 +3,9 @@
 A block's rows, its rejected packets and its ledger row share one transaction, so the ledger row proves all of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from io import BytesIO
 from typing import Any
 
@@ -21,12 +22,15 @@ from dhan_pipeline.journal.notes import Note
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.copy import tick_copy
 from dhan_pipeline.store.gaps import apply_notes
-from dhan_pipeline.store.ledger import hour_bounds
+from dhan_pipeline.store.ledger import count_redrive, hour_bounds, last_block, last_ledger_block, locked_redrives
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.ticks import COLUMNS, POSITION_BITS, Enriched
 
 _COPY = f"COPY ticks ({', '.join(column.name for column in COLUMNS)}) FROM STDIN (FORMAT binary)"
 _COPY_BUFFER_BYTES = 1 << 20
+
+#: First number of the advisory lock, beside those of `partitions`, that lets one redrive of a capture run at a time.
+_REDRIVE_LOCK = 0x6468_0004
 
 #: Rows that a rebuild copies at once: enough for full speed, a few megabytes of memory.
 _REBUILD_ROWS = 20_000
@@ -35,6 +39,10 @@ _LEDGER_COLUMNS = (
     "block_id, capture, hour, messages, packets, ticks, state, control, rejected, payload_bytes, "
     "first_received, last_received, stored_at, rebuilt_at"
 )
+
+
+class RedrivenError(PipelineError):
+    """Rejected packets of the capture were driven again since: the rows of later blocks may be others now."""
 
 
 class JournalIncompleteError(PipelineError):
@@ -69,27 +77,32 @@ class StoredBlock:
         return hour_key(self.first_received_ns)
 
 
-def write_blocks(conn: connection, blocks: Sequence[StoredBlock], clock: Clock) -> list[int]:
+def write_blocks(
+    conn: connection, blocks: Sequence[StoredBlock], clock: Clock, redrives: int | None = None
+) -> list[int]:
     """Store the blocks that are not stored yet, in one transaction, and commit. Returns their ids.
 
     Blocks that any transaction committed before are skipped: a redelivered or repeated block writes nothing, and its
-    notes change nothing. A missing partition is made. Raises psycopg2.Error, having stored nothing.
+    notes change nothing. A missing partition is made. Raises psycopg2.Error, having stored nothing; and RedrivenError
+    where `redrives`, the capture's number when its state was made, is no longer the ledger's.
     """
     unique = {block.block_id: block for block in blocks}
     if not unique:
         return []
     try:
-        return _write(conn, unique, clock)
+        return _write(conn, unique, clock, redrives)
     except errors.CheckViolation:  # no partition holds the rows
         for start_ns in {hour_start_ns(block.first_received_ns) for block in unique.values()}:
             ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
-        return _write(conn, unique, clock)
+        return _write(conn, unique, clock, redrives)
 
 
-def _write(conn: connection, blocks: dict[int, StoredBlock], clock: Clock) -> list[int]:
+def _write(conn: connection, blocks: dict[int, StoredBlock], clock: Clock, redrives: int | None) -> list[int]:
     with conn, conn.cursor() as cur:
         for start_ns in sorted({hour_start_ns(block.first_received_ns) for block in blocks.values()}):
             cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
+        if redrives is not None and locked_redrives(conn, blocks[min(blocks)].capture) != redrives:
+            raise RedrivenError("Rejected packets of this capture were driven again.")
         now = clock.now()
         inserted = execute_values(
             cur,
@@ -143,41 +156,65 @@ def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlock], clo
 
 
 def replace_blocks(
-    conn: connection, first_block_id: int, last_block_id: int, blocks: Iterable[StoredBlock], clock: Clock
+    conn: connection,
+    first_block_id: int,
+    before_block_id: int,
+    renew: Callable[[int, int], Iterable[StoredBlock]],
+    clock: Clock,
 ) -> int:
-    """Replace the rows of one capture's blocks from the first id to the last, in one transaction. Returns the new rows.
+    """Replace the rows of one capture's stored blocks from the first id on, in one transaction. Returns the new rows.
 
-    The writer, which only adds newer blocks, may go on meanwhile.
+    `before_block_id` ends the day, and so what its blocks say about later ones. `renew` makes the blocks from an id to
+    another as the journal has them; it is asked twice. The writer goes on meanwhile: while it is in that day, it waits
+    only until those blocks are replaced that it stored since, and then gets RedrivenError.
 
-    Raises JournalIncompleteError where the ledger has blocks of that range that are not among `blocks`, and whatever
-    `blocks` raises; nothing is changed then.
+    Raises JournalIncompleteError where the ledger has blocks of that range that are not among the renewed, and whatever
+    `renew` raises; nothing is changed then.
     """
-    with conn, conn.cursor() as cur:
-        cur.execute(
-            "SELECT DISTINCT hour FROM ingest_ledger WHERE block_id BETWEEN %s AND %s ORDER BY hour",
-            (first_block_id, last_block_id),
-        )
-        starts_ns = [int(hour.timestamp()) * 1_000_000_000 for (hour,) in cur.fetchall()]
+    capture, _ = split_block_id(first_block_id)
+    starts_ns = _hours(conn, first_block_id, before_block_id)
+    conn.commit()
     for start_ns in starts_ns:
         ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
+    now = clock.now()
     with conn, conn.cursor() as cur:
-        for start_ns in starts_ns:
-            cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
+        cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_REDRIVE_LOCK, capture))
+        rows = 0
+        first = first_block_id
+        for writer_waits in (False, True):
+            if writer_waits and (last_block(conn, capture) or 0) < before_block_id:
+                count_redrive(conn, capture)
+            last = last_ledger_block(conn, first, before_block_id)
+            if last is not None:
+                rows += _replace_blocks(conn, first, last, renew(first, last), now)
+                first = last + 1
+    return rows
+
+
+def _hours(conn: connection, first_block_id: int, before_block_id: int) -> list[int]:
+    """Starts (ns) of the hours that stored blocks from the first id on and below the other lie in, in order."""
+    with conn.cursor() as cur:
+        cur.execute(
+            "SELECT DISTINCT hour FROM ingest_ledger WHERE block_id >= %s AND block_id < %s ORDER BY hour",
+            (first_block_id, before_block_id),
+        )
+        return [int(hour.timestamp()) * 1_000_000_000 for (hour,) in cur.fetchall()]
+
+
+def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[StoredBlock], now: datetime) -> int:
+    with conn.cursor() as cur:
+        for start_ns in _hours(conn, first, last + 1):
+            # Shared: it keeps out who rebuilds the hour, and not the writer, who only adds newer blocks.
+            cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
             cur.execute(
                 "DELETE FROM ticks WHERE time >= %s AND time < %s AND tick_id >= %s AND tick_id < %s",
-                (
-                    instant(start_ns),
-                    instant(start_ns + HOUR_NS),
-                    first_block_id << POSITION_BITS,
-                    (last_block_id + 1) << POSITION_BITS,
-                ),
+                (instant(start_ns), instant(start_ns + HOUR_NS), first << POSITION_BITS, (last + 1) << POSITION_BITS),
             )
-        cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first_block_id, last_block_id))
-        now = clock.now()
+        cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first, last))
         rows = _rebuild(cur, blocks, now)
         cur.execute(
             "SELECT count(*) FROM ingest_ledger WHERE block_id BETWEEN %s AND %s AND rebuilt_at IS DISTINCT FROM %s",
-            (first_block_id, last_block_id, now),
+            (first, last, now),
         )
         if lost := cur.fetchall()[0][0]:
             raise JournalIncompleteError(

@@ -1,11 +1,14 @@
-import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
+from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest import redrive as module
+from dhan_pipeline.ingest import writer as writer_module
 from dhan_pipeline.ingest.rebuild import rebuild_hour
 from dhan_pipeline.ingest.redrive import RedriveResult, redrive
 from dhan_pipeline.ingest.writer import Writer
@@ -15,10 +18,11 @@ from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.ticks import hour_digest
+from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlock, hour_digest, replace_blocks
 from dhan_pipeline_tests.ingest.feed import (
     EQUITY,
     HOUR,
+    NEXT_HOUR,
     SECOND_NS,
     START_NS,
     UNKNOWN,
@@ -45,6 +49,36 @@ def store(settings: Settings, database_url: str, journal: JournalWriter) -> None
     writer = Writer(settings, database_url, backlog, AFTER, pytest.fail)
     with running(writer, backlog):
         until(lambda: writer.counts.committed_through_ns == journal.last_received_ns)
+
+
+def interrupted(at: int, then: Callable[[], None]) -> Callable[..., int]:
+    """A `replace_blocks` during which something happens, before its block number `at`."""
+
+    def replace(
+        conn: connection, first: int, before: int, renew: Callable[[int, int], Iterable[StoredBlock]], clock: Clock
+    ) -> int:
+        number = 0
+
+        def renewed(first: int, last: int) -> Iterator[StoredBlock]:
+            nonlocal number
+            for block in renew(first, last):
+                if number == at:
+                    then()
+                number += 1
+                yield block
+
+        return replace_blocks(conn, first, before, renewed, clock)
+
+    return replace
+
+
+def assert_rows_are_those_of_a_rebuild(settings: Settings, database_url: str, *hours: str) -> None:
+    with closing(connect(database_url)) as conn:
+        before = [hour_digest(conn, hour) for hour in hours]
+        conn.rollback()
+        for hour in hours:
+            rebuild_hour(settings, database_url, hour, AFTER)
+        assert [hour_digest(conn, hour) for hour in hours] == before
 
 
 def know_the_unknown(database_url: str) -> None:
@@ -141,18 +175,7 @@ def test_interrupted_it_has_changed_nothing(
     conn.rollback()
     conn.close()
     know_the_unknown(database_url)
-    replace_blocks = module.replace_blocks
-
-    def cut_off(*args: object) -> int:
-        def blocks() -> object:
-            for number, block in enumerate(args[3]):  # type: ignore[arg-type,var-annotated]
-                if number == 20:
-                    end_sessions(postgres_url, database_url)
-                yield block
-
-        return replace_blocks(*args[:3], blocks(), args[4])  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "replace_blocks", cut_off)
+    monkeypatch.setattr(module, "replace_blocks", interrupted(20, lambda: end_sessions(postgres_url, database_url)))
     with pytest.raises(psycopg2.Error):
         redrive(settings, database_url, AFTER)
     with closing(connect(database_url)) as fresh:
@@ -160,18 +183,66 @@ def test_interrupted_it_has_changed_nothing(
     assert_stored_exactly_once(settings, database_url)
 
 
-def test_the_capture_may_go_on_meanwhile(settings: Settings, database_url: str, journal: JournalWriter) -> None:
-    record(journal, market_messages(200), START_NS)
+def test_the_capture_goes_on_meanwhile_and_all_its_rows_are_those_of_a_rebuild(
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "LEARN_S", 0.0)
+    record(journal, [previous_close(UNKNOWN, 90.0), ticker(UNKNOWN, 1.0)], START_NS)
+    record(journal, market_messages(200), START_NS + SECOND_NS)
     backlog = backlog_of(journal, settings)
     writer = Writer(settings, database_url, backlog, AFTER, pytest.fail)
+
+    def go_on(at_ns: int) -> None:
+        messages = [ticker(UNKNOWN, 500.0), *market_messages(20), ticker(UNKNOWN, 501.0)]
+        for block in record(journal, messages, at_ns):
+            backlog.put(block)
+        until(lambda: writer.counts.committed_through_ns == journal.last_received_ns)
+
+    # The writer stores in the hours that are being renewed, and does not wait.
+    monkeypatch.setattr(module, "replace_blocks", interrupted(5, lambda: go_on(START_NS + 30 * SECOND_NS)))
     with running(writer, backlog):
         until(lambda: writer.counts.committed_through_ns == journal.last_received_ns)
         know_the_unknown(database_url)
-        driving = threading.Thread(target=redrive, args=(settings, database_url, AFTER))
-        driving.start()
-        for second in range(1, 20):
-            for block in record(journal, market_messages(20, seed=second), START_NS + second * SECOND_NS):
-                backlog.put(block)
-        driving.join(60)
-        until(lambda: writer.counts.committed_through_ns == journal.last_received_ns)
+        go_on(START_NS + 20 * SECOND_NS)  # known from here on, but not what was said of it before
+        assert redrive(settings, database_url, AFTER).driven > 0
+        go_on(START_NS + 40 * SECOND_NS)
+        go_on(START_NS + HOUR_NS)
     assert_stored_exactly_once(settings, database_url)
+    token = generate_instrument_token(*UNKNOWN)
+    change = "SELECT change FROM ticks WHERE instrument_token = %s AND last_price >= 500 ORDER BY tick_id"
+    assert query(database_url, change, token) == 4 * [(410.0,), (411.0,)]
+    assert_rows_are_those_of_a_rebuild(settings, database_url, HOUR, NEXT_HOUR)
+
+
+def test_two_at_once_come_to_the_rows_of_one(settings: Settings, database_url: str, journal: JournalWriter) -> None:
+    record(journal, market_messages(300), START_NS)
+    store(settings, database_url, journal)
+    know_the_unknown(database_url)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(redrive, settings, database_url, AFTER) for _ in range(2)]:
+            done.result(60)
+    assert_stored_exactly_once(settings, database_url)
+    assert_rows_are_those_of_a_rebuild(settings, database_url, HOUR)
+
+
+def test_a_day_of_which_the_journal_lost_a_block_is_named_and_does_not_hold_up_the_others(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    days_ns = [START_NS + day * 24 * HOUR_NS for day in range(3)]
+    for at_ns in days_ns:
+        record(journal, [ticker(UNKNOWN, 1.0), ticker(EQUITY, 1.0)], at_ns, in_block=1)
+    store(settings, database_url, journal)
+    path = hour_path(settings.journal_dir, 0, "2026-11-21T09:00")
+    damaged = bytearray(path.read_bytes())
+    damaged[-20] ^= 255
+    path.write_bytes(damaged)
+    know_the_unknown(database_url)
+    told: list[str] = []
+    after = HandClock(days_ns[-1] + 5 * HOUR_NS)
+    for _ in range(2):
+        with pytest.raises(JournalIncompleteError, match=r"^Capture 0, 2026-11-21: The journal lacks 1 blocks"):
+            redrive(settings, database_url, after, progress=told.append)
+    assert [sentence.partition(":")[0] for sentence in told] == ["Capture 0, 2026-11-20", "Capture 0, 2026-11-22"]
+    assert query(database_url, "SELECT (received AT TIME ZONE 'Asia/Kolkata')::date::text FROM rejected_packets") == [
+        ("2026-11-21",)
+    ]

@@ -1,8 +1,14 @@
+import os
+import signal
+import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg2
 import pytest
+from psycopg2.extensions import connection
 
 from dhan_pipeline.ingest import writer as writer_module
 from dhan_pipeline.ingest.backlog import Backlog
@@ -13,14 +19,17 @@ from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store import ledger
+from dhan_pipeline.store import embedded, ledger
 from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline.store.ticks import StoredBlock
 from dhan_pipeline_tests.ingest.feed import (
+    EQUITY,
     HOUR,
     NEXT_HOUR,
     SECOND_NS,
     START_NS,
+    TOKENS,
     UNKNOWN,
     HandClock,
     add_instruments,
@@ -29,6 +38,7 @@ from dhan_pipeline_tests.ingest.feed import (
     end_sessions,
     market_messages,
     outage,
+    previous_close,
     query,
     record,
     running,
@@ -206,6 +216,148 @@ def test_an_outage_is_told_once_and_caught_up_with(
             until(lambda: "not currently accepting" in writing.warnings[-1] and len(writing.warnings) >= 3)
         until(lambda: writing.all_committed)
     assert_stored_exactly_once(settings, database_url)
+
+
+def test_a_catch_up_is_faster_than_what_arrives_meanwhile(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    writing = Writing(settings, database_url, journal)
+    blocks = writing.put(10 * 640)
+    put, left = len(blocks), []
+    take = writing.backlog.take
+
+    def take_while_more_arrives(timeout_s: float) -> list[Block]:
+        nonlocal put
+        if len(left) < 20:  # blocks of 20 ms: so many arrive in the time that a commit may take
+            put += len(writing.put(10 * 5, at_ns=journal.last_received_ns))
+        left.append(put - writing.writer.counts.blocks)
+        return take(timeout_s)
+
+    writing.backlog.take = take_while_more_arrives  # type: ignore[method-assign]
+    with running(writing.writer, writing.backlog):
+        until(lambda: len(left) > 20 and writing.all_committed)
+    assert left[:10] == list(range(645, 0, -59))[:10]
+    assert max(left[11:20]) <= 60
+    assert_stored_exactly_once(settings, database_url)
+
+
+class Folds:
+    """Counts how often a writer brings a state up from the journal."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._resume = writer_module.resume
+        monkeypatch.setattr(writer_module, "resume", self._counted)
+
+    def _counted(self, *args: Any) -> bool:
+        self.count += 1
+        return self._resume(*args)
+
+
+def changes(database_url: str) -> list[tuple[object, ...]]:
+    return query(database_url, "SELECT last_price, change FROM ticks ORDER BY tick_id")
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_lost_connection_costs_no_fold_whether_the_last_commit_came_through_or_not(
+    writing: Writing, settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    folds = Folds(monkeypatch)
+    write_blocks = writer_module.ticks.write_blocks
+    losses = iter([True])
+
+    def lose(conn: connection, blocks: list[StoredBlock], *rest: Any) -> list[int]:
+        lost = blocks[-1].last_received_ns >= START_NS + 2 * SECOND_NS and next(losses, False)
+        if lost and not committed:
+            conn.close()
+        written = write_blocks(conn, blocks, *rest)
+        if lost:
+            conn.close()
+            raise psycopg2.OperationalError("the answer was lost")
+        return written
+
+    monkeypatch.setattr(writer_module.ticks, "write_blocks", lose)
+    with running(writing.writer, writing.backlog):
+        for second, message in enumerate(
+            [previous_close(EQUITY, 90.0), ticker(EQUITY, 99.0), previous_close(EQUITY, 80.0), ticker(EQUITY, 99.0)]
+        ):
+            for block in record(writing.journal, [message], START_NS + second * SECOND_NS):
+                writing.backlog.put(block)
+            until(lambda: writing.all_committed)
+    assert next(losses, None) is None
+    assert folds.count == 0
+    assert changes(database_url) == [(99.0, 9.0), (99.0, 19.0)]
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_a_state_that_is_in_doubt_is_folded_again(
+    writing: Writing, settings: Settings, database_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = Folds(monkeypatch)
+    process = BlockProcessor.process
+    mistakes = iter([True])
+
+    def process_half(self: BlockProcessor, block: Block) -> StoredBlock:
+        stored = process(self, block)
+        if block.first_received_ns >= START_NS + SECOND_NS and next(mistakes, False):
+            raise ZeroDivisionError("a mistake")
+        return stored
+
+    monkeypatch.setattr(BlockProcessor, "process", process_half)
+    with running(writing.writer, writing.backlog):
+        for second, message in enumerate([previous_close(EQUITY, 90.0), ticker(EQUITY, 99.0)]):
+            for block in record(writing.journal, [message], START_NS + second * SECOND_NS):
+                writing.backlog.put(block)
+            until(lambda: writing.all_committed)
+        assert folds.count == 1
+        add_instruments(database_url, [generate_instrument_token(*UNKNOWN)])
+        end_sessions(postgres_url, database_url)
+        for block in record(writing.journal, [ticker(UNKNOWN, 50.0)], START_NS + 2 * SECOND_NS):
+            writing.backlog.put(block)
+        until(lambda: writing.all_committed)
+    assert folds.count == 2
+    assert changes(database_url) == [(99.0, 9.0), (50.0, None)]
+    assert_stored_exactly_once(settings, database_url)
+
+
+def test_stopping_does_not_wait_for_a_fold(
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Writing(settings, database_url, journal)
+    with running(first.writer, first.backlog):
+        first.put(10)
+        until(lambda: first.all_committed)
+    folding = threading.Event()
+
+    def endless(*args: Any) -> bool:
+        folding.set()
+        until(args[-1])
+        return False
+
+    monkeypatch.setattr(writer_module, "resume", endless)
+    second = Writing(settings, database_url, journal)
+    second.put(10, at_ns=START_NS + 5 * SECOND_NS)
+    with running(second.writer, second.backlog, drain_s=0.0):
+        assert folding.wait(20)
+    assert second.writer.counts.blocks == 0
+
+
+def test_an_embedded_server_that_was_killed_is_started_again(open_dir: Path) -> None:
+    settings = Settings(_env_file=None, data_dir=open_dir / "own", database_url=None)
+    url = embedded.start(settings.data_dir).url
+    migrate(url)
+    add_instruments(url, TOKENS)
+    with closing(JournalWriter(settings.journal_dir, 0)) as journal:
+        writing = Writing(settings, url, journal)
+        with running(writing.writer, writing.backlog):
+            writing.put(50)
+            until(lambda: writing.all_committed)
+            pid_file = next(settings.data_dir.glob("postgresql-*/data/postmaster.pid"))
+            os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
+            writing.put(50)
+            until(lambda: writing.all_committed, within_s=60)
+    assert_stored_exactly_once(settings, embedded.url(settings.data_dir) or "")
+    embedded.stop(settings.data_dir)
 
 
 def test_a_mistake_in_processing_stops_neither_thread_nor_later_blocks(

@@ -102,3 +102,16 @@ def test_a_capture_keeps_one_row_with_its_latest_status(conn: connection) -> Non
     assert (second.capture, second.source, second.status) == (3, "dhan", {"ticks": 2})
     assert second.started_at == first.started_at
     assert second.updated_at > first.updated_at
+
+
+def test_the_last_receive_time_of_a_block_is_kept_to_the_microsecond(conn: connection) -> None:
+    block = make_block(5, at_s=0.123456)
+    write_blocks(conn, [block], StandingClock(1))
+    assert ledger.last_received_ns(conn, 5) == block.last_received_ns // 1000 * 1000
+
+
+def test_redrives_are_counted_from_none_for_each_capture(conn: connection) -> None:
+    assert ledger.redrives(conn, 0) == 0
+    ledger.count_redrive(conn, 0)
+    ledger.count_redrive(conn, 3)
+    assert [ledger.redrives(conn, capture) for capture in (0, 1, 3)] == [1, 0, 1]

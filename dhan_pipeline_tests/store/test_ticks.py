@@ -15,7 +15,15 @@ from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.store import ledger, ticks
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.partitions import ensure_partitions, instant
-from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlock, hour_digest, replace_hour, write_blocks
+from dhan_pipeline.store.ticks import (
+    JournalIncompleteError,
+    RedrivenError,
+    StoredBlock,
+    hour_digest,
+    replace_blocks,
+    replace_hour,
+    write_blocks,
+)
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 
 HOUR = "2026-11-20T09:00"
@@ -225,6 +233,51 @@ def test_a_late_writer_of_the_hour_waits_for_the_rebuild_and_then_writes_nothing
         late.join()
     assert written == [2]
     assert _count(conn, "ticks") == 12
+
+
+def test_rows_are_renewed_while_the_writer_goes_on_and_it_learns_of_it(database_url: str, conn: connection) -> None:
+    redrives = ledger.redrives(conn, 0)
+    conn.commit()
+    write_blocks(conn, [make_block(1), make_block(2)], CLOCK, redrives)
+    asked: list[tuple[int, int]] = []
+    late: list[threading.Thread] = []
+    outdated: list[type[Exception]] = []
+
+    with closing(connect(database_url)) as other, closing(connect(database_url)) as watcher:
+
+        def write_late() -> None:
+            try:
+                write_blocks(other, [make_block(4)], CLOCK, redrives)
+            except RedrivenError as error:
+                outdated.append(type(error))
+
+        def renew(first: int, last: int) -> Iterator[StoredBlock]:
+            asked.append((first, last))
+            if first == 2:  # the same hour: nobody waits
+                assert write_blocks(other, [make_block(3)], CLOCK, redrives) == [3]
+            else:
+                late.append(threading.Thread(target=write_late))
+                late[0].start()
+                while not _all(watcher, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+                    pass
+            yield from (make_block(number, price=5.0) for number in range(first, last + 1))
+
+        assert replace_blocks(conn, 2, 1 << 20, renew, CLOCK) == 12
+        late[0].join()
+    assert asked == [(2, 2), (3, 3)]
+    assert outdated == [RedrivenError]
+    renewed = "SELECT DISTINCT tick_id >> 16 FROM ticks WHERE last_price < 50 ORDER BY 1"
+    assert _all(conn, renewed) == [(2,), (3,)]
+    assert _count(conn, "ingest_ledger") == 3
+    assert ledger.redrives(conn, 0) == redrives + 1
+
+
+def test_rows_of_an_earlier_day_are_renewed_without_a_word_to_the_writer(conn: connection) -> None:
+    redrives = ledger.redrives(conn, 0)
+    conn.commit()
+    write_blocks(conn, [make_block(1), make_block(9)], CLOCK, redrives)
+    assert replace_blocks(conn, 1, 5, lambda first, last: [make_block(1, price=5.0)], CLOCK) == 6
+    assert ledger.redrives(conn, 0) == redrives
 
 
 @pytest.mark.parametrize(

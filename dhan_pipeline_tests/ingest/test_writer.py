@@ -16,6 +16,7 @@ from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
@@ -124,6 +125,33 @@ def test_what_an_earlier_run_left_is_stored_and_what_it_stored_is_not_stored_aga
         until(lambda: second.all_committed)
     assert second.writer.counts.blocks == 10
     assert_stored_exactly_once(settings, database_url)
+
+
+def test_a_gap_of_damage_after_a_restart_begins_with_what_was_stored_last(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    first = Writing(settings, database_url, journal)
+    with running(first.writer, first.backlog):
+        [stored] = first.put(10)
+        until(lambda: first.all_committed)
+    [lost] = record(journal, market_messages(10), START_NS + 5 * SECOND_NS)
+    path = hour_path(settings.journal_dir, 0, HOUR)
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 255
+    path.write_bytes(content)
+    [later] = record(journal, market_messages(10), START_NS + 6 * SECOND_NS)
+    told: list[tuple[int, int, str]] = []
+    backlog = Backlog(
+        settings.journal_dir, 0, journal.last_block_id, journal.last_received_ns, lambda *facts: told.append(facts)
+    )
+    second = Writer(settings, database_url, backlog, HandClock(), pytest.fail)
+    with running(second, backlog):
+        until(lambda: second.counts.committed_through_ns == journal.last_received_ns)
+    assert [(since_ns, until_ns) for since_ns, until_ns, _ in told] == [
+        (stored.last_received_ns, later.first_received_ns)
+    ]
+    ledger_ids = query(database_url, "SELECT block_id FROM ingest_ledger ORDER BY 1")
+    assert lost.block_id not in {block_id for (block_id,) in ledger_ids}
 
 
 def test_a_start_without_anything_to_store_knows_that_all_is_committed(

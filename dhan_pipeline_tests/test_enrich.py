@@ -475,7 +475,7 @@ packets = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(packets, max_size=12), max_size=4))
 def test_blocks_agree_with_reading_packet_by_packet(blocks: list[list[bytes]]) -> None:
     day, folded, twin = Day(), MarketState(len(INDEX)), Twin()
@@ -498,7 +498,7 @@ def test_blocks_agree_with_reading_packet_by_packet(blocks: list[list[bytes]]) -
             np.testing.assert_array_equal(values, getattr(folded, name))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(packets, max_size=30), st.integers(0, 30))
 def test_where_blocks_begin_does_not_change_what_the_rows_say(messages: list[bytes], cut: int) -> None:
     def said(*parts: list[bytes]) -> list[dict[str, Any]]:
@@ -509,7 +509,7 @@ def test_where_blocks_begin_does_not_change_what_the_rows_say(messages: list[byt
     assert said(messages) == said(messages[:cut], messages[cut:])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(packets, max_size=30))
 def test_the_same_block_makes_the_same_bytes(messages: list[bytes]) -> None:
     assert tick_copy(Day().block(*messages).ticks) == tick_copy(Day().block(*messages).ticks)

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dhan_pipeline.journal.block import Block
@@ -36,13 +36,7 @@ Journal = tuple[Path, list[Block]]
 HOUR = "2026-11-20T09:00"
 NEXT_HOUR = "2026-11-20T10:00"
 
-BOUNDED = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=120,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+BOUNDED = settings(max_examples=120)
 
 
 def ids(blocks: object) -> list[int]:

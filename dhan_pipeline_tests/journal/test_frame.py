@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dhan_pipeline.journal.block import Block
@@ -35,7 +35,6 @@ def stored(tmp_path: Path, data: bytes) -> tuple[int, int]:
     return os.open(path, os.O_RDONLY), len(data)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(messages)
 def test_a_block_comes_back_as_it_was(
     tmp_path: Path, same_block: Callable[[Block, Block], bool], rows: list[tuple[int, int, bool, bytes]]

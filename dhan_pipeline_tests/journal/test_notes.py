@@ -13,7 +13,7 @@ from dhan_pipeline.journal.notes import NOTE_CONNECTION, Note, Started, decode_n
 from dhan_pipeline.journal.reader import read_blocks
 from dhan_pipeline.journal.writer import JournalWriter
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+BOUNDED = settings(max_examples=300)
 
 GAP = Gap(
     gap_id=1_795_145_400_000_000_001,

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dhan_pipeline.journal.block import Block, first_block_id, make_block_id, split_block_id
@@ -195,7 +195,6 @@ def test_one_changed_byte_costs_one_block_at_most_wherever_it_is(journal: Journa
             assert hour_summary(journal_dir, 0, HOUR).blocks == len(expected)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_bytes_cut_out_or_put_in_cost_only_the_blocks_they_touch(
     journal: Journal, same_block: Same, data: st.DataObject

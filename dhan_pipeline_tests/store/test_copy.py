@@ -155,7 +155,7 @@ nullable = st.sampled_from([column for column in COLUMNS if not column.required]
 holes = st.tuples(st.integers(0, 19), nullable, st.integers(0, DEPTH_LEVELS - 1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(holes, max_size=80), st.integers(0, 20))
 def test_any_pattern_of_nulls_is_laid_out_as_the_format_says(gaps: list[tuple[int, Any, int]], cut: int) -> None:
     rows = [make_row(tick_id, Mode.FULL) for tick_id in range(20)]

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
@@ -82,13 +82,7 @@ NOTES: list[tuple[int, Note]] = [
 
 
 @given(restarts=st.lists(st.tuples(st.integers(0, len(NOTES)), st.integers(0, len(NOTES))), max_size=6))
-@settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=40)
 def test_notes_that_are_told_again_from_any_place_on_change_nothing(
     conn: connection, restarts: list[tuple[int, int]]
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
@@ -231,7 +231,7 @@ _MASTERS = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(_MASTERS)
 def test_after_any_syncs_the_table_is_the_last_master_and_each_active_instrument_has_one_open_version(
     database_url: str, masters: list[list[dict[str, Any]]]

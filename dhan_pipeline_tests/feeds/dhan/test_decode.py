@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dhan_pipeline.feeds.dhan.decode import decode
@@ -282,7 +282,6 @@ def columns_of(tick: DhanTick, mode: Mode) -> dict[str, object]:
     return {name: value or 0 for name, value in values.items()}
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(st.lists(packets(), min_size=1, max_size=4).map(b"".join), max_size=8))
 @example([FULL, OI, FULL])
 @example([FULL, FULL, FULL * 2])
@@ -321,7 +320,6 @@ hostile = st.one_of(
 )
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(hostile, st.booleans()), max_size=8))
 @example([(b"", False)])
 def test_any_bytes_are_decoded_as_if_walked_packet_by_packet(messages: list[tuple[bytes, bool]]) -> None:

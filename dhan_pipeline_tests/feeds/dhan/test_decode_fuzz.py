@@ -31,7 +31,7 @@ from dhan_pipeline.instruments import InstrumentIndex, generate_instrument_token
 from dhan_pipeline.store.copy import tick_copy
 from dhan_pipeline.ticks import NULL_INT, Decoded, Enriched
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+BOUNDED = settings(max_examples=200)
 
 #: The largest message that a connection takes, and the most packets that a block can number.
 LARGEST_BYTES = 512 << 10

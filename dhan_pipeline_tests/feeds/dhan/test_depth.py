@@ -2,7 +2,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dhan_pipeline.feeds.dhan.depth import DepthMessage, Levels, parse_depth_message, split_depth
@@ -92,7 +92,6 @@ def test_the_reason_of_a_disconnect_is_found_at_either_place(packet: str, reason
     assert parse_depth_message(bytes.fromhex(packet), 20) == DepthMessage(disconnects=[reason])
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=900) | st.builds(lambda a, b: BID_20 + a + ASK_20 + b, st.binary(), st.binary()))
 def test_any_bytes_are_covered_and_counted(message: bytes) -> None:
     every: tuple[Levels, ...] = (20, 200)

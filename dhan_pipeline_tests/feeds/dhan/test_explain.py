@@ -2,7 +2,7 @@ import json
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dhan_pipeline.feeds.dhan.explain import explain
@@ -106,7 +106,6 @@ def test_a_disconnect_of_the_depth_feeds_without_a_reason_shows_none() -> None:
     assert [row["field"] for row in packet["rows"]][-2:] == ["security_id", "rows"]
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=400) | st.binary(max_size=350).map(lambda body: struct.pack("<HB", 332, 41) + body))
 def test_any_bytes_are_explained_in_json(frame: bytes) -> None:
     packets = json.loads(json.dumps(explain(frame), allow_nan=False))

@@ -1,7 +1,7 @@
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dhan_pipeline.feeds.dhan.framing import split
@@ -94,7 +94,6 @@ packets = st.builds(
 )
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=400) | st.lists(packets, max_size=6).map(b"".join))
 def test_any_bytes_are_covered_without_gap_or_overlap(message: bytes) -> None:
     at = 0

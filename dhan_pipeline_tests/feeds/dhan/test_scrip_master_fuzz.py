@@ -7,20 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, ScripMaster, ScripMasterError, parse_dhan_csv
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import sync_to_database
 
-BOUNDED = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+BOUNDED = settings(max_examples=100)
 
 COMPACT = (
     "SEM_EXM_EXCH_ID,SEM_SEGMENT,SEM_SMST_SECURITY_ID,SEM_INSTRUMENT_NAME,SEM_EXPIRY_CODE,SEM_TRADING_SYMBOL,"

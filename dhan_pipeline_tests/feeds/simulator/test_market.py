@@ -245,7 +245,7 @@ TOKENS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tokens=TOKENS, seed=st.integers(0, 2**32), events=st.integers(0, 5000))
 def test_what_a_packet_says_is_consistent(tokens: list[int], seed: int, events: int) -> None:
     market = Market(tokens, seed=seed, clock=StoppedClock())

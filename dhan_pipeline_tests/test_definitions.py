@@ -30,6 +30,7 @@ ASSETS = {
             "silent_instruments",
             "trade_clock",
             "token",
+            "disk",
         },
     ),
     "raw_packets": ({"subscriptions"}, "market_data", {"arrow"}, True, set()),

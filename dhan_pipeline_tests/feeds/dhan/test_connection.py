@@ -112,7 +112,7 @@ LITERAL_FRAMES = [
     (bytes.fromhex("82 00"), [b""]),
     (bytes.fromhex("81 05") + b"hello", ["hello"]),
     (bytes.fromhex("81 03 e282ac"), ["€"]),
-    (bytes.fromhex("81 01 ff"), ["\ufffd"]),
+    (bytes.fromhex("81 01 ff"), ["\udcff"]),
     (bytes.fromhex("02 01 61 80 01 62"), [b"ab"]),
     (bytes.fromhex("01 01 61 00 01 62 80 01 63"), ["abc"]),
     (bytes.fromhex("02 01 61 89 00 80 01 62 82 01 63"), [b"ab", b"c"]),

@@ -42,8 +42,7 @@ async def everything(websocket: ClientConnection) -> list[bytes]:
     received: list[bytes] = []
     with suppress(ConnectionClosed):
         while True:
-            message = await websocket.recv()
-            received.append(message.encode() if isinstance(message, str) else message)
+            received.append(await websocket.recv(decode=False))
     return received
 
 

@@ -93,12 +93,10 @@ class GapKeeper:
 
     def paused(self, connection: int, since_ns: int, until_ns: int) -> None:
         """A lively connection brought nothing between the two; what another gap explains is not told again."""
-        known = [
-            gap.started_ns
-            for gap in (*self._ended, *self._open.values())
-            if gap.connection == connection and gap.cause is not Cause.SILENT
-        ]
-        until_ns = min((at_ns for at_ns in known if since_ns <= at_ns < until_ns), default=until_ns)
+        for gap in (*self._ended, *self._open.values()):
+            meanwhile = gap.started_ns < until_ns and (gap.ended_ns is None or gap.ended_ns > since_ns)
+            if gap.connection == connection and gap.cause is not Cause.SILENT and meanwhile:
+                until_ns = gap.started_ns
         if until_ns - since_ns >= SHORTEST_PAUSE_S * 1e9 * self._clock.speed:
             gap = self._make(connection, since_ns, Cause.STALL, "nothing came", self._instruments(connection))
             self._end(gap, until_ns, "packets came again", instruments=gap.instruments)

@@ -199,6 +199,18 @@ def test_a_pause_of_a_lively_connection_is_a_gap_that_is_told_when_it_is_over(ke
     assert (kept.gaps.count, kept.gaps.status()["gap_recent_s"]) == (1, 8.0)
 
 
+def test_an_outage_is_no_pause_of_its_own_however_close_its_beginning_is_to_the_last_message(kept: Kept) -> None:
+    last_message_ns = kept.clock.at_ns
+    lost(kept, since_ns=last_message_ns - 1000)
+    kept.later(60)
+    kept.gaps.message(0)
+    kept.gaps.paused(0, last_message_ns, kept.clock.at_ns + 1000)
+    assert len(kept.notes) == 2
+    since_ns = kept.clock.at_ns + 1000
+    kept.gaps.paused(0, since_ns, since_ns + 6 * SECOND_NS)
+    assert (kept.last.started_ns, kept.last.cause) == (since_ns, Cause.STALL)
+
+
 def test_of_a_pause_only_what_no_other_gap_explains_is_told(kept: Kept) -> None:
     since_ns = kept.clock.at_ns
     lost(kept, since_ns=kept.later(2))

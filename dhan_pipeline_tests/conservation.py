@@ -23,7 +23,7 @@ from dhan_pipeline_tests.ingest.feed import query
 
 #: A packet is sent before it is received, and a process that is busy receives it late: what was sent this long before
 #: a gap's beginning, which is a receive time, may belong to the gap.
-TOLERANCE_NS = 3_000_000_000
+TOLERANCE_NS = 5_000_000_000
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.journal.reader import list_files, read_blocks
 from dhan_pipeline.settings import Settings
-from dhan_pipeline_tests.child import PROGRAM, capture, environment, until
+from dhan_pipeline_tests.child import PROGRAM, capture, environment, settled, until
 from dhan_pipeline_tests.ingest.feed import (
     SUBSCRIBED,
     assert_stored_exactly_once,
@@ -60,6 +60,7 @@ async def test_killed_in_the_middle_and_started_again_every_packet_is_stored_exa
             sent = sum(simulator.sent.values())
             [connection] = simulator.connections
             sent_to_child = sum(connection.sent.values())
+            await settled(child)
             child.process.send_signal(signal.SIGTERM)
             assert await child.ended() == 0
     assert f"Cut 1504 bytes of an unfinished block off the end of {newest}" in child.log

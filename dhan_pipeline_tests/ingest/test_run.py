@@ -51,7 +51,7 @@ def ready(settings: Settings) -> Settings:
 async def test_what_the_exchange_sent_over_the_edge_of_an_hour_is_stored_and_the_hour_told_complete(
     ready: Settings, database_url: str, conn: connection
 ) -> None:
-    clock = Clock(START_NS + HOUR_NS - 60 * SECOND_NS, speed=100.0)
+    clock = Clock(START_NS + HOUR_NS - 500 * SECOND_NS, speed=100.0)
     save_token(ready.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6, clock=clock), CLIENT_ID)
     async with DhanSimulator(SUBSCRIBED, rate=4000, clock=clock) as simulator:
         async with ingest(with_feed(ready, simulator), clock) as running:
@@ -106,7 +106,7 @@ async def test_a_capture_that_starts_again_tells_the_complete_hours_though_nothi
         await until(lambda: first.complete_hours)
     async with ingest(silent, clock) as second:
         await until(lambda: second.complete_hours)
-        assert second.of_kind("status")[-1]["backlog_seconds"] == 0.0
+        await until(lambda: second.of_kind("status")[-1]["backlog_seconds"] == 0.0)
         await until(lambda: second.of_kind("warning"))
         await until(lambda: len(second.of_kind("status")) > 2)
     assert first.complete_hours == second.complete_hours == [HOUR]
@@ -168,9 +168,8 @@ async def test_capture_goes_on_through_an_outage_and_catches_up(
             await until(lambda: running.of_kind("warning"))
             before = running.of_kind("status")[-1]
             await until(lambda: running.of_kind("status")[-1]["messages"] > before["messages"] + 4000)
-            behind = running.of_kind("status")[-1]
-            assert behind["backlog_seconds"] > 0.5
-            assert behind["connections_up"] == 1
+            await until(lambda: running.of_kind("status")[-1]["backlog_seconds"] > 0.5)
+            assert running.of_kind("status")[-1]["connections_up"] == 1
         simulator.rate = 0
         simulator.flush()
         sent = sum(simulator.sent.values())
@@ -197,7 +196,7 @@ async def test_stopped_during_an_outage_it_leaves_the_rest_to_the_next_start(
 
 
 async def test_a_journal_that_cannot_be_written_ends_the_capture_with_its_reason(ready: Settings) -> None:
-    clock = Clock(START_NS + HOUR_NS - 50 * SECOND_NS, speed=100.0)
+    clock = Clock(START_NS + HOUR_NS - 500 * SECOND_NS, speed=100.0)
     save_token(ready.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6, clock=clock), CLIENT_ID)
     async with DhanSimulator(SUBSCRIBED, rate=1000, clock=clock) as simulator:
         running = Running(with_feed(ready, simulator), clock)

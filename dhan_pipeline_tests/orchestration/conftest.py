@@ -165,7 +165,7 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

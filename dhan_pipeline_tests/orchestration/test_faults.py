@@ -36,6 +36,8 @@ from dhan_pipeline_tests.orchestration.conftest import (
     wait_until,
 )
 
+pytestmark = pytest.mark.timeout(400)
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -245,6 +247,7 @@ def test_while_dagsters_storage_is_away_the_capture_goes_on_and_what_happened_is
                 storage(allowed=False)
                 capture_says.say(event="hour_complete", hour=HOUR)
                 wait_until(lambda: f"Dagster could not be told (reporting the hour {HOUR})" in caplog.text)
+                wait_until(lambda: "The run's status cannot be read, the capture goes on" in caplog.text)
             finally:
                 storage(allowed=True)
                 stop()
@@ -253,4 +256,3 @@ def test_while_dagsters_storage_is_away_the_capture_goes_on_and_what_happened_is
             result = execute(pipeline)
         assert result.success
         assert instance.get_materialized_partitions(TICKS) == {HOUR}
-        assert "The run's status cannot be read, the capture goes on" in caplog.text

@@ -4,10 +4,17 @@ Belongs here: when a token is too old for the day, and what a run says about it.
 (`feeds/dhan/token.py`), which also sees to it that only one process makes one.
 """
 
+from datetime import datetime, timedelta
+
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan.auth import check_dhan_token_validity, get_dhan_credentials
+from dhan_pipeline.feeds.dhan.auth import (
+    Credentials,
+    check_dhan_token_validity,
+    get_dhan_credentials,
+    is_renewable,
+)
 from dhan_pipeline.feeds.dhan.errors import CredentialsError
 from dhan_pipeline.feeds.dhan.token import can_refresh, read_profile, refresh_token
 from dhan_pipeline.orchestration.calendar import token_needed_until
@@ -16,6 +23,12 @@ from dhan_pipeline.orchestration.schedules import TIME_ZONE
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
+#: Tokens live for 24 hours: one that is made at midnight would end, and be renewed, while commodities trade.
+FIRST_HOUR = 6
+
+#: A token that can be renewed is renewed this long before its end, two looks of the schedule ahead.
+RENEW_AHEAD = timedelta(minutes=32)
+
 
 @dg.op(description="Has a new access token made where the present one does not last, and asks whether it is good.")
 def refresh_access_token(
@@ -23,8 +36,13 @@ def refresh_access_token(
 ) -> None:
     """Refresh the token and read the profile. Fails with a sentence where a person has to act."""
     with explained():
-        until = token_needed_until(settings, clock)
-        made = refresh_token(settings, clock, needed_until=until) if can_refresh(settings) else None
+        try:
+            credentials = get_dhan_credentials(settings)
+        except CredentialsError:
+            credentials = None
+        until = _needed_until(settings, clock, credentials)
+        can_be_had = _can_be_had(settings, clock, credentials)
+        made = refresh_token(settings, clock, needed_until=until) if can_be_had else None
         context.log.info("A new token was made." if made else "The token lasts; none was made.")
         profile = read_profile(settings, made or get_dhan_credentials(settings))
         valid_until = profile.valid_until.astimezone(IST)
@@ -47,6 +65,27 @@ def token_refresh_job() -> None:
     refresh_access_token()
 
 
+def _needed_until(settings: Settings, clock: Clock, credentials: Credentials | None) -> datetime | None:
+    """How long a token is needed; None if not at all."""
+    now = clock.now()
+    until = token_needed_until(settings, clock) if now.astimezone(IST).hour >= FIRST_HOUR else None
+    # Once the time of a renewable one is over, only a person makes another: also on a day without sessions.
+    return max(until or now, now + RENEW_AHEAD) if _can_be_renewed(credentials, now) else until
+
+
+def _can_be_had(settings: Settings, clock: Clock, credentials: Credentials | None) -> bool:
+    """Whether a token can be had without a person."""
+    return can_refresh(settings) or _can_be_renewed(credentials, clock.now())
+
+
+def _can_be_renewed(credentials: Credentials | None, now: datetime) -> bool:
+    return (
+        credentials is not None
+        and is_renewable(credentials.access_token.get_secret_value())
+        and check_dhan_token_validity(credentials, timedelta(0), now)
+    )
+
+
 @dg.schedule(
     job=token_refresh_job,
     name="token_refresh_schedule",
@@ -54,25 +93,26 @@ def token_refresh_job() -> None:
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every quarter of an hour: starts `token_refresh_job` where the token does not last for today's"
-    " sessions. Needs DHAN_PIN and DHAN_TOTP_SECRET.",
+    " sessions, or is about to end and can be renewed. Dhan renews those of its web site; others are made where"
+    " DHAN_PIN and DHAN_TOTP_SECRET are set.",
 )
 def token_refresh_schedule(
     settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> dg.RunRequest | dg.SkipReason:
-    """A run where a token is needed today that the present one is not."""
-    until = token_needed_until(settings, clock)
-    if until is None:
-        return dg.SkipReason("No session is to come today.")
+    """A run where a token is needed that the present one is not, and can be had."""
+    credentials, problem = None, ""
     try:
         credentials = get_dhan_credentials(settings)
     except CredentialsError as error:
         problem = str(error)
-    else:
+    until = _needed_until(settings, clock, credentials)
+    if until is None:
+        return dg.SkipReason(f"No session is to come today, or it is before {FIRST_HOUR}:00 IST.")
+    if credentials is not None:
+        at = f"{until.astimezone(IST):%H:%M} IST"
         if check_dhan_token_validity(credentials, until - clock.now(), clock.now()):
-            return dg.SkipReason(
-                f"The token lasts until {until.astimezone(IST):%H:%M} IST, when it is no longer needed."
-            )
-        problem = f"The token does not last until {until.astimezone(IST):%H:%M} IST."
-    if not can_refresh(settings):
+            return dg.SkipReason(f"The token lasts until {at}, which is long enough.")
+        problem = f"The token does not last until {at}."
+    if not _can_be_had(settings, clock, credentials):
         return dg.SkipReason(f"{problem} Set DHAN_PIN and DHAN_TOTP_SECRET, or put a new one into the token file.")
     return dg.RunRequest()

@@ -76,6 +76,35 @@ def test_a_token_that_lasts_the_day_is_left_alone(settings: Settings) -> None:
     assert "The token lasts until" in why(evaluate(settings))
 
 
+WEB, APP = "SELF", "APP"
+SUNDAY = Clock(parse_hour_key("2026-11-22T08:00"))
+
+
+@pytest.mark.parametrize(
+    ("consumer", "hours_left", "clock", "runs"),
+    [
+        (WEB, 0.5, SUNDAY, True),  # nobody but a person makes another once it is over
+        (WEB, 1.0, SUNDAY, False),
+        (WEB, -0.1, MORNING, False),
+        (WEB, 10.0, MORNING, True),
+        (APP, 0.5, SUNDAY, False),
+        (APP, 10.0, MORNING, False),
+    ],
+)
+def test_a_token_of_the_web_site_is_renewed_without_pin_and_secret_as_long_as_it_lives(
+    settings: Settings, consumer: str, hours_left: float, clock: Clock, runs: bool
+) -> None:
+    poor = settings.model_copy(update={"dhan_pin": None})
+    token = make_token(CLIENT_ID, expires_in=hours_left * 3600, clock=clock, consumer=consumer)
+    save_token(settings.dhan_token_file, token, CLIENT_ID)
+    assert isinstance(evaluate(poor, clock), dg.RunRequest) is runs
+
+
+def test_no_token_is_made_at_midnight_to_end_at_the_next(settings: Settings) -> None:
+    assert isinstance(evaluate(settings, Clock(parse_hour_key("2026-11-20T05:00"))), dg.SkipReason)
+    assert isinstance(evaluate(settings, Clock(parse_hour_key("2026-11-20T06:00"))), dg.RunRequest)
+
+
 def test_without_a_token_one_is_made(settings: Settings) -> None:
     assert isinstance(evaluate(settings), dg.RunRequest)
 
@@ -86,8 +115,7 @@ def test_without_pin_and_secret_a_person_is_told_what_to_do(settings: Settings) 
 
 
 def test_on_a_day_without_sessions_no_token_is_needed(settings: Settings) -> None:
-    sunday = Clock(parse_hour_key("2026-11-22T08:00"))
-    assert why(evaluate(settings, sunday)) == "No session is to come today."
+    assert why(evaluate(settings, SUNDAY)).startswith("No session is to come today")
 
 
 def run(settings: Settings, clock: Clock, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
@@ -104,6 +132,16 @@ def test_the_job_makes_a_token_that_the_broker_accepts(settings: Settings) -> No
         assert get_dhan_credentials(online).access_token.get_secret_value() == rest.active_token
         assert run(online, clock, instance).success
         assert rest.made == 1
+
+
+def test_the_job_renews_a_token_of_the_web_site_without_pin_and_secret(settings: Settings) -> None:
+    clock = Clock()
+    with broker(settings, clock) as (rest, online), dg.DagsterInstance.ephemeral() as instance:
+        poor = online.model_copy(update={"dhan_pin": None, "dhan_totp_secret": None})
+        save_token(poor.dhan_token_file, make_token(CLIENT_ID, expires_in=600, clock=clock), CLIENT_ID)
+        assert run(poor, clock, instance).success
+        assert rest.made == 1
+        assert get_dhan_credentials(poor).access_token.get_secret_value() == rest.active_token
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ Errors are those of `errors`; none of their messages contains the token.
 """
 
 import base64
-import binascii
 import json
 import os
 import tempfile
@@ -173,8 +172,21 @@ def parse_expiry(text: Any) -> datetime:
 def token_expiry(token: str) -> datetime | None:
     """The `exp` claim, UTC, without verifying the signature; None if this is not a JWT that has one."""
     try:
-        claims = token.split(".")[1]
-        expiry = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
-        return datetime.fromtimestamp(expiry, IST).astimezone(UTC)
-    except (IndexError, KeyError, TypeError, ValueError, binascii.Error, OverflowError, OSError, RecursionError):
+        return datetime.fromtimestamp(_claims(token)["exp"], IST).astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
+
+
+def is_renewable(token: str) -> bool:
+    """Whether Dhan renews the token while it lives: it does so for those that a person made on its web site."""
+    return _claims(token).get("tokenConsumerType") == "SELF"
+
+
+def _claims(token: str) -> dict[str, Any]:
+    """What a JWT says, unverified; empty for what is none."""
+    try:
+        claims = token.split(".")[1]
+        said = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+    except (IndexError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}

@@ -139,15 +139,17 @@ class RestServer:
         if not self._totp.verify(query.get("totp", ""), for_time=self._clock.now(), valid_window=1):
             return HTTPStatus.BAD_REQUEST, _error("DH-901", "Invalid TOTP")
         self._generated_at = time.monotonic()
-        return HTTPStatus.OK, self._make(query.get("dhanClientId", ""))
+        return HTTPStatus.OK, self._make(query.get("dhanClientId", ""), "APP")
 
     def _renew(self, token: str, client_id: str) -> tuple[HTTPStatus, dict[str, Any]]:
         if self.judge(client_id, token) is not None:
             return HTTPStatus.UNAUTHORIZED, _error("DH-901", "access token invalid or expired")
-        return HTTPStatus.OK, self._make(client_id)
+        if read_claims(token).get("tokenConsumerType") != "SELF":
+            return HTTPStatus.BAD_REQUEST, _error("DH-905", "only tokens of the web site are renewed")
+        return HTTPStatus.OK, self._make(client_id, "SELF")
 
-    def _make(self, client_id: str) -> dict[str, Any]:
-        self.active_token = make_token(client_id, clock=self._clock)
+    def _make(self, client_id: str, consumer: str) -> dict[str, Any]:
+        self.active_token = make_token(client_id, clock=self._clock, consumer=consumer)
         self.made += 1
         expires = datetime.fromtimestamp(read_claims(self.active_token)["exp"], IST)
         return {

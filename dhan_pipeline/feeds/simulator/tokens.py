@@ -15,14 +15,19 @@ TOTP_SECRET = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"  # noqa: S105 - it opens nothin
 _numbers = count(1)
 
 
-def make_token(client_id: str, *, expires_in: float = 86_400.0, clock: Clock | None = None) -> str:
-    """An access token for `client_id`. It expires in so many seconds of the clock, by default the machine's."""
+def make_token(
+    client_id: str, *, expires_in: float = 86_400.0, clock: Clock | None = None, consumer: str = "SELF"
+) -> str:
+    """An access token for `client_id`. It expires in so many seconds of the clock, by default the machine's.
+
+    `consumer`: SELF as from the web site, which can be renewed, or APP as made with PIN and TOTP.
+    """
     now_s = (clock or Clock()).now_ns() // 1_000_000_000
     claims = {
         "iss": "dhan",
         "jti": next(_numbers),
         "exp": int(now_s + expires_in),
-        "tokenConsumerType": "SELF",
+        "tokenConsumerType": consumer,
         "dhanClientId": client_id,
     }
     parts = [json.dumps(part).encode() for part in ({"typ": "JWT", "alg": "HS512"}, claims)] + [b"not signed"]

@@ -239,7 +239,7 @@ async def test_a_token_is_kept_although_its_time_makes_no_sense(
 ) -> None:
     async with broker(tmp_path) as (simulator, settings):
         reply = {"accessToken": "opaque", "expiryTime": "0001-01-01T00:00:00.000"}
-        monkeypatch.setattr(simulator.rest, "_make", lambda client_id: reply)
+        monkeypatch.setattr(simulator.rest, "_make", lambda client_id, consumer: reply)
         await asyncio.to_thread(generate_token, settings, Clock())
         kept = get_dhan_credentials(settings)
         assert (kept.access_token.get_secret_value(), kept.expires_at) == ("opaque", None)

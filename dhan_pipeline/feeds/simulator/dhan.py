@@ -5,7 +5,8 @@ acknowledgement, one packet a WebSocket message, a snapshot upon subscribing, th
 Silence about instruments that do not exist is part of it.
 
 Packets bypass `websockets`' own sending, which costs more than making them: whole frames go to the transport, many at
-once. Its pings, pongs and closing handshake remain; they write whole frames too, so that both can be mixed.
+once. Its pings, pongs and closing handshake remain; they write whole frames too, so that both can be mixed. While a
+frame trickles, they wait for its end.
 """
 
 import asyncio
@@ -42,6 +43,7 @@ from dhan_pipeline.feeds.simulator.misbehaviour import (
     SentLog,
     Switches,
     frame_of,
+    is_continuation,
     split_frames,
     stack,
     torn_packet,
@@ -115,12 +117,23 @@ class _Prepared:
     messages_sent: int = 0
 
 
+class _Websocket(ServerConnection):
+    """The library's connection, which says nothing of its own in the middle of a message."""
+
+    mid_message = False
+
+    def send_data(self) -> None:
+        """Write pings, pongs and closing frames, now or with the first call after the message."""
+        if not self.mid_message:
+            super().send_data()
+
+
 class Connection:
     """One client's connection, and what it asked for."""
 
     def __init__(
         self,
-        websocket: ServerConnection,
+        websocket: _Websocket,
         client_id: str,
         market: Market,
         packets_a_message: int,
@@ -135,6 +148,8 @@ class Connection:
         """Packets handed to the socket, by kind."""
         self.skipped = 0
         """Packets that were not sent because the client reads too slowly."""
+        self.vanished = False
+        """Whether `vanish` was called."""
         self.modes: NDArray[np.uint8] = np.zeros(len(market), np.uint8)
         """What it is subscribed to, by index in the market: 1 ticker, 2 quote, 4 full, or a sum of them."""
         self._market = market
@@ -145,6 +160,8 @@ class Connection:
         self._random = randomness
         self._gathered: list[bytes] | None = None
         self._waiting: list[bytes] = []
+        self._written = 0
+        """Bytes of the first of the waiting frames that the socket has already."""
         self._trickle: asyncio.Task[None] | None = None
         self._ended = False
 
@@ -215,62 +232,58 @@ class Connection:
     async def send_half(self) -> None:
         """The first half of a message, which ends with a reset of the connection."""
         if self.is_open:
+            self._end(whole=True)
             frame = frame_of(torn_packet())
             self._websocket.transport.write(frame[: len(frame) // 2])
-            self._waiting.clear()
-            self._faults_over()
             await asyncio.sleep(_ARRIVAL_S)
             self.reset()
 
     def send_huge(self) -> None:
         """A message that announces 100 MB, and the first of them."""
         if self.is_open:
-            self._faults_over()
+            self._end(whole=True)
             self._websocket.transport.write(HUGE_HEADER + bytes(_HUGE_BYTES))
 
     def drop(self) -> None:
         """Close the connection without a word."""
         if self.is_open:
-            self._faults_over()
+            self._end()
             self._websocket.transport.close()
 
     def vanish(self) -> None:
         """Leave the connection standing and never say anything again, nor hear: no ping and no answer to one."""
-        self._faults_over()
+        self._end()
+        self.vanished = True
         self._websocket.transport.pause_reading()
         if self._websocket.keepalive_task is not None:
             self._websocket.keepalive_task.cancel()
 
+    def listen(self, on: bool) -> None:
+        """Take what the client sends, or leave it with the operating system until then."""
+        if self.is_open:
+            transport = self._websocket.transport
+            (transport.resume_reading if on else transport.pause_reading)()
+
     async def close(self, code: int) -> None:
         """Close the connection with a WebSocket code."""
-        self._faults_over()
+        self._end(whole=True)
         await self._websocket.close(code)
-
-    def _faults_over(self) -> None:
-        """Nothing more is sent of what trickles, and nothing new: the stream of messages has ended."""
-        self._ended = True
-        self._waiting.clear()
-        if self._trickle is not None:
-            self._trickle.cancel()
 
     async def disconnect(self, reason_code: int) -> None:
         """Say why (code 50), then close. Nothing is sent after."""
-        if self._trickle is not None:
-            self._trickle.cancel()
-            self._waiting.clear()
-            self._trickle = None
-        if self.is_open:
+        was_open = self.is_open
+        self._end(whole=True)
+        if was_open:
             packet = LAYOUTS[ResponseCode.DISCONNECT]
             self._count(ResponseCode.DISCONNECT, 1)
             self._hand_over(frame_of(packet.struct.pack(ResponseCode.DISCONNECT, packet.size, 0, 0, reason_code)))
-            self._ended = True
         await self._websocket.close()
 
     def reset(self) -> None:
         """Drop the connection without a word: the client sees a TCP reset."""
         transport = self._websocket.transport
         if not transport.is_closing():
-            self._faults_over()
+            self._end()
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
 
@@ -315,19 +328,38 @@ class Connection:
     async def _let_trickle(self) -> None:
         """Whole messages in order, in pieces that end anywhere. What is not slow any more goes at once."""
         transport = self._websocket.transport
-        while self._waiting and not transport.is_closing():
+        while self._waiting and self.is_open:
             frame = self._waiting[0]
-            start = 0
-            while self._faults.slow and start < len(frame):
-                stop = start + self._random.randint(1, max(len(frame) // 2, 1))
-                transport.write(frame[start:stop])
-                start = stop
+            while self._faults.slow and (left := len(frame) - 1 - self._written):
+                piece = self._random.randint(1, min(left, max(len(frame) // 2, 1)))
+                self._websocket.mid_message = True
+                transport.write(frame[self._written : self._written + piece])
+                self._written += piece
                 if self._random.random() < len(frame) / _TRICKLE_BYTES:
                     await asyncio.sleep(_TRICKLE_S)
-            transport.write(frame[start:])
-            self._waiting.pop(0)
+                    if transport.is_closing():
+                        return
+            self._finish_frame()
+
+    def _finish_frame(self) -> None:
+        """Write the rest of the first waiting frame, and what was held back until then."""
+        frame = self._waiting.pop(0)
+        rest, self._written = frame[self._written :], 0
+        if not self._websocket.transport.is_closing():
+            self._websocket.transport.write(rest)
             if self.log is not None:
                 self.log.add(frame)
+            self._websocket.mid_message = False
+            self._websocket.send_data()
+
+    def _end(self, whole: bool = False) -> None:
+        """Send nothing new, and nothing more of what trickles; with `whole`, it breaks off at a message's end."""
+        while whole and self._waiting and (self._written or is_continuation(self._waiting[0])):
+            self._finish_frame()
+        self._ended = True
+        self._waiting.clear()
+        if self._trickle is not None:
+            self._trickle.cancel()
 
 
 class DhanSimulator:
@@ -369,8 +401,10 @@ class DhanSimulator:
         """Those that are open, oldest first."""
         self.faults = Switches()
         """What goes wrong for as long as it is switched on."""
+        self.first_handshake = asyncio.Event()
+        """Set once a client has asked for the feed."""
         self.first_connection = asyncio.Event()
-        """Set once a client has connected."""
+        """Set once one has got it."""
         self.logs: list[SentLog] = []
         """What was given to each socket that there has been, in order of connecting, if that is recorded."""
         self._record = record
@@ -391,6 +425,7 @@ class DhanSimulator:
         self._skipped_before = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: Server | None = None
+        self._closing = asyncio.Event()
 
     @property
     def feed_url(self) -> str:
@@ -426,6 +461,8 @@ class DhanSimulator:
             close_timeout=2,
             # `_HIGH_WATER_BYTES` is our own limit; with this one, closing would wait for a client that never reads.
             write_limit=1 << 30,
+            max_queue=None,  # reading is paused by faults alone
+            create_connection=_Websocket,
             logger=_websocket_log,
         )
         try:
@@ -444,6 +481,7 @@ class DhanSimulator:
 
     async def aclose(self) -> None:
         """Close every connection (1001, going away) and stop listening."""
+        self._closing.set()  # of the handshakes that nobody answers
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -472,16 +510,19 @@ class DhanSimulator:
                 connection.send_message(GARBAGE[kind](), ResponseCode.HEARTBEAT)
 
     async def _judge_handshake(self, connection: ServerConnection, request: Request) -> Response | None:
-        if self.faults.mute:
-            await asyncio.get_running_loop().create_future()
-        if self.faults.unreachable:
+        malformed = _refuse_malformed(connection, request)
+        if malformed is None:
+            self.first_handshake.set()
+        if self.faults.mute or self.faults.vanished:
+            await self._closing.wait()
+        if self.faults.unreachable or self._closing.is_set():
             connection.transport.abort()
         if (status := self.faults.refuse) is not None:
             response = connection.respond(status, f"{status.phrase}\n")
             if self.faults.retry_after_s is not None:
                 response.headers["Retry-After"] = str(self.faults.retry_after_s)
             return response
-        return _refuse_malformed(connection, request)
+        return malformed
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -490,6 +531,7 @@ class DhanSimulator:
 
     async def _handle(self, websocket: ServerConnection) -> None:
         """One connection, from the end of its handshake to its close."""
+        assert isinstance(websocket, _Websocket)
         assert websocket.request is not None
         query = parse_qs(urlsplit(websocket.request.path).query)
         client_id = query["clientId"][0]
@@ -500,6 +542,8 @@ class DhanSimulator:
             websocket, client_id, self.market, self._packets_a_message, self.faults, self._random, log
         )
         self.connections.append(connection)
+        if self.faults.deaf:
+            connection.listen(False)
         self.first_connection.set()
         try:
             refusal = self._accept(client_id, query["token"][0])

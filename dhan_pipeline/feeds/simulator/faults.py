@@ -1,7 +1,8 @@
 """A timetable of what goes wrong at the exchange, for a command line: switches that last, and blows that pass.
 
-A fault is written `NAME[=VALUE][@AT][+FOR][/EVERY]`: seconds after the first client connected, for how many seconds
-(those that last), and repeated that often. `stall@60+20`, `reset/45`, `disconnect=805@30`.
+A fault is written `NAME[=VALUE][@AT][+FOR][/EVERY]`: seconds after the first client asked to connect, for how many
+seconds (those that last), and repeated that often. `stall@60+20`, `reset/45`, `disconnect=805@30`. At 0 s, the first
+handshake already meets those that last, and the first connection those that pass.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ FAULTS: dict[str, str] = {
     "stall": "+ connections stand and are pinged, but no packet comes",
     "vanish": "+ the exchange is gone without a word: no packet, no ping, no answer, to new connections either",
     "slow": "+ bytes trickle, in pieces that end anywhere",
+    "slow-reader": "+ nothing is taken that clients send: subscriptions and pongs come late",
     "stacked": "+ several packets of several kinds come in a message",
     "reordered": "+ the messages of a burst come in any order",
     "duplicate-snapshot": "+ what is sent upon subscribing is sent twice",
@@ -46,7 +48,7 @@ DEFAULT_FOR_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault and when it happens, in seconds after the first client connected."""
+    """A fault and when it happens, in seconds after the first client asked to connect."""
 
     name: str
     value: int | None = None
@@ -84,16 +86,20 @@ def parse_fault(text: str) -> Fault:
 
 async def run(simulator: DhanSimulator, faults: Sequence[Fault]) -> None:
     """Have each fault happen at its time, until cancelled; those that last are then undone."""
-    await simulator.first_connection.wait()
     async with asyncio.TaskGroup() as group:
         for fault in faults:
             group.create_task(_repeat(simulator, fault), name=f"fault {fault.name}")
 
 
 async def _repeat(simulator: DhanSimulator, fault: Fault) -> None:
-    await asyncio.sleep(fault.at_s)
+    if fault.at_s:
+        await simulator.first_handshake.wait()
+        await asyncio.sleep(fault.at_s)
+    elif fault.name in _BLOWS:
+        await simulator.first_connection.wait()
     while True:
         async with happening(simulator, fault):
+            await simulator.first_handshake.wait()
             await asyncio.sleep(fault.for_s)
         if fault.every_s is None:
             return
@@ -112,50 +118,50 @@ async def happening(simulator: DhanSimulator, fault: Fault) -> AsyncIterator[Non
 
 
 def _switch(name: str) -> Callable[[DhanSimulator, int], Callable[[], None]]:
-    def on(simulator: DhanSimulator, value: int) -> Callable[[], None]:
-        setattr(simulator.faults, name, True)
-        return lambda: setattr(simulator.faults, name, False)
-
-    return on
+    return lambda simulator, _: simulator.faults.hold(simulator.faults, name, True)
 
 
 def _refuse(simulator: DhanSimulator, status: int) -> Callable[[], None]:
-    simulator.faults.refuse = HTTPStatus(status)
+    return simulator.faults.hold(simulator.faults, "refuse", HTTPStatus(status))
+
+
+def _vanish(simulator: DhanSimulator, _: int) -> Callable[[], None]:
+    release = simulator.faults.hold(simulator.faults, "vanished", True)
+    for connection in simulator.connections:
+        if connection.is_open:
+            connection.vanish()
 
     def undo() -> None:
-        simulator.faults.refuse = None
+        release()
+        if not simulator.faults.vanished:
+            for connection in simulator.connections:
+                if connection.vanished:
+                    connection.reset()
 
     return undo
 
 
-def _vanish(simulator: DhanSimulator, _: int) -> Callable[[], None]:
-    vanished = list(simulator.connections)
-    for connection in vanished:
-        connection.vanish()
-    simulator.faults.mute = True
+def _slow_reader(simulator: DhanSimulator, _: int) -> Callable[[], None]:
+    release = simulator.faults.hold(simulator.faults, "deaf", True)
+    for connection in simulator.connections:
+        connection.listen(False)
 
     def undo() -> None:
-        simulator.faults.mute = False
-        for connection in vanished:
-            connection.reset()
+        release()
+        for connection in simulator.connections:
+            connection.listen(not simulator.faults.deaf)
 
     return undo
 
 
 def _wrong_epoch(simulator: DhanSimulator, _: int) -> Callable[[], None]:
-    market = simulator.market
-    right = market.trade_time_offset_s
-    market.trade_time_offset_s = 0
-
-    def undo() -> None:
-        market.trade_time_offset_s = right
-
-    return undo
+    return simulator.faults.hold(simulator.market, "trade_time_offset_s", 0)
 
 
 _SWITCHES: dict[str, Callable[[DhanSimulator, int], Callable[[], None]]] = {
     "stall": _switch("stalled"),
     "slow": _switch("slow"),
+    "slow-reader": _slow_reader,
     "stacked": _switch("stacked"),
     "reordered": _switch("reordered"),
     "duplicate-snapshot": _switch("duplicate_snapshot"),

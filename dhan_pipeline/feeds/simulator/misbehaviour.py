@@ -8,8 +8,9 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 from zlib import crc32
 
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
@@ -19,7 +20,7 @@ from dhan_pipeline.instruments import ExchangeSegment
 HIGHEST_STACK = 20
 
 _WHOLE_BINARY, _WHOLE_TEXT, _FIRST_PART, _LAST_PART = 0x82, 0x81, 0x02, 0x80
-_WHOLE = 0x80
+_WHOLE, _OPCODE = 0x80, 0x0F
 
 
 @dataclass(slots=True)
@@ -44,6 +45,26 @@ class Switches:
     """New connections are dropped before their handshake is answered."""
     mute: bool = False
     """Handshakes are never answered."""
+    vanished: bool = False
+    """The exchange is gone: handshakes are not answered either."""
+    deaf: bool = False
+    """Nothing is taken that clients send after their handshake."""
+    held: dict[str, list[Any]] = field(default_factory=dict)
+    """What lasts, by its attribute: the value it has without, then one for each fault that goes on."""
+
+    def hold(self, thing: object, name: str, value: object) -> Callable[[], None]:
+        """Set an attribute until the returned function is called; of several values, the last that goes on counts."""
+        values = self.held.setdefault(name, [getattr(thing, name)])
+        values.append(value)
+        setattr(thing, name, value)
+
+        def release() -> None:
+            values.remove(value)
+            setattr(thing, name, values[-1])
+            if len(values) == 1:
+                del self.held[name]
+
+        return release
 
 
 class SentLog:
@@ -90,6 +111,11 @@ def frame_of(payload: bytes, first_byte: int = _WHOLE_BINARY) -> bytes:
     if size < 1 << 16:
         return struct.pack(">BBH", first_byte, 126, size) + payload
     return struct.pack(">BBQ", first_byte, 127, size) + payload
+
+
+def is_continuation(frame: bytes) -> bool:
+    """Whether the frame goes on with a message that an earlier one began."""
+    return not frame[0] & _OPCODE
 
 
 def _extent(frames: bytes, start: int) -> tuple[int, int]:

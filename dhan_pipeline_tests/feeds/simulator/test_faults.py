@@ -2,7 +2,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from copy import deepcopy
 from http import HTTPStatus
 from itertools import pairwise
 from urllib.parse import urlencode
@@ -86,6 +87,67 @@ async def test_what_lasts_loses_nothing_and_the_log_has_every_message_in_order(s
     assert all(a <= b for a, b in pairwise(simulator.logs[0].sent_ns))
     heights = {sum(1 for _ in split(message)) for message in received if message[:1] == b"\x08"}
     assert (max(heights) > 1) == ("stacked" in switches)
+
+
+async def test_pings_wait_for_the_end_of_a_message_that_trickles() -> None:
+    simulator = DhanSimulator(TOKENS, rate=0, record=True, ping_interval=0.002)
+    async with simulator, client(simulator) as websocket, happening(simulator, parse_fault("slow")):
+        await websocket.recv()
+        reading = asyncio.create_task(everything(websocket))
+        simulator.send_garbage("oversized", 30)  # each takes several pauses
+        async with asyncio.timeout(10):
+            while len(simulator.logs[0].crc) < 30 + 2 * len(TOKENS):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await (await websocket.ping())
+        await simulator.disconnect(800)
+        received = [crc32(message) for message in await reading]
+    assert received == logged(simulator)[1:]
+
+
+@pytest.mark.parametrize("blow", ["close=1011", "disconnect=805", "half", "huge", "drop", "reset", "vanish"])
+@pytest.mark.parametrize("kind", ["oversized", "fragmented"])
+async def test_what_ends_a_connection_in_the_middle_of_a_message_leaves_an_exact_beginning_of_the_log(
+    blow: str, kind: str
+) -> None:
+    async with exchange(rate=0) as simulator, client(simulator) as websocket:
+        for _ in range(2 * len(TOKENS)):
+            await websocket.recv()
+        async with happening(simulator, parse_fault("slow")):
+            simulator.send_garbage(kind)
+            simulator.send_garbage("oversized")
+            await asyncio.sleep(0)  # the first pieces
+            async with happening(simulator, parse_fault(blow)):
+                pass
+        received = [crc32(message) for message in await everything(websocket)]
+        assert websocket.close_code == {"close=1011": 1011, "disconnect=805": 1000}.get(blow, 1006)
+    log = logged(simulator)[2 * len(TOKENS) :]
+    assert received == log[: len(received)]
+    if blow.startswith(("close", "disconnect")):
+        assert received == log
+    assert simulator.sent[ResponseCode.DISCONNECT] == (blow == "disconnect=805")
+
+
+async def test_a_slow_reader_takes_requests_and_answers_late() -> None:
+    async with exchange(rate=0) as simulator, client(simulator) as old:
+        await old.recv()
+        async with happening(simulator, parse_fault("slow-reader")), client(simulator) as new:
+            pong = await old.ping()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await new.recv()
+            assert not pong.done()
+            async with happening(simulator, parse_fault("slow-reader")):
+                pass
+            assert not any(connection._websocket.transport.is_reading() for connection in simulator.connections)
+        await pong
+
+
+async def test_a_slow_reader_answers_again_when_it_is_over() -> None:
+    async with exchange(rate=0) as simulator, AsyncExitStack() as slow:
+        await slow.enter_async_context(happening(simulator, parse_fault("slow-reader")))
+        async with client(simulator) as websocket:
+            await slow.aclose()
+            await websocket.recv()
 
 
 async def test_while_it_stalls_nothing_comes_and_nothing_is_counted() -> None:
@@ -229,19 +291,85 @@ def test_what_is_no_fault_is_refused_in_words(text: str, reason: str) -> None:
         parse_fault(text)
 
 
-async def test_a_timetable_begins_with_the_first_client_and_ends_what_lasts() -> None:
-    async with exchange() as simulator:
-        running = asyncio.create_task(run(simulator, [parse_fault("stall@0.05+60"), parse_fault("refuse=503+60")]))
-        await asyncio.sleep(0)
-        assert simulator.faults == Switches()
-        async with client(simulator):
-            async with asyncio.timeout(5):
-                while not (simulator.faults.stalled and simulator.faults.refuse):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+@asynccontextmanager
+async def timetable(simulator: DhanSimulator, *texts: str) -> AsyncIterator[None]:
+    running = asyncio.create_task(run(simulator, [parse_fault(text) for text in texts]))
+    try:
+        yield
+    finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert simulator.faults == Switches(refuse=None)
-        assert HTTPStatus.SERVICE_UNAVAILABLE is not simulator.faults.refuse
+
+
+async def test_a_timetable_begins_with_the_first_client_and_ends_what_lasts() -> None:
+    async with exchange() as simulator, timetable(simulator, "stall@0.05+60", "stacked+0.05"):
+        await asyncio.sleep(0.2)
+        assert not simulator.faults.stalled
+        assert simulator.faults.stacked
+        async with client(simulator), asyncio.timeout(5):
+            while simulator.faults.stacked or not simulator.faults.stalled:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert simulator.faults == Switches()
+
+
+async def test_what_lasts_from_the_beginning_meets_the_first_handshake() -> None:
+    async with exchange() as simulator, timetable(simulator, "refuse=429+0.1"):
+        await asyncio.sleep(0.2)
+        with pytest.raises(InvalidStatus):
+            async with client(simulator):
+                pass
+        async with asyncio.timeout(5):
+            while simulator.faults.refuse:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        async with client(simulator) as websocket:
+            await websocket.recv()
+
+
+async def test_what_passes_at_the_beginning_meets_the_first_connection() -> None:
+    async with exchange() as simulator, timetable(simulator, "disconnect=805"):
+        async with client(simulator) as websocket, asyncio.timeout(5):
+            *_, words = await everything(websocket)
+        assert words[0] == ResponseCode.DISCONNECT
+
+
+LASTING = [name for name, what in FAULTS.items() if what.startswith("+")]
+
+
+@pytest.mark.parametrize("name", LASTING)
+async def test_of_two_faults_of_a_kind_each_goes_on_until_its_own_end(name: str) -> None:
+    async with exchange() as simulator, AsyncExitStack() as long, AsyncExitStack() as short:
+        before = deepcopy(simulator.faults), simulator.market.trade_time_offset_s
+        await long.enter_async_context(happening(simulator, parse_fault(name)))
+        during = deepcopy(simulator.faults), simulator.market.trade_time_offset_s
+        assert during != before
+        for first, second in [(long, short), (short, long)]:
+            await second.enter_async_context(happening(simulator, parse_fault(name)))
+            await first.aclose()
+            assert (simulator.faults, simulator.market.trade_time_offset_s) == during
+        await long.aclose()
+        assert (simulator.faults, simulator.market.trade_time_offset_s) == before
+
+
+async def test_of_two_refusals_the_one_that_goes_on_counts() -> None:
+    async with exchange() as simulator:
+        busy, down = parse_fault("refuse=429"), parse_fault("refuse=503")
+        async with happening(simulator, busy):
+            async with happening(simulator, down):
+                assert simulator.faults.refuse == HTTPStatus.SERVICE_UNAVAILABLE
+            assert simulator.faults.refuse == HTTPStatus.TOO_MANY_REQUESTS
+
+
+async def test_an_exchange_that_vanished_twice_is_back_after_the_longer_time() -> None:
+    async with exchange() as simulator, client(simulator) as websocket, AsyncExitStack() as first:
+        await websocket.recv()
+        await first.enter_async_context(happening(simulator, parse_fault("vanish")))
+        async with happening(simulator, parse_fault("vanish")), happening(simulator, parse_fault("mute")):
+            await first.aclose()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await everything(websocket)
+        await everything(websocket)
+        assert websocket.close_code == 1006
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -2,7 +2,8 @@
 
 `make soak`, or `python -m dhan_pipeline_tests.soak`: PostgreSQL, Dagster's code server and daemon with its supervisor,
 and the capture that it starts, all as a user has them; the exchange is in this process, and remembers what it sent.
-The same seed makes the same faults. It ends with the conservation report and the capture's memory, exit code 0 or 1.
+The same seed makes the same faults, as many as there is time for. It ends with the conservation report, the exchange's
+rate and the capture's memory, exit code 0 or 1.
 """
 
 import argparse
@@ -26,12 +27,13 @@ import dagster as dg
 import psycopg2
 
 from dhan_pipeline.demo.guardian import guarded
-from dhan_pipeline.demo.run import _MODULE, _stop_ingest_runs, _write_dagster_home
+from dhan_pipeline.demo.run import _MODULE, _stop_ingest_runs, _stop_postgres, _write_dagster_home
 from dhan_pipeline.demo.services import Services
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.holder import Holder
 from dhan_pipeline.journal.reader import capture_dir
@@ -43,15 +45,20 @@ from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.conservation import check
-from dhan_pipeline_tests.ingest.feed import CLIENT_ID, add_instruments
+from dhan_pipeline_tests.ingest.feed import CLIENT_ID, add_instruments, query
 
 INSTRUMENTS = 200
 RATE = 5000.0
 SILENCE_S = 10.0
 
-#: Longest pause between two faults, and how old what the capture says of itself may be.
-PAUSE_S = 2.0
-FRESH_S = 3.0
+#: The exchange must have offered so much of its rate while the capture was well and left alone, for so long in all.
+RATE_SHARE, RESTED_S = 0.9, 5.0
+
+#: Longest pause between two faults; a short soak has no time for it.
+PAUSE_S, SHORT_PAUSE_S = 2.0, 0.5
+
+#: What the capture says of itself counts if it is no older than this, and said so long after a fault.
+FRESH_S, SETTLE_S = 3.0, 1.0
 
 #: Longest that the capture may take to be well again. Where nobody else can tell that a run is dead, the supervisor
 #: gives it up once it has sent no heartbeat for 150 s.
@@ -72,8 +79,13 @@ class Soak:
         self.server_dir = server_dir
         self.url = settings.database_url or ""
         self.running: dict[str, int] = {}
+        self.silences: list[tuple[float, float]] = []
+        """Times that must lie in a gap of cause stall, s since the Unix epoch."""
+        self.rested_s = 0.0
+        self.rested_packets = 0
         self.memory: dict[int, list[tuple[float, float]]] = defaultdict(list)
         self._tokens = 0
+        self._settled_at = 0.0
         self.started = time.monotonic()
 
     def say(self, sentence: str) -> None:
@@ -98,12 +110,13 @@ class Soak:
         """What the capture said within the last seconds; None if it or the database is away."""
         with suppress(psycopg2.Error), closing(connect(self.url)) as conn:
             for status in ledger.statuses(conn):
-                if time.time() - status.updated_at.timestamp() < FRESH_S:
+                if status.updated_at.timestamp() > max(time.time() - FRESH_S, self._settled_at):
                     return status
         return None
 
     async def well(self) -> bool:
         """Wait until the capture is connected, has caught up and reports; False if that takes too long."""
+        self._settled_at = time.time() + SETTLE_S
         deadline = time.monotonic() + RECOVERY_S
         while time.monotonic() < deadline:
             for name in self.services.revive():
@@ -111,11 +124,27 @@ class Soak:
             status = await asyncio.to_thread(self.status)
             if status is not None:
                 now = status.status
-                self.memory[status.pid].append((time.monotonic(), now["rss_mb"]))
                 if now["connections_up"] == now["connections"] and now["backlog_seconds"] < 1 and not now["gap_open_s"]:
                     return True
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.2)
         return False
+
+    async def rest(self, seconds: float) -> None:
+        """Leave everything alone, and see how many packets the exchange has to offer."""
+        before, began = self._offered, time.monotonic()
+        await asyncio.sleep(seconds)
+        self.rested_packets += self._offered - before
+        self.rested_s += time.monotonic() - began
+
+    async def rest_until_measured(self) -> None:
+        """Rest on until rate and memory can be judged: no process may have lived for long enough yet."""
+        deadline = time.monotonic() + 3 * WARM_UP_S
+        while time.monotonic() < deadline and (self.rested_s < RESTED_S or not memory_problems(self.memory)[0]):
+            await self.rest(1)
+
+    @property
+    def _offered(self) -> int:
+        return sum(self.simulator.sent.values()) + self.simulator.skipped
 
     async def exchange(self, *texts: str) -> None:
         """Faults of the exchange, all at once, for as long as the longest lasts."""
@@ -128,6 +157,12 @@ class Soak:
         async with happening(self.simulator, fault):  # type: ignore[arg-type]
             await asyncio.sleep(fault.for_s)  # type: ignore[attr-defined]
 
+    async def silence(self, seconds: int) -> None:
+        """Connections stand and bring nothing, for longer than the capture bears."""
+        began = time.time()
+        await self.exchange(f"stall+{seconds}")
+        self.silences.append((began + 1, time.time() - 1))
+
     async def refused_token(self) -> None:
         """Dhan ends the token; somebody makes another one."""
         await self.simulator.disconnect(807)
@@ -138,19 +173,30 @@ class Soak:
         self, number: int, parent: bool = False, then: int | None = None, after_s: float = 7.0
     ) -> None:
         """Send a signal to the capture or to the run that keeps it, and perhaps another one a while later."""
-        pid = self.capture_pid
-        if pid is not None:
-            if parent:
-                pid = _parent(pid)
+        pid = await self._signalled(number, parent)
+        if then is not None:
+            await asyncio.sleep(after_s)
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
-                if then is not None:
-                    await asyncio.sleep(after_s)
-                    os.kill(pid, then)
+                os.kill(pid, then)
+
+    async def _signalled(self, number: int, parent: bool) -> int:
+        """The process that got the signal, once it is there."""
+        async with asyncio.timeout(RECOVERY_S):
+            while True:
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    pid = self.capture_pid
+                    if pid is not None and parent:
+                        pid = _parent(pid)
+                    if pid is not None and pid > 1:
+                        os.kill(pid, number)
+                        return pid
+                await asyncio.sleep(0.1)
 
     async def kill_service(self, name: str) -> None:
-        """Kill one of Dagster's processes; it is started again."""
+        """Kill one of Dagster's processes, and start it again."""
         os.kill(self.running[name], signal.SIGKILL)
+        while name not in self.services.revive():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
     async def kill_database(self) -> None:
         """Kill PostgreSQL with all its processes, and start it again."""
@@ -195,15 +241,18 @@ FAULTS: dict[str, Callable[[Soak], Awaitable[None]]] = {
     "disconnect 800": lambda soak: soak.exchange("disconnect=800"),
     "token refused": lambda soak: soak.refused_token(),
     "short stall": lambda soak: soak.exchange("stall+3"),
-    "long stall": lambda soak: soak.exchange("stall+14"),
+    "pause": lambda soak: soak.exchange("stall+7"),
+    "long stall": lambda soak: soak.silence(14),
     "vanished": lambda soak: soak.exchange("vanish+14"),
-    "slow": lambda soak: soak.exchange("slow+4"),
-    "stacked": lambda soak: soak.exchange("stacked+4"),
-    "reordered": lambda soak: soak.exchange("reordered+4"),
+    "slow": lambda soak: soak.exchange("slow+3"),
+    "slow reader": lambda soak: soak.exchange("reset", "slow-reader+3"),
+    "stacked": lambda soak: soak.exchange("stacked+3"),
+    "reordered": lambda soak: soak.exchange("reordered+3"),
     "snapshot twice": lambda soak: soak.exchange("reset", "duplicate-snapshot+5"),
-    "HTTP 503": lambda soak: soak.exchange("reset", "refuse=503+4"),
-    "unreachable": lambda soak: soak.exchange("reset", "unreachable+4"),
-    "mute": lambda soak: soak.exchange("reset", "mute+4"),
+    "true UTC": lambda soak: soak.exchange("wrong-epoch+3"),
+    "HTTP 503": lambda soak: soak.exchange("reset", "refuse=503+3"),
+    "unreachable": lambda soak: soak.exchange("reset", "unreachable+3"),
+    "mute": lambda soak: soak.exchange("reset", "mute+3"),
     "capture killed": lambda soak: soak.signal_capture(signal.SIGKILL),
     "capture asked to end": lambda soak: soak.signal_capture(signal.SIGTERM),
     "capture suspended": lambda soak: soak.signal_capture(signal.SIGSTOP, then=signal.SIGCONT),
@@ -237,7 +286,8 @@ LONG_SOAK_MINUTES = 5.0
 
 async def torment(soak: Soak, minutes: float, randomness: random.Random, done: Counter[str]) -> list[str]:
     """One fault after another, each kind once before any comes again. Returns what went wrong."""
-    faults = FAULTS | (LONG_FAULTS if minutes >= LONG_SOAK_MINUTES else {})
+    is_long = minutes >= LONG_SOAK_MINUTES
+    faults = FAULTS | (LONG_FAULTS if is_long else {})
     end = time.monotonic() + 60 * minutes
     order: list[str] = []
     while time.monotonic() < end:
@@ -245,13 +295,15 @@ async def torment(soak: Soak, minutes: float, randomness: random.Random, done: C
             order = sorted(faults)
             randomness.shuffle(order)
         name = order.pop()
-        done[name] += 1
         soak.say(name)
-        await faults[name](soak)
-        await asyncio.sleep(FRESH_S)
+        try:
+            await faults[name](soak)
+        except TimeoutError:
+            return [f"Within {RECOVERY_S:g} s there was nobody to suffer: {name}."]
+        done[name] += 1
         if not await soak.well():
             return [f"The capture was not well again within {RECOVERY_S:g} s of: {name}."]
-        await asyncio.sleep(randomness.uniform(0, PAUSE_S))
+        await soak.rest(randomness.uniform(0, PAUSE_S if is_long else SHORT_PAUSE_S))
     return []
 
 
@@ -267,7 +319,25 @@ def memory_problems(memory: dict[int, list[tuple[float, float]]]) -> tuple[list[
         lines.append(f"process {pid}: {first:.0f} MB at first, {last:.0f} MB at last, {max(warm):.0f} MB at most")
         if last > first * GROWTH_SHARE + GROWTH_MB:
             problems.append(f"The memory of process {pid} grew from {first:.0f} to {last:.0f} MB.")
-    return lines, problems
+    return lines, problems or ([] if lines else ["No process lived for long enough to measure its memory."])
+
+
+def rate_problems(soak: Soak) -> tuple[str, list[str]]:
+    """(a line, what is wrong with it)."""
+    rate = soak.rested_packets / max(soak.rested_s, 1e-3)
+    line = f"the exchange offered {rate:,.0f} packets a second, over {soak.rested_s:.1f} s of rest between the faults"
+    return line, [] if rate >= RATE_SHARE * RATE else [f"That is less than {RATE_SHARE * RATE:,.0f}: {line}."]
+
+
+def silence_problems(soak: Soak) -> list[str]:
+    """Silences that no gap tells of."""
+    during = (
+        "SELECT 1 FROM feed_gaps WHERE cause = %s AND started_at < to_timestamp(%s) AND ended_at > to_timestamp(%s)"
+    )
+    untold = [
+        (began, ended) for began, ended in soak.silences if not query(soak.url, during, Cause.STALL, ended, began)
+    ]
+    return [f"{len(untold)} of {len(soak.silences)} long stalls are in no gap."] if untold else []
 
 
 async def sample_memory(soak: Soak) -> None:
@@ -282,8 +352,13 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
     """Set everything up, torment it, end it in order. Returns (problems, facts)."""
     done: Counter[str] = Counter()
     with ExitStack() as stack:
+        logs = folder / "logs"
+        logs.mkdir()
+        guardian = stack.enter_context(guarded(folder))
+        services = Services(logs, guardian)
         server = embedded.start(folder)
-        stack.callback(embedded.stop, folder)
+        guardian.begin(folder)
+        stack.callback(_stop_postgres, folder, guardian)
         migrate(server.url)
         settings = Settings(
             _env_file=None,
@@ -300,9 +375,6 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
         write_subscriptions(settings.subscriptions_path, chosen)
         tokens = [subscription.instrument_token for subscription in chosen]
         add_instruments(server.url, tokens)
-        logs = folder / "logs"
-        logs.mkdir()
-        services = Services(logs, stack.enter_context(guarded(folder)))
         async with DhanSimulator(tokens, rate=RATE, seed=seed, record=True) as simulator:
             settings = settings.model_copy(update={"dhan_feed_url": simulator.feed_url})
             soak = Soak(settings, folder, simulator, services)
@@ -317,11 +389,13 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
             command = ("dagster-daemon", "run", "--workspace", str(home / "workspace.yaml"))
             daemon = stack.enter_context(services.run("daemon", *command, environment=environment))
             soak.running = _Pids({"code-server": code, "daemon": daemon})  # type: ignore[assignment]
-            soak.say("Everything starts.")
+            repeat = f"SOAK_MINUTES={minutes:g} SOAK_SEED={seed} make soak"
+            soak.say(f"Everything starts. The same faults again: {repeat}")
             problems = [] if await soak.well() else ["The capture did not start."]
             if not problems:
                 sampling = asyncio.create_task(sample_memory(soak))
                 problems += await torment(soak, minutes, random.Random(seed), done)
+                await soak.rest_until_measured()
                 sampling.cancel()
             soak.say("The faults are over; everything that was received is stored.")
             simulator.rate = 0
@@ -332,10 +406,13 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
             await asyncio.to_thread(_stop_ingest_runs, instance)
         report = await asyncio.to_thread(check, simulator.logs, settings, server.url)
         lines, growth = memory_problems(soak.memory)
-        problems += [*report.problems, *growth]
+        rate, slowness = rate_problems(soak)
+        problems += [*report.problems, *silence_problems(soak), *slowness, *growth]
     facts: dict[str, object] = {"seed": seed, "minutes": minutes, "faults": dict(done), **asdict(report)}
-    facts |= {"memory": lines, "problems": problems}
-    print(f"\n{report}\n" + "\n".join(lines), file=sys.stderr)
+    facts |= {"rate": rate, "memory": lines, "problems": problems}
+    print(
+        "\n".join(["", str(report), f"{sum(done.values())} faults, {len(done)} kinds", rate, *lines]), file=sys.stderr
+    )
     return problems, facts
 
 

@@ -52,7 +52,7 @@ RATE = 5000.0
 SILENCE_S = 10.0
 
 #: The exchange must have offered so much of its rate while the capture was well and left alone, for so long in all.
-RATE_SHARE, RESTED_S = 0.9, 5.0
+RATE_SHARE, RESTED_S = 0.5, 5.0
 
 #: Longest pause between two faults; a short soak has no time for it.
 PAUSE_S, SHORT_PAUSE_S = 2.0, 0.5

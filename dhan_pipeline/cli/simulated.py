@@ -33,7 +33,7 @@ class WithFaults(TyperCommand):
             formatter.write_dl(FAULTS.items())
             formatter.write_text("")
             formatter.write_text(
-                "They begin when the first client connects, or AT seconds later. Those with + go on for"
+                "They begin when the first client asks to connect, or AT seconds later. Those with + go on for"
                 f" {DEFAULT_FOR_S:g} s, or FOR; with EVERY, it happens again every so many seconds. For instance"
                 " stall@60+20, disconnect=805@30, reset/45."
             )

@@ -14,9 +14,10 @@ from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.quality import pauses
 from dhan_pipeline.settings import Settings
+from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.conservation import check
 from dhan_pipeline_tests.ingest.feed import CLIENT_ID, SUBSCRIBED, prepare_capture, query
-from dhan_pipeline_tests.ingest.running import Running, ingest, stored, until, with_feed
+from dhan_pipeline_tests.ingest.running import Running, ingest, stored, with_feed
 
 RATE = 2000.0
 

@@ -1,7 +1,7 @@
 """A capture in the tests' own process, over a simulated exchange."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,13 +11,6 @@ from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.ingest.run import Ingest
 from dhan_pipeline.settings import Settings
 from dhan_pipeline_tests.ingest.feed import query
-
-
-async def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
-    """Return once the condition holds; fail when it does not in time."""
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 class Running:

@@ -23,6 +23,7 @@ from dhan_pipeline.store import ledger
 from dhan_pipeline.store.ticks import hour_digest
 from dhan_pipeline.subscriptions import Subscription, SubscriptionError, write_subscriptions
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
     CLIENT_ID,
     HOUR,
@@ -38,7 +39,7 @@ from dhan_pipeline_tests.ingest.feed import (
     record,
     ticker,
 )
-from dhan_pipeline_tests.ingest.running import Running, ingest, stored, until, with_feed
+from dhan_pipeline_tests.ingest.running import Running, ingest, stored, with_feed
 
 
 @pytest.fixture

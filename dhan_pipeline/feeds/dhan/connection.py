@@ -68,7 +68,7 @@ class FeedPolicy:
     first_delay_s: float = 1.0
     """Longest wait before the first attempt to reconnect; doubled with each failure. Half of a wait is random."""
     longest_delay_s: float = 60.0
-    stable_s: float = 30.0
+    stable_s: float = 10.0
     """A connection that received messages for this long ends a series of failures."""
     rest_s: float = 60.0
     """Shortest time without a new connection after disconnect code 805 or HTTP 429; doubled with each repetition."""

@@ -115,7 +115,7 @@ class Ingest:
                 self._warn,
                 clock=clock,
                 policy=policy,
-                in_session=self._packets_due,
+                packets_due=self._packets_due,
                 on_first_message=lambda connection: self._gaps.message(connection),
                 on_down=self._on_down,
                 on_shed=lambda tokens: self._gaps.shed(tokens),

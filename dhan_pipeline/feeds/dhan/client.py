@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import Credentials, check_dhan_token_validity, get_dhan_credentials
-from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, InSession, OnMessage
+from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, OnMessage, PacketsDue
 from dhan_pipeline.feeds.dhan.cool_off import COOL_OFF_FILE, CoolOff
 from dhan_pipeline.feeds.dhan.errors import (
     CredentialsError,
@@ -75,7 +75,7 @@ class Feed:
         *,
         clock: Clock | None = None,
         policy: FeedPolicy | None = None,
-        in_session: InSession = lambda segments: False,
+        packets_due: PacketsDue = lambda segments: False,
         on_connect: Callable[[int], None] = lambda connection: None,
         on_first_message: Callable[[int], None] = lambda connection: None,
         on_down: Callable[[int, DhanError, int | None], None] = lambda connection, reason, since_ns: None,
@@ -84,7 +84,7 @@ class Feed:
         """`subscriptions`: the mode of each instrument token. `on_message(payload, connection)` has to be cheap.
 
         `warn` gets a sentence for a person whenever something is amiss. `clock` judges whether a token has expired.
-        `policy` has the silence of the settings if none is given. `in_session(segments)` says whether messages of any
+        `policy` has the silence of the settings if none is given. `packets_due(segments)` says whether messages of any
         of these are due, so that silence means a broken connection although the server pings; without it, pings are
         enough.
 
@@ -101,7 +101,7 @@ class Feed:
         self._warn = warn
         self._clock = clock or Clock()
         self._policy = policy = policy or FeedPolicy(silence_s=settings.feed_silence_s)
-        self._in_session = in_session
+        self._packets_due = packets_due
         self._on_connect = on_connect
         self._on_first_message = on_first_message
         self._on_down = on_down
@@ -217,7 +217,7 @@ class Feed:
             subscriptions,
             self._on_message,
             self._policy,
-            self._in_session,
+            self._packets_due,
             self._on_first_message,
         )
         self._connections.append(connection)

@@ -41,7 +41,7 @@ from dhan_pipeline.ticks import Mode
 OnMessage = Callable[[bytes | str, int], None]
 
 #: Whether packets of any of these segments are due now.
-InSession = Callable[[Collection[ExchangeSegment]], bool]
+PacketsDue = Callable[[Collection[ExchangeSegment]], bool]
 
 #: Longest message accepted. The feed's are of one packet, some hundred bytes.
 MAX_MESSAGE_BYTES = 512 << 10
@@ -111,10 +111,10 @@ class FeedConnection:
         subscriptions: Mapping[int, Mode],
         on_message: OnMessage,
         policy: FeedPolicy = DEFAULT_POLICY,
-        in_session: InSession = lambda segments: False,
+        packets_due: PacketsDue = lambda segments: False,
         on_first_message: Callable[[int], None] = lambda connection: None,
     ) -> None:
-        """`in_session` says whether messages are due; if so, the server's pings do not count as a sign of life.
+        """`packets_due` says whether messages are due; if so, the server's pings do not count as a sign of life.
 
         `on_first_message(number)` is called before the first message of each socket is handed over.
         """
@@ -122,7 +122,7 @@ class FeedConnection:
         self.subscriptions = dict(subscriptions)
         self._on_message = on_message
         self._policy = policy
-        self._in_session = in_session
+        self._packets_due = packets_due
         self._on_first_message = on_first_message
         self._socket: _Socket | None = None
         self._dropped: FeedError | None = None
@@ -233,7 +233,7 @@ class FeedConnection:
         due_since: float | None = None
         suspected = False
         while True:
-            if self._in_session({split_instrument_token(token)[0] for token in self.subscriptions}):
+            if self._packets_due({split_instrument_token(token)[0] for token in self.subscriptions}):
                 # What was silent before the session was not silent in it.
                 due_since = loop.time() if due_since is None else due_since
                 heard_at = max(socket.message_at, due_since)

@@ -811,7 +811,7 @@ async def test_each_connection_asks_for_the_sessions_of_its_own_segments(setting
             settings(simulator.feed_url),
             dict.fromkeys(tokens(50), Mode.FULL),
             policy,
-            in_session=commodities_are_open,
+            packets_due=commodities_are_open,
         )
         async with running(feed):
             await until(lambda: len(asked) > 150)  # for longer than silence may be
@@ -828,7 +828,7 @@ async def test_silence_counts_from_the_opening_of_the_session(settings, good_tok
             settings(simulator.feed_url),
             dict.fromkeys(tokens(50), Mode.FULL),
             replace(QUICK, silence_s=0.5),
-            in_session=lambda segments: bool(opened_at),
+            packets_due=lambda segments: bool(opened_at),
         )
         async with running(feed):
             await until(lambda: downs.messages)

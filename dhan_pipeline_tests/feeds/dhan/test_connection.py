@@ -94,9 +94,9 @@ class Received(list):
 
 
 def feed_connection(
-    on_message=lambda payload, connection: None, subscriptions=(), in_session=lambda segments: False, **policy
+    on_message=lambda payload, connection: None, subscriptions=(), packets_due=lambda segments: False, **policy
 ):
-    return FeedConnection(3, dict(subscriptions), on_message, FeedPolicy(**policy), in_session)
+    return FeedConnection(3, dict(subscriptions), on_message, FeedPolicy(**policy), packets_due)
 
 
 async def receive(connection: FeedConnection, url: str) -> None:
@@ -342,7 +342,7 @@ async def test_pings_are_no_sign_of_life_in_session():
     pings: list[int] = []
     async with server(lambda websocket: keep_pinging(websocket, pings)) as url:
         with pytest.raises(SilentFeedError):
-            await receive(feed_connection(in_session=lambda segments: True, silence_s=0.2), url)
+            await receive(feed_connection(packets_due=lambda segments: True, silence_s=0.2), url)
     assert pings
 
 

@@ -6,7 +6,8 @@
     └── DhanError
         ├── CredentialsError             permanent: a person has to mend the token file or the settings
         │   ├── TokenExpiredError        permanent: the same, the token's time is over
-    │   └── TokenError               permanent: no new token could be made, and why (`token`)
+        │   └── TokenError               permanent: no new token could be made, and why (`token`)
+        │       └── TokenLostError       permanent: one was made and could not be kept (`token`)
         ├── SubscriptionLimitError       permanent: more instruments than the account's connections take
         └── FeedError                    retryable: the connection was lost, or could not be made
             ├── RestingError             retryable after the rest that the server asked of another connection

@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -37,6 +37,7 @@ from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, ma
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.child import until
 
 INSTRUMENTS = [generate_instrument_token(ExchangeSegment.NSE_EQ, number) for number in range(1, 51)]
 HOURS = timedelta(hours=1)
@@ -285,13 +286,6 @@ class Listener:
     @property
     def losses(self) -> int:
         return sum("Connection 0 is down" in warning for warning in self.warnings)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
@@ -59,10 +60,10 @@ class Messages:
     received_ns: Sequence[int]
     payloads: Sequence[bytes]
 
-    def append_to(self, journal: JournalWriter) -> None:
+    def append_to(self, journal: JournalWriter) -> Block:
         """Write them as one block. They must be of one hour."""
         nothing = bytes(len(self.payloads))
-        journal.append(self.received_ns, nothing, [False] * len(nothing), self.payloads)
+        return journal.append(self.received_ns, nothing, [False] * len(nothing), self.payloads)
 
 
 def instrument_tokens(count: int = INSTRUMENTS) -> NDArray[np.int64]:

@@ -32,6 +32,10 @@ UNKNOWN_INSTRUMENT = "unknown instrument"
 IMPOSSIBLE_PRICE = "impossible price"
 FUTURE_TRADE_TIME = "trade time in the future"
 
+#: What a price may be in units of its last decimal (43 million rupees; 429 thousand of a currency): depth holds no more.
+_PRICE_LIMIT = 2.0**32
+_SAFE_PRICE = _PRICE_LIMIT / 1e4
+
 #: A trade later than its packet's arrival by more than this is not believed.
 FUTURE_TOLERANCE_US = 120_000_000
 
@@ -95,6 +99,7 @@ class _Rows:
     raw: RawTicks
     layout: _Layout
     index: Ints
+    scale: Floats
     prices: Floats
     """A row a column, as `layout` says; `day_close` is still the packet's close field, derived ones are not yet set."""
 
@@ -175,30 +180,32 @@ def _clean(raw: RawTicks, instruments: InstrumentIndex, payload: bytes, rejected
         prices[layout.bid : layout.ask] = columns["bid_prices"].T
         prices[layout.ask :] = columns["ask_prices"].T
 
-    wire = prices[layout.wire]
-    lowest, highest = np.minimum.reduce(wire, axis=None), np.maximum.reduce(wire, axis=None)
-    if not (lowest >= 0 and highest < np.inf) or np.count_nonzero(index < 0):
-        unknown = index < 0
-        impossible = ~unknown & ~(np.isfinite(wire) & (wire >= 0)).all(axis=0)
+    unknown = index < 0
+    if np.count_nonzero(unknown):
         _reject(raw, unknown, UNKNOWN_INSTRUMENT, payload, rejected)
-        _reject(raw, impossible, IMPOSSIBLE_PRICE, payload, rejected)
-        keep = ~(unknown | impossible)
-        raw, index, prices, lowest = _select(raw, keep), index[keep], prices[:, keep], 0.0
-        columns, wire = raw.columns, prices[layout.wire]
-
+        raw, index, prices = _select(raw, ~unknown), index[~unknown], prices[:, ~unknown]
     scale = instruments.scale.take(index)
+    wire = prices[layout.wire]
+    lowest = np.minimum.reduce(wire, axis=None, initial=np.inf)
+    if not (lowest >= 0 and np.maximum.reduce(wire, axis=None, initial=0.0) < _SAFE_PRICE):
+        impossible: NDArray[np.bool_] = np.logical_or.reduce(~(wire >= 0) | ~(np.rint(wire * scale) < _PRICE_LIMIT))
+        _reject(raw, impossible, IMPOSSIBLE_PRICE, payload, rejected)
+        keep = ~impossible
+        raw, index, scale, prices, lowest = _select(raw, keep), index[keep], scale[keep], prices[:, keep], 0.0
+        wire = prices[layout.wire]
+
     wire *= scale
     np.rint(wire, out=wire)
     wire /= scale
     if layout.session:
         # The average of a day is seldom a multiple of the tick: it keeps four decimals where the wire has them.
-        rounded, average = prices[layout.average], columns["average_traded_price"]
+        rounded, average = prices[layout.average], raw.columns["average_traded_price"]
         finer = rounded.astype(average.dtype) != average
         if np.count_nonzero(finer):
             rounded[finer] = np.rint(average[finer].astype(np.float64) * 1e4) / 1e4
     if lowest < 1:  # else none is zero, not even after rounding
         np.copyto(wire, np.nan, where=wire == 0)
-    return _Rows(raw, layout, index, prices)
+    return _Rows(raw, layout, index, scale, prices)
 
 
 def _select(raw: RawTicks, keep: NDArray[np.bool_]) -> RawTicks:
@@ -314,7 +321,7 @@ def _batch(
     if np.count_nonzero(future):
         _reject(raw, future, FUTURE_TRADE_TIME, payload, rejected)
         keep = ~future
-        rest = _Rows(_select(raw, keep), layout, index[keep], prices[:, keep])
+        rest = _Rows(_select(raw, keep), layout, index[keep], rows.scale[keep], prices[:, keep])
         return _batch(rest, first_id, received_us, instruments, state, open_interest, payload, rejected)
     np.copyto(trade_time, NULL_INT, where=trade_time <= 0)
 
@@ -348,4 +355,4 @@ def _batch(
     elif layout.session:
         oi = state.open_interest.take(index)
         columns["oi"] = oi if open_interest is None else _as_of(open_interest, index, raw.position, oi)
-    return TickBatch(raw.mode, columns)
+    return TickBatch(raw.mode, columns, rows.scale)

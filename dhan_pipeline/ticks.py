@@ -175,6 +175,8 @@ class TickBatch:
 
     mode: Mode
     columns: Mapping[str, NDArray[Any]]
+    scale: NDArray[np.float64] | None = None
+    """10 to the power of the decimals of each row's prices. A mode without depth may lack it."""
 
     def __len__(self) -> int:
         return len(self.columns["tick_id"])

@@ -22,6 +22,7 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.capture import Receiver
 from dhan_pipeline.ingest.gaps import SHORTEST_PAUSE_S, GapKeeper, segments_of
+from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.status import StatusReport
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment
@@ -210,7 +211,7 @@ class Ingest:
                 self._end = Cause.DISK
             raise self._receiver.failure
         self._end = Cause.STOP
-        self._emit(self._status())
+        self._emit(self.status())
         self._announce_hours()
         self._emit({"event": "stopped", "reason": "asked to stop"})
 
@@ -258,7 +259,13 @@ class Ingest:
             await asyncio.sleep(self._settings.flush_interval_ms / 1000)
             self._receiver.flush()
 
-    def _status(self) -> dict[str, Any]:
+    @property
+    def latency(self) -> LatencyHistogram:
+        """Receive-to-commit latency of every message that was committed since the start."""
+        return self._writer.latency
+
+    def status(self) -> dict[str, Any]:
+        """The status now, as the status line says it."""
         return self._report.line(
             self._writer,
             messages=self._messages,
@@ -277,7 +284,7 @@ class Ingest:
         """A status line a second, also kept in the database; and each hour once it is over and committed."""
         while True:
             pulse_s, pulse_ns = _elapsed_s(), self._clock.now_ns()
-            status = self._status()
+            status = self.status()
             self._emit(status)
             self._writer.publish(status)
             self._announce_hours()

@@ -212,7 +212,7 @@ def hour_totals(conn: connection, hour: str) -> HourTotals:
     with conn.cursor() as cursor:
         cursor.execute(
             f"SELECT count(*), {_SUMS}, "
-            "(SELECT count(*) FROM ticks WHERE time >= %(start)s AND time < %(end)s), "
+            "(SELECT count(*) FROM tick_rows WHERE time >= %(start)s AND time < %(end)s), "
             "(SELECT count(*) FROM rejected_packets WHERE received >= %(start)s AND received < %(end)s), "
             "min(first_received), max(last_received) FROM ingest_ledger WHERE hour = %(start)s",
             {"start": start, "end": end},

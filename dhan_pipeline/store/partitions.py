@@ -1,4 +1,4 @@
-"""Hourly partitions of `ticks`, cut in India Standard Time, made ahead of need and dropped when they expire."""
+"""Hourly partitions of `tick_rows`, cut in India Standard Time, made ahead of need and dropped when they expire."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -38,9 +38,9 @@ def ensure_partitions(conn: connection, from_ns: int, to_ns: int) -> list[str]:
         for name in missing:
             # Attaching a table takes a weaker lock than CREATE TABLE … PARTITION OF, which would stop all queries.
             table = sql.Identifier(name)
-            cursor.execute(sql.SQL("CREATE TABLE {} (LIKE ticks INCLUDING DEFAULTS)").format(table))
+            cursor.execute(sql.SQL("CREATE TABLE {} (LIKE tick_rows INCLUDING DEFAULTS)").format(table))
             cursor.execute(
-                sql.SQL("ALTER TABLE ticks ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
+                sql.SQL("ALTER TABLE tick_rows ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
                     table,
                     sql.Literal(instant(wanted[name]).isoformat()),
                     sql.Literal(instant(wanted[name] + HOUR_NS).isoformat()),
@@ -77,6 +77,6 @@ def _existing(conn: connection) -> set[str]:
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid "
-            "WHERE inhparent = 'ticks'::regclass AND relname LIKE 'ticks\\_%'"
+            "WHERE inhparent = 'tick_rows'::regclass AND relname LIKE 'ticks\\_%'"
         )
         return {name for (name,) in cursor.fetchall()}

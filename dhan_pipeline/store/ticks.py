@@ -20,13 +20,13 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.journal.block import split_block_id
 from dhan_pipeline.journal.notes import Note
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
-from dhan_pipeline.store.copy import tick_copy
+from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import count_redrive, hour_bounds, last_block, last_ledger_block, locked_redrives
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
-from dhan_pipeline.ticks import COLUMNS, POSITION_BITS, Enriched
+from dhan_pipeline.ticks import POSITION_BITS, Enriched
 
-_COPY = f"COPY ticks ({', '.join(column.name for column in COLUMNS)}) FROM STDIN (FORMAT binary)"
+_COPY = f"COPY tick_rows ({', '.join(STORED)}) FROM STDIN (FORMAT binary)"
 _COPY_BUFFER_BYTES = 1 << 20
 
 #: First number of the advisory lock, beside those of `partitions`, that lets one redrive of a capture run at a time.
@@ -141,7 +141,7 @@ def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlock], clo
     ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
     with conn, conn.cursor() as cur:
         cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
-        cur.execute("DELETE FROM ticks WHERE time >= %s AND time < %s", (start, end))
+        cur.execute("DELETE FROM tick_rows WHERE time >= %s AND time < %s", (start, end))
         cur.execute("DELETE FROM rejected_packets WHERE received >= %s AND received < %s", (start, end))
         now = clock.now()
         rows = _rebuild(cur, (_of_hour(block, hour) for block in blocks), now)
@@ -207,7 +207,7 @@ def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[St
             # Shared: it keeps out who rebuilds the hour, and not the writer, who only adds newer blocks.
             cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
             cur.execute(
-                "DELETE FROM ticks WHERE time >= %s AND time < %s AND tick_id >= %s AND tick_id < %s",
+                "DELETE FROM tick_rows WHERE time >= %s AND time < %s AND tick_id >= %s AND tick_id < %s",
                 (instant(start_ns), instant(start_ns + HOUR_NS), first << POSITION_BITS, (last + 1) << POSITION_BITS),
             )
         cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first, last))
@@ -307,7 +307,7 @@ def _copy(cur: cursor, blocks: Sequence[StoredBlock]) -> None:
 def count_ticks(conn: connection) -> int:
     """Rows in `ticks`, counted, which takes about half a second a million. Leaves the transaction open."""
     with conn.cursor() as cur:
-        cur.execute("SELECT count(*) FROM ticks")
+        cur.execute("SELECT count(*) FROM tick_rows")
         rows: int = cur.fetchall()[0][0]
     return rows
 
@@ -320,7 +320,7 @@ def hour_digest(conn: connection, hour: str) -> str:
     with conn.cursor() as cur:
         cur.execute(
             "SELECT count(*), coalesce(sum(('x' || left(md5(record_send(t)), 16))::bit(64)::bigint), 0) "
-            "FROM ticks t WHERE time >= %s AND time < %s",
+            "FROM tick_rows t WHERE time >= %s AND time < %s",
             hour_bounds(hour),
         )
         return "{}:{}".format(*cur.fetchall()[0])

@@ -475,7 +475,7 @@ def test_the_published_status_is_kept_in_the_database(writing: Writing, database
 def test_partitions_are_made_ahead_as_the_clock_goes_on(writing: Writing, database_url: str) -> None:
     def partitions() -> set[object]:
         names = query(
-            database_url, "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'ticks'::regclass"
+            database_url, "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'tick_rows'::regclass"
         )
         return {name for (name,) in names}
 

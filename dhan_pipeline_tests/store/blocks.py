@@ -59,7 +59,7 @@ def make_block(
         columns["time"] = np.full(ticks, received_ns // 1000)
         columns["instrument_token"] = (1 << 40) + np.arange(ticks)
         columns["tradable"] = np.ones(ticks, bool)
-        batches.append(TickBatch(mode, columns))
+        batches.append(TickBatch(mode, columns, np.full(ticks, 100.0)))
     enriched = Enriched(
         packets=2 * ticks + rejected + 3,
         ticks=batches,

@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
-from dhan_pipeline.store.copy import tick_copy
+from dhan_pipeline.store.copy import STORED, tick_copy
+from dhan_pipeline.store.partitions import ensure_partitions
 from dhan_pipeline.ticks import COLUMNS, DEPTH_LEVELS, NULL_INT, Mode, TickBatch
 
 NAMES = ", ".join(column.name for column in COLUMNS)
+SCALE = 100
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 AT = datetime(2026, 11, 20, 4, 0, 0, 123457, tzinfo=UTC)
+AT_NS, OTHER_NS = 1_795_147_200_000_000_000, 946_684_799_000_000_000
 
 #: What a mode never has.
 ABSENT = {
@@ -42,9 +45,9 @@ def make_row(tick_id: int, mode: Mode) -> Row:
         elif column.kind == "float8":
             value += 0.05
         elif column.kind == "float8[]":
-            value = [value + level / 100 for level in range(DEPTH_LEVELS)]
+            value = [(value * 100 + level) / 100 for level in range(DEPTH_LEVELS)]
         elif column.kind.endswith("[]"):
-            value = [value + level for level in range(DEPTH_LEVELS)]
+            value = [(value + level) % (1 << 16) for level in range(DEPTH_LEVELS)]
         row[column.name] = value
     return row | {"tick_id": tick_id, "instrument_token": 1 << 40 | tick_id, "time": AT}
 
@@ -64,15 +67,19 @@ def batch_of(rows: list[Row], mode: Mode) -> TickBatch:
             for column in COLUMNS
             if column.name != "mode" and column.name not in ABSENT[mode]
         },
+        np.full(len(rows), float(SCALE)),
     )
 
 
 def stored(conn: connection, batches: list[TickBatch]) -> list[Row]:
     """What PostgreSQL has read from the stream, by tick_id; nothing stays."""
     with conn.cursor() as cursor:
-        cursor.execute("CREATE TEMPORARY TABLE copied (LIKE ticks)")
-        cursor.copy_expert(f"COPY copied ({NAMES}) FROM STDIN (FORMAT binary)", BytesIO(tick_copy(batches)))
-        cursor.execute(f"SELECT {NAMES} FROM copied ORDER BY tick_id")
+        ensure_partitions(conn, AT_NS, AT_NS + 1)
+        ensure_partitions(conn, OTHER_NS, OTHER_NS + 1)
+        cursor.copy_expert(
+            f"COPY tick_rows ({', '.join(STORED)}) FROM STDIN (FORMAT binary)", BytesIO(tick_copy(batches))
+        )
+        cursor.execute(f"SELECT {NAMES} FROM ticks ORDER BY tick_id")
         rows = [dict(zip((column.name for column in COLUMNS), row, strict=True)) for row in cursor.fetchall()]
     conn.rollback()
     return rows
@@ -85,7 +92,10 @@ def test_every_column_of_every_mode_arrives(conn: connection, mode: Mode, count:
     assert stored(conn, [batch_of(rows, mode)]) == rows
 
 
-@pytest.mark.parametrize("name", [column.name for column in COLUMNS if not column.required])
+NULLABLE = [column for column in COLUMNS if not column.required and column.kind not in ("int8[]", "int4[]")]
+
+
+@pytest.mark.parametrize("name", [column.name for column in NULLABLE])
 def test_an_absent_value_arrives_as_null(conn: connection, name: str) -> None:
     rows = [make_row(tick_id, Mode.FULL) for tick_id in range(3)]
     in_array = isinstance(rows[1][name], list)
@@ -110,7 +120,8 @@ def test_batches_of_one_mode_with_different_columns_travel_together(conn: connec
 def test_values_keep_every_bit(conn: connection) -> None:
     rows = [make_row(0, Mode.FULL)]
     rows[0] |= {"volume_traded": 2**63 - 1, "oi": -1, "last_price": 0.1 + 0.2, "change": 5e-324, "mid_price": 1.7e308}
-    rows[0] |= {"bid_orders": [2**31 - 1, 0, 1, 2, 3], "time": datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)}
+    rows[0] |= {"bid_orders": [2**16 - 1, 0, 1, 2, 3], "time": datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)}
+    rows[0] |= {"ask_quantities": [2**32 - 1, 0, 2**31, 2, 3], "bid_prices": [(2**32 - 1) / 100, 0.01, 1.1, 0.29, None]}
     assert stored(conn, [batch_of(rows, Mode.FULL)]) == rows
 
 
@@ -121,7 +132,18 @@ def test_views_of_the_wire_serve_as_columns(conn: connection) -> None:
         b"\0" + struct.pack("<I5H", 2**32 - 1, 65535, 1, 2, 3, 4), [("", "u1"), ("v", "<u4"), ("o", "<u2", 5)]
     )
     columns |= {"volume_traded": wire["v"], "bid_orders": wire["o"]}
-    assert stored(conn, [TickBatch(Mode.FULL, columns)]) == [row]
+    assert stored(conn, [TickBatch(Mode.FULL, columns, np.array([float(SCALE)]))]) == [row]
+
+
+def test_depth_prices_have_the_decimals_of_their_row(conn: connection) -> None:
+    rows = [make_row(tick_id, Mode.FULL) for tick_id in range(2)]
+    rows[0]["ask_prices"] = [85.0025, 85.005, 85.0075, 85.01, 429_496.7295]
+    batches = [batch_of([row], Mode.FULL) for row in rows]
+    batches[0] = TickBatch(Mode.FULL, batches[0].columns, np.array([10_000.0]))
+    rows[0]["bid_prices"] = rows[1]["bid_prices"]
+    columns = {**batches[0].columns, "bid_prices": batches[1].columns["bid_prices"]}
+    batches[0] = TickBatch(Mode.FULL, columns, np.array([10_000.0]))
+    assert stored(conn, batches) == rows
 
 
 def test_no_rows_make_an_empty_stream(conn: connection) -> None:
@@ -147,11 +169,11 @@ def test_a_ticker_row_is_these_bytes() -> None:
         "tradable": struct.pack(">i?", 1, True),
         "mode": struct.pack(">i", 6) + b"ticker",
     }
-    row = struct.pack(">h", len(COLUMNS)) + b"".join(values.get(column.name, null) for column in COLUMNS)
+    row = struct.pack(">h", len(STORED)) + b"".join(values.get(name, null) for name in STORED)
     assert tick_copy([TickBatch(Mode.TICKER, columns)])[19:-2] == row
 
 
-nullable = st.sampled_from([column for column in COLUMNS if not column.required])
+nullable = st.sampled_from(NULLABLE)
 holes = st.tuples(st.integers(0, 19), nullable, st.integers(0, DEPTH_LEVELS - 1))
 
 
@@ -170,8 +192,7 @@ def test_any_pattern_of_nulls_is_laid_out_as_the_format_says(gaps: list[tuple[in
 
 def encoded(row: Row) -> bytes:
     """The row by the letter of PostgreSQL's manual, one value after another."""
-    formats = {"bool": "?", "int4": "i", "int8": "q", "float8": "d"}
-    oids = {"int4": 23, "int8": 20, "float8": 701}
+    formats = {"bool": "?", "int8": "q", "float8": "d"}
 
     def sized(value: bytes | None) -> bytes:
         return struct.pack(">i", -1) if value is None else struct.pack(">i", len(value)) + value
@@ -183,9 +204,11 @@ def encoded(row: Row) -> bytes:
             return str(value).encode()
         if kind == "timestamptz":
             return struct.pack(">q", (value - datetime(2000, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
-        if kind.endswith("[]"):
-            head = struct.pack(">iiiii", 1, None in value, oids[kind[:-2]], len(value), 1)
-            return head + b"".join(sized(field(item, kind[:-2])) for item in value)
         return struct.pack(">" + formats[kind], value)
 
-    return struct.pack(">h", len(COLUMNS)) + b"".join(sized(field(row[c.name], c.kind)) for c in COLUMNS)
+    prices = [round((price or 0) * SCALE) for price in (*row["bid_prices"], *row["ask_prices"])]
+    numbers = [*row["bid_quantities"], *row["ask_quantities"], *row["bid_orders"], *row["ask_orders"]]
+    fields = [field(row[column.name], column.kind) for column in COLUMNS if column.name in STORED]
+    return struct.pack(">h", len(STORED)) + b"".join(
+        map(sized, [*fields, struct.pack(">H10I10I10H", SCALE, *prices, *numbers)])
+    )

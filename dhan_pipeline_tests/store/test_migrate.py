@@ -1,4 +1,5 @@
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,20 @@ from dhan_pipeline import ticks
 from dhan_pipeline.store import migrate as module
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.migrate import MigrationError, migrate, migration_files
+
+_NAMES = {
+    "int8": "bigint",
+    "int4": "integer",
+    "bool": "boolean",
+    "float8": "double precision",
+    "timestamptz": "timestamp with time zone",
+}
+
+#: PostgreSQL's type of each column.
+TYPES = {
+    column.name: _NAMES.get(column.kind.removesuffix("[]"), column.kind) + "[]" * column.kind.endswith("[]")
+    for column in ticks.COLUMNS
+}
 
 
 @pytest.fixture
@@ -71,25 +86,66 @@ def test_the_files_may_be_run_again_by_hand(database_url: str) -> None:
     conn.close()
 
 
+def test_rows_with_arrays_of_depth_are_moved_and_read_as_before(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_files = migration_files()
+    monkeypatch.setattr(module, "migration_files", lambda: [file for file in all_files if file.name < "0006"])
+    migrate(empty_url)
+    levels = [1, 2, 3, 4, 5]
+    depth = {
+        "bid_prices": [101.05, 101.0, 0.29, None, None],
+        "ask_prices": [101.1, 42_949_672.95, 1.1, 2.2, 3.3],
+        "bid_quantities": [2**32 - 1, 2**31, 0, 1, 7],
+        "bid_orders": [65535, 256, 255, 0, 1],
+        "ask_quantities": levels,
+        "ask_orders": levels,
+    }
+    rupees, currency = 1 << 40 | 2 << 32 | 5, 1 << 40 | 3 << 32 | 5
+    rows = [
+        {"tick_id": 1, "instrument_token": rupees, "mode": "full", "last_price": 101.05, **depth},
+        {
+            "tick_id": 2,
+            "instrument_token": currency,
+            "mode": "full",
+            **depth,
+            "ask_prices": [85.0025, 85.005, 0.1, 1, 2],
+        },
+        {"tick_id": 3, "instrument_token": rupees, "mode": "ticker", "last_price": 7.5},
+    ]
+    with closing(connect(empty_url)) as conn, conn, conn.cursor() as cursor:
+        for hour in ("2026-11-20 09:00+05:30", "2026-11-20 10:00+05:30"):
+            name = f"ticks_20261120_{hour[11:13]}"
+            cursor.execute(
+                f"CREATE TABLE {name} PARTITION OF ticks FOR VALUES FROM ('{hour}') "
+                f"TO ('{hour}'::timestamptz + interval '1 hour')"
+            )
+            for row in rows:
+                names, values = [*row, "time", "tradable"], [*row.values(), hour, True]
+                marks = ", ".join(f"%s::{TYPES[name]}" for name in names)
+                cursor.execute(f"INSERT INTO ticks ({', '.join(names)}) VALUES ({marks})", values)
+        cursor.execute("SELECT * FROM ticks_with_symbols ORDER BY time, tick_id")
+        before = cursor.fetchall()
+    monkeypatch.undo()
+    assert migrate(empty_url) == ["0006_packed_depth"]
+    with closing(connect(empty_url)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT * FROM ticks_with_symbols ORDER BY time, tick_id")
+        assert cursor.fetchall() == before
+        cursor.execute("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1")
+        assert cursor.fetchall() == [("ticks_20261120_09",), ("ticks_20261120_10",)]
+
+
 def test_ticks_has_the_columns_of_the_schema_with_their_meaning(conn: connection) -> None:
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT attname, format_type(atttypid, NULL), attnotnull, col_description(attrelid, attnum) "
+            "SELECT attname, format_type(atttypid, NULL), col_description(attrelid, attnum) "
             "FROM pg_attribute WHERE attrelid = 'ticks'::regclass AND attnum > 0 ORDER BY attnum"
         )
         found = cursor.fetchall()
-    types = {
-        "int8": "bigint",
-        "int4": "integer",
-        "bool": "boolean",
-        "float8": "double precision",
-        "timestamptz": "timestamp with time zone",
-    }
     assert found == [
         (
             column.name,
-            types.get(column.kind.removesuffix("[]"), column.kind) + "[]" * column.kind.endswith("[]"),
-            column.required,
+            TYPES[column.name],
             f"{column.meaning} ({column.unit})" if column.unit else column.meaning,
         )
         for column in ticks.COLUMNS

@@ -15,7 +15,7 @@ def _bounds(conn: connection) -> dict[str, str]:
         cursor.execute("SET LOCAL TimeZone = 'Asia/Kolkata'")
         cursor.execute(
             "SELECT relname, pg_get_expr(relpartbound, pg_class.oid) FROM pg_inherits "
-            "JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'ticks'::regclass ORDER BY 1"
+            "JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'tick_rows'::regclass ORDER BY 1"
         )
         return dict(cursor.fetchall())
 

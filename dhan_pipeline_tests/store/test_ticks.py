@@ -284,7 +284,7 @@ def test_rows_of_an_earlier_day_are_renewed_without_a_word_to_the_writer(conn: c
     "change",
     [
         "UPDATE ticks SET last_price = last_price + 0.01 WHERE tick_id = 1 << 16 | 1",
-        "UPDATE ticks SET bid_prices[3] = NULL WHERE tick_id = 1 << 16",
+        "UPDATE tick_rows SET depth = set_byte(depth, 13, 1) WHERE tick_id = 1 << 16",
         "UPDATE ticks SET order_imbalance = '-0' WHERE tick_id = 1 << 16",
         "UPDATE ticks SET oi = NULL WHERE tick_id = 1 << 16",
         "UPDATE ticks SET time = time + '1 microsecond' WHERE tick_id = 1 << 16",

@@ -1,23 +1,29 @@
-"""What the benchmarks of the journal and the database work on: packets of a market, a journal of them, and a server."""
+"""What the benchmarks of journal and database work on: a market's packets, a journal of them, a server, a writer."""
 
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from os import sysconf
 from pathlib import Path
+from threading import Thread
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg2.extensions import connection
 from psycopg2.extras import execute_values
 
+from benchmarks.report import wrong
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.feeds.simulator.market import Market
+from dhan_pipeline.ingest.backlog import Backlog
+from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.writer import JournalWriter
@@ -176,6 +182,43 @@ def _add_instruments(url: str, tokens: NDArray[np.int64]) -> None:
         )
 
 
+class RunningWriter:
+    """The writer of a capture in a thread of its own, as the capture runs it; a context manager."""
+
+    def __init__(
+        self, settings: Settings, journal: JournalWriter, clock: Clock, tokens: NDArray[np.int64] | None = None
+    ) -> None:
+        """It begins with what the journal has and the database has not. `tokens` are those subscribed, if any."""
+        connections = None if tokens is None else dict.fromkeys(tokens.tolist(), 0)
+        self._troubles: list[str] = []
+        self.backlog = Backlog(settings.journal_dir, settings.capture, journal.last_block_id, journal.last_received_ns)
+        self.writer = Writer(
+            settings, settings.database_url or "", self.backlog, clock, self._troubles.append, connections
+        )
+        # A daemon: what goes wrong here must end the benchmark, not wait for the database.
+        self._thread = Thread(target=self.writer.run, name="writer", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.backlog.close()
+        self.writer.stop(0)
+        self._thread.join(10)
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds; end the benchmark where the writer warned of something."""
+        while not condition():
+            if self._troubles:
+                wrong("the writer has trouble:", *self._troubles)
+            time.sleep(0.002)
+
+    def wait_for(self, received_ns: int) -> None:
+        """Return once everything received up to this time is committed."""
+        self.wait(lambda: self.writer.counts.committed_through_ns >= received_ns)
+
+
 class ServerCpu:
     """Processor time of a database server on this machine, all its processes together. Linux only."""
 
@@ -198,12 +241,3 @@ class ServerCpu:
             elif int(words[1]) == self._pid:
                 ticks += sum(map(int, words[11:13]))
         return ticks / sysconf("SC_CLK_TCK")
-
-
-def differences(expected: Mapping[str, object], found: Mapping[str, object], of: str) -> list[str]:
-    """What is not as expected, a sentence each."""
-    return [
-        f"{of}: {name} is {found.get(name)}, and should be {value}"
-        for name, value in expected.items()
-        if found.get(name) != value
-    ]

@@ -1,0 +1,174 @@
+"""Rebuilding from the journal: an hour of `ticks`, and a day of hours in turn.
+
+    python benchmarks/rebuild.py [--day] [--json]
+
+The journal is filled with full packets, one a message. A writer stores it first, as the capture would. Then
+`rebuild_hour` replaces the rows:
+
+- an hour in blocks of 200 (a feed of 10,000 ticks a second, whose blocks are closed every 20 ms), and an hour in blocks
+  of 8 (25,000 ticks a minute): five rounds each, in turn;
+- a day: six hours of 100,000 ticks in blocks of 200, one after another, once. With `--day` 9.4 million ticks in six
+  hours, which takes about ten minutes with everything around it. `--in-block` changes the size of its blocks.
+
+Every figure is of rows that are there already: to delete them is part of it, and so is reading what the day said before
+the hour. Before each, VACUUM removes what the last one deleted, as the server does by itself in time. CPU seconds are
+those of this process, which decodes and builds the rows, and of PostgreSQL, all its processes together.
+
+Row counts and fingerprints of every hour have to be the same before and after. A difference is a failure (exit code 1).
+A time never is.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+
+from psycopg2.extensions import connection
+
+from benchmarks.material import (
+    INSTRUMENTS,
+    START_NS,
+    HandClock,
+    Packets,
+    RunningWriter,
+    ServerCpu,
+    database,
+    fill_hour,
+    instrument_tokens,
+)
+from benchmarks.report import ROUNDS, Spread, arguments, publish, take_turns, wrong
+from dhan_pipeline.ingest.rebuild import rebuild_hour
+from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.sessions import HOUR_NS, hour_key
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.ledger import hour_totals
+from dhan_pipeline.store.ticks import hour_digest
+
+#: Ticks of the single hours, by the ticks of a block.
+HOUR_TICKS = {200: 100_000, 8: 25_000}
+
+#: Ticks of a day, and of the whole day that 25,000 a minute make; and the hours that they are in.
+SHORT_DAY, WHOLE_DAY = 600_000, 9_400_000
+HOURS = 6
+
+DAY_NS = 24 * HOUR_NS
+
+
+class Rebuilds:
+    """Rebuilds hours, and keeps what each took."""
+
+    def __init__(self, settings: Settings, conn: connection, clock: HandClock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._server = ServerCpu(conn)
+        self.seconds: dict[str, list[float]] = {}
+        """By the name of what was rebuilt."""
+        self.python_us: dict[str, list[float]] = {}
+        """CPU of this process, us a tick."""
+        self.server_us: dict[str, list[float]] = {}
+        """CPU of PostgreSQL, us a tick."""
+
+    def rebuild(self, name: str, hours: Sequence[str], ticks: int) -> float:
+        """Ticks a second of hours of so many ticks, one after another."""
+        self._clean_up()
+        python, server = time.process_time(), self._server.seconds()
+        started = time.perf_counter()
+        rows = sum(rebuild_hour(self._settings, self._settings.database_url or "", hour, self._clock) for hour in hours)
+        took = time.perf_counter() - started
+        python, server = time.process_time() - python, self._server.seconds() - server
+        if rows != ticks:
+            wrong(f"{name}: {rows} rows were made of {ticks} ticks")
+        self.seconds.setdefault(name, []).append(took)
+        self.python_us.setdefault(name, []).append(1e6 * python / ticks)
+        self.server_us.setdefault(name, []).append(1e6 * server / ticks)
+        return ticks / took
+
+    def _clean_up(self) -> None:
+        with closing(connect(self._settings.database_url or "")) as conn, conn.cursor() as cursor:
+            conn.autocommit = True
+            cursor.execute("VACUUM")
+
+
+def state(conn: connection, hours: Sequence[str]) -> dict[str, tuple[str, int, int, int]]:
+    """Of each hour: fingerprint, rows, and what its ledger says of ticks and of messages."""
+    found = {}
+    with conn:
+        for hour in hours:
+            totals = hour_totals(conn, hour)
+            found[hour] = hour_digest(conn, hour), totals.rows, totals.ticks, totals.messages
+    return found
+
+
+def never_rebuilt(conn: connection, hours: Sequence[str]) -> int:
+    """Blocks of the hours that no rebuild has stored."""
+    with conn, conn.cursor() as cursor:
+        cursor.execute("SELECT hour, rebuilt_at IS NULL FROM ingest_ledger")
+        return sum(never for hour, never in cursor.fetchall() if hour_key(int(hour.timestamp()) * 10**9) in hours)
+
+
+def main() -> None:
+    """Measure, compare, report."""
+    parser = arguments(__doc__)
+    parser.add_argument("--day", action="store_true", help="a day of 9.4 million ticks: ten minutes, 15 GB of disk")
+    parser.add_argument("--in-block", type=int, default=200, metavar="N", help="ticks of a block of the day (200)")
+    options = parser.parse_args()
+    tokens = instrument_tokens()
+    clock = HandClock(START_NS + 10 * DAY_NS)
+    day_ticks = WHOLE_DAY if options.day else SHORT_DAY
+    # A day each, so that no hour has to read another's beginning.
+    single = {in_block: hour_key(START_NS + at * DAY_NS) for at, in_block in enumerate(HOUR_TICKS)}
+    day = [hour_key(START_NS + len(single) * DAY_NS + n * HOUR_NS) for n in range(HOURS)]
+    shares = [day_ticks * (n + 1) // HOURS - day_ticks * n // HOURS for n in range(HOURS)]
+    ticks = {single[in_block]: count for in_block, count in HOUR_TICKS.items()} | dict(zip(day, shares, strict=True))
+    in_blocks = {hour: in_block for in_block, hour in single.items()} | dict.fromkeys(day, options.in_block)
+    with (
+        database(tokens) as settings,
+        closing(connect(settings.database_url or "")) as conn,
+        closing(JournalWriter(settings.journal_dir, settings.capture)) as journal,
+    ):
+        packets = Packets(1.0, tokens=tokens)
+        for hour, count in ticks.items():
+            fill_hour(journal, packets, hour, count, in_blocks[hour])
+        with RunningWriter(settings, journal, clock) as live:
+            live.wait_for(journal.last_received_ns)
+        before = state(conn, list(ticks))
+        rebuilds = Rebuilds(settings, conn, clock)
+        names = {in_block: f"an hour, {in_block} ticks a block" for in_block in single}
+        spreads = take_turns(
+            {
+                name: partial(rebuilds.rebuild, name, [single[in_block]], HOUR_TICKS[in_block])
+                for in_block, name in names.items()
+            }
+        )
+        of_day = f"a day of {HOURS} hours, {options.in_block} ticks a block"
+        spreads |= take_turns({of_day: partial(rebuilds.rebuild, of_day, day, day_ticks)}, rounds=1)
+        after = state(conn, list(ticks))
+        missed = never_rebuilt(conn, list(ticks))
+    problems = [f"{hour} was {before[hour]} and is {after[hour]}" for hour in ticks if before[hour] != after[hour]]
+    problems += [
+        f"{hour} has {found} for {ticks[hour]} ticks"
+        for hour, found in after.items()
+        if set(found[1:]) != {ticks[hour]}
+    ]
+    if missed:
+        problems.append(f"{missed} blocks were not rebuilt")
+    if problems:
+        wrong(*problems)
+    counts = {name: HOUR_TICKS[in_block] for in_block, name in names.items()} | {of_day: day_ticks}
+    rows = [
+        {
+            "rebuilt": name,
+            "ticks": counts[name],
+            "ticks/s": spread,
+            "seconds": Spread.of(rebuilds.seconds[name]),
+            "Python, CPU us a tick": Spread.of(rebuilds.python_us[name]),
+            "PostgreSQL, CPU us a tick": Spread.of(rebuilds.server_us[name]),
+        }
+        for name, spread in spreads.items()
+    ]
+    publish("Rebuilt from the journal", rows, options.json, instruments=INSTRUMENTS, rounds=ROUNDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -229,15 +229,30 @@ class ServerCpu:
 
     def seconds(self) -> float:
         """CPU seconds since the server started. Connections that ended count, too."""
+        while True:
+            own = self._own()
+            children = self._children()
+            # None ended meanwhile: it would be in neither.
+            if self._own()[2:] == own[2:]:
+                return (sum(own) + children) / sysconf("SC_CLK_TCK")
+
+    def _own(self) -> list[int]:
+        """Clock ticks of the server's first process: user, system, and those of its children that ended."""
+        return list(map(int, _stat(self._pid)[11:15]))
+
+    def _children(self) -> int:
+        """Clock ticks of its processes that are there, user and system."""
         ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
+        for process in Path("/proc").glob("[0-9]*"):
             try:
-                words = stat.read_text().rpartition(") ")[2].split()
+                words = _stat(int(process.name))
             except OSError:  # it has just ended
                 continue
-            # Behind the name: state, parent; and from the twelfth on user and system time, its own and its children's.
-            if int(stat.parent.name) == self._pid:
-                ticks += sum(map(int, words[11:15]))
-            elif int(words[1]) == self._pid:
+            if int(words[1]) == self._pid:
                 ticks += sum(map(int, words[11:13]))
-        return ticks / sysconf("SC_CLK_TCK")
+        return ticks
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux says of a process, behind its name: state, parent, and so on (proc_pid_stat(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()

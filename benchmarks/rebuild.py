@@ -7,7 +7,7 @@ The journal is filled with full packets, one a message. A writer stores it first
 
 - an hour in blocks of 200 (a feed of 10,000 ticks a second, whose blocks are closed every 20 ms), and an hour in blocks
   of 8 (25,000 ticks a minute): five rounds each, in turn;
-- a day: six hours of 100,000 ticks in blocks of 200, one after another, once. With `--day` 9.4 million ticks in six
+- a day: six hours of 150,000 ticks in blocks of 200, one after another, once. With `--day` 9.4 million ticks in six
   hours, which takes about ten minutes with everything around it. `--in-block` changes the size of its blocks.
 
 Every figure is of rows that are there already: to delete them is part of it, and so is reading what the day said before
@@ -46,10 +46,10 @@ from dhan_pipeline.store.ledger import hour_totals
 from dhan_pipeline.store.ticks import hour_digest
 
 #: Ticks of the single hours, by the ticks of a block.
-HOUR_TICKS = {200: 100_000, 8: 25_000}
+HOUR_TICKS = {200: 200_000, 8: 50_000}
 
 #: Ticks of a day, and of the whole day that 25,000 a minute make; and the hours that they are in.
-SHORT_DAY, WHOLE_DAY = 600_000, 9_400_000
+SHORT_DAY, WHOLE_DAY = 900_000, 9_400_000
 HOURS = 6
 
 DAY_NS = 24 * HOUR_NS

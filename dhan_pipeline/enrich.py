@@ -32,7 +32,7 @@ UNKNOWN_INSTRUMENT = "unknown instrument"
 IMPOSSIBLE_PRICE = "impossible price"
 FUTURE_TRADE_TIME = "trade time in the future"
 
-#: What a price may be in units of its last decimal (43 million rupees; 429 thousand of a currency): depth holds no more.
+#: What a price may be in units of its last decimal, as depth holds it: 43 million rupees, 429 thousand of a currency.
 _PRICE_LIMIT = 2.0**32
 _SAFE_PRICE = _PRICE_LIMIT / 1e4
 

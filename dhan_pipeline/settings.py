@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     capture: int = Field(default=0, ge=0, le=31)
     """Number of this capture (shard). It is part of every tick_id."""
 
-    flush_interval_ms: int = Field(default=20, ge=1, le=1000)
-    """Longest time a packet waits for its journal block to be written."""
+    flush_interval_ms: int = Field(default=10, ge=1, le=1000)
+    """How long packets are gathered into a journal block; up to five times as long while the database is behind."""
 
     sessions: Literal["exchange", "always"] = "exchange"
     """`always` treats every minute as in session: for the simulator, which never closes."""

@@ -65,6 +65,8 @@ class Backlog:
         self._last_taken = _NONE
         self._in_memory = False
         self._closed = False
+        self.awaited = False
+        """Whether the writer waits for a block right now."""
         self._readable = _NONE
         self._read_after(_NONE)
 
@@ -100,7 +102,9 @@ class Backlog:
         """The next blocks in order, at most a batch; empty when none came within the timeout."""
         with self._ready:
             if not self._pending and not self._closed:
+                self.awaited = True
                 self._ready.wait(timeout_s)
+                self.awaited = False
             if self._in_memory:
                 return self._take_from_memory()
         return self._take_from_disk()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.instruments import InstrumentIndex, split_instrument_token
@@ -15,10 +16,13 @@ from dhan_pipeline.quality.trade_clock import TradeClock, Verdict
 from dhan_pipeline.sessions import in_closing_auction, packets_due_throughout
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ticks import StoredBlock
-from dhan_pipeline.ticks import NULL_INT
+from dhan_pipeline.ticks import NULL_INT, Mode
 
 #: How often (ns, of the packets' own times) silence is looked for.
 CHECK_NS = 1_000_000_000
+
+#: Rows that wait for it at most. Looking at each block as it comes took 1.5 % of a core at 100 blocks a second.
+_WAITING_ROWS = 1 << 14
 
 
 class Listener(Protocol):
@@ -41,6 +45,9 @@ class Liveliness:
         self._connections = connections
         self._listener = listener
         self._check_ns = 0
+        self._waiting: list[tuple[Mode, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+        """Of each batch: mode, instrument tokens, receive and trade times (us)."""
+        self._waiting_rows = 0
         self._silent: dict[tuple[int, ...], int] = {}
         """Whom the listener knows to be silent, and their connection."""
         self._silent_parts: set[int] = set()
@@ -51,6 +58,7 @@ class Liveliness:
 
     def know(self, instruments: InstrumentIndex) -> None:
         """Watch these instruments; begin anew if they are others than before."""
+        self._catch_up()
         if not np.array_equal(instruments.tokens, self._instruments.tokens):
             for connection in set(self._silent.values()):
                 self._forget(connection)
@@ -81,20 +89,34 @@ class Liveliness:
         for _, note in block.notes:
             if isinstance(note, Gap) and note.cause is not Cause.SILENT:
                 # A connection that was away says nothing about its instruments.
+                self._catch_up()
                 self._forget(note.connection)
         for batch in block.enriched.ticks:
             columns = batch.columns
-            received_us, traded_us = columns["time"], columns.get("last_trade_time")
-            received_ns = received_us * 1000
-            index = self._instruments.lookup(columns["instrument_token"])
-            self._silence.update(index, received_ns)
-            self._parts.update(self._part_of[index], received_ns)
-            if traded_us is not None:
-                traded_s = np.where(traded_us == NULL_INT, 0, traded_us // 1_000_000)
-                self._clock.update(traded_s, received_ns)
-        if block.last_received_ns >= self._check_ns:
+            self._waiting.append((batch.mode, columns["instrument_token"], columns["time"], columns["last_trade_time"]))
+        self._waiting_rows += block.enriched.rows
+        check = block.last_received_ns >= self._check_ns
+        if check or self._waiting_rows > _WAITING_ROWS:
+            self._catch_up()
+        if check:
             self._check_ns = block.last_received_ns + CHECK_NS
             self._check(block.last_received_ns)
+
+    def _catch_up(self) -> None:
+        """Take account of what waits: packets of an instrument count as one interval with several at its end."""
+        if not self._waiting:
+            return
+        modes, *columns = zip(*self._waiting, strict=True)
+        self._waiting, self._waiting_rows = [], 0
+        token, received_us, traded_us = map(np.concatenate, columns)
+        if len(set(modes)) > 1:
+            order = received_us.argsort(kind="stable")
+            token, received_us, traded_us = token[order], received_us[order], traded_us[order]
+        received_ns = received_us * 1000
+        index = self._instruments.lookup(token)
+        self._silence.update(index, received_ns)
+        self._parts.update(self._part_of[index], received_ns)
+        self._clock.update(np.where(traded_us == NULL_INT, 0, traded_us // 1_000_000), received_ns)
 
     def _check(self, now_ns: int) -> None:
         self.trade_clock = self._clock.verdict()

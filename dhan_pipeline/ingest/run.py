@@ -54,6 +54,10 @@ _SUSPENDED_S = 5.0
 #: The machine's clock may be slewed; by this much within a second it was set.
 _CLOCK_STEP_S = 2.0
 
+#: While the writer is behind, packets are gathered into a journal block for up to so many flush intervals.
+_LONGEST_FLUSHES = 5
+_FLUSH_POLL_S = 0.002
+
 # Goes on while the machine sleeps, where the system has such a clock.
 _elapsed_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -108,7 +112,7 @@ class Ingest:
                     f"The clock says {clock.now():%Y-%m-%d %H:%M:%S} UTC, which is before the journal's last message;"
                     " set the clock, or choose another data directory."
                 )
-            self._receiver = Receiver(self._journal, clock, self._on_block)
+            self._receiver = Receiver(self._journal, clock, self._on_block, self._flush_later)
             self._feed = Feed(
                 settings,
                 subscriptions,
@@ -139,6 +143,7 @@ class Ingest:
         )
         self._pauses = PauseWatch(SHORTEST_PAUSE_S, clock.speed)
         self._end: Cause | None = None
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._backlog = Backlog(
             settings.journal_dir,
             settings.capture,
@@ -185,7 +190,6 @@ class Ingest:
             asyncio.create_task(work, name=name)
             for name, work in {
                 "feed": self._feed.run(),
-                "flush": self._flush(),
                 "status": self._report_status(),
                 "journal": asyncio.to_thread(journal.join),
                 "stop": stop.wait(),
@@ -254,10 +258,19 @@ class Ingest:
         with contextlib.suppress(RuntimeError):  # a writer that did not end in time outlives the loop
             self._loop.call_soon_threadsafe(call, *args)
 
-    async def _flush(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.flush_interval_ms / 1000)
-            self._receiver.flush()
+    def _flush_later(self) -> None:
+        """A message begins a block: it is written after the flush interval, or a few where the writer is behind."""
+        interval_s = self._settings.flush_interval_ms / 1000
+        latest = self._loop.time() + _LONGEST_FLUSHES * interval_s
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self._flush_timer = self._loop.call_later(interval_s, self._flush, latest)
+
+    def _flush(self, latest: float) -> None:
+        # Fewer, larger blocks are cheaper to store: under load they grow to what arrives during a transaction.
+        if (self._backlog.awaited or self._loop.time() >= latest) and self._receiver.flush():
+            return
+        self._flush_timer = self._loop.call_later(_FLUSH_POLL_S, self._flush, latest)
 
     @property
     def latency(self) -> LatencyHistogram:

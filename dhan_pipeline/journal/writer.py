@@ -75,28 +75,32 @@ class JournalWriter:
         connection: Sequence[int],
         text: Sequence[bool],
         payloads: Sequence[bytes],
+        counts: Sequence[int] | None = None,
     ) -> Block:
         """Write messages (parallel sequences, at least one, all of one IST hour) as a block, durable on return.
 
+        With `counts`, each payload is so many messages of equal size, which have the rest in common.
         Receive times (ns since the Unix epoch, UTC) never step back in a journal: an earlier one is raised to the last.
         Raises ValueError for messages that make no block. Raises OSError when the disk refuses, and when the file was
         removed or changed under our hands: the journal then ends with the block before, and the same call may be tried
         again. Where the lock is gone it never succeeds again: another process may hold a new one.
         """
-        if not len(received_ns) == len(connection) == len(text) == len(payloads) > 0:
+        counts = [1] * len(payloads) if counts is None else counts
+        if not len(received_ns) == len(connection) == len(text) == len(payloads) == len(counts) > 0:
             raise ValueError("a block needs messages, each with time, connection, kind and payload")
         received = np.maximum.accumulate(np.maximum(np.asarray(received_ns, np.int64), self.last_received_ns))
         first_ns, last_ns = int(received[0]), int(received[-1])
         hour_ns = hour_start_ns(first_ns)
         if hour_start_ns(last_ns) != hour_ns:
             raise ValueError("a block must not cross an hour")
-        offsets = np.zeros(len(payloads) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, payloads), np.int64, len(payloads)), out=offsets[1:])
+        sizes = np.fromiter(map(len, payloads), np.int64, len(payloads)) // counts
+        offsets = np.zeros(sum(counts) + 1, np.int64)
+        sizes.repeat(counts).cumsum(out=offsets[1:])
         block = Block(
             block_id=next_block_id(self._capture, self.last_block_id, first_ns),
-            received_ns=received,
-            connection=np.frombuffer(bytes(connection), np.uint8),
-            text=np.frombuffer(bytes(text), np.bool_),
+            received_ns=received.repeat(counts),
+            connection=np.frombuffer(bytes(connection), np.uint8).repeat(counts),
+            text=np.frombuffer(bytes(text), np.bool_).repeat(counts),
             payload=b"".join(payloads),
             offsets=offsets,
         )

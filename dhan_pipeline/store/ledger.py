@@ -5,7 +5,7 @@ Functions that only read leave their transaction open, as psycopg2 does; those t
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from psycopg2.extras import Json
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.block import NUMBER_BITS
 from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
-from dhan_pipeline.store.partitions import WRITER_LOCK, instant
+from dhan_pipeline.store.partitions import HOUR_LOCK, REDRIVE_COUNT_LOCK, WRITER_LOCK, instant
 
 #: Real seconds over which rates and latencies count as recent.
 RECENT_S = 10
@@ -125,23 +125,43 @@ def last_received_ns(conn: connection, block_id: int) -> int:
 
 
 def redrives(conn: connection, capture: int) -> int:
-    """How often rejected packets of the capture were driven again; begins its count. Leaves the transaction open."""
+    """How often rejected packets of the capture were driven again. Leaves the transaction open."""
     with conn.cursor() as cursor:
-        cursor.execute("INSERT INTO redrives VALUES (%s, 0) ON CONFLICT DO NOTHING", (capture,))
-    return locked_redrives(conn, capture)
-
-
-def locked_redrives(conn: connection, capture: int) -> int:
-    """The same of one whose count has begun. Nobody counts another before the transaction ends."""
-    with conn.cursor() as cursor:
-        cursor.execute("SELECT redrives FROM redrives WHERE capture = %s FOR SHARE", (capture,))
+        cursor.execute("SELECT coalesce(max(redrives), 0) FROM redrives WHERE capture = %s", (capture,))
         found: int = cursor.fetchall()[0][0]
     return found
+
+
+def begin_blocks(
+    conn: connection, capture: int, starts_ns: Collection[int], block_ids: Iterable[int]
+) -> tuple[int, set[int]]:
+    """Begin to store blocks of hours by their starts: (`redrives` of the capture, which of the blocks are stored).
+
+    Until the transaction ends, nobody rebuilds the hours, and nobody counts another redrive.
+    """
+    with conn.cursor() as cursor:
+        # One message to the server; yet each of the two statements sees what was committed when it began.
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock_shared(%(hour_lock)s, hour), "
+            "pg_advisory_xact_lock_shared(%(redrive_lock)s, %(capture)s) FROM unnest(%(hours)s) AS hour; "
+            "SELECT coalesce((SELECT redrives FROM redrives WHERE capture = %(capture)s), 0), "
+            "ARRAY(SELECT block_id FROM ingest_ledger WHERE block_id = ANY(%(blocks)s))",
+            {
+                "hour_lock": HOUR_LOCK,
+                "redrive_lock": REDRIVE_COUNT_LOCK,
+                "capture": capture,
+                "hours": [start_ns // HOUR_NS for start_ns in sorted(starts_ns)],
+                "blocks": list(block_ids),
+            },
+        )
+        count, stored = cursor.fetchall()[0]
+    return count, set(stored)
 
 
 def count_redrive(conn: connection, capture: int) -> None:
     """Count one more. Writers of the capture wait until the transaction ends, which is left open."""
     with conn.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (REDRIVE_COUNT_LOCK, capture))
         cursor.execute(
             "INSERT INTO redrives AS old VALUES (%s, 1) "
             "ON CONFLICT (capture) DO UPDATE SET redrives = old.redrives + 1",

@@ -8,7 +8,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_start_ns
 
 #: First numbers of the advisory locks of the store. The second says what is locked.
-PARTITIONS_LOCK, HOUR_LOCK, WRITER_LOCK = 0x6468_0001, 0x6468_0002, 0x6468_0003
+PARTITIONS_LOCK, HOUR_LOCK, WRITER_LOCK, REDRIVE_COUNT_LOCK = 0x6468_0001, 0x6468_0002, 0x6468_0003, 0x6468_0005
 
 _NAME_FORMAT = "ticks_%Y%m%d_%H"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -22,7 +22,7 @@ from dhan_pipeline.journal.notes import Note
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.gaps import apply_notes
-from dhan_pipeline.store.ledger import count_redrive, hour_bounds, last_block, last_ledger_block, locked_redrives
+from dhan_pipeline.store.ledger import begin_blocks, count_redrive, hour_bounds, last_block, last_ledger_block
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.ticks import POSITION_BITS, Enriched
 
@@ -37,7 +37,7 @@ _REBUILD_ROWS = 20_000
 
 _LEDGER_COLUMNS = (
     "block_id, capture, hour, messages, packets, ticks, state, control, rejected, payload_bytes, "
-    "first_received, last_received, stored_at, rebuilt_at"
+    "first_received, last_received, stored_at, rebuilt_at, latency_ms"
 )
 
 
@@ -87,39 +87,37 @@ def write_blocks(
     where `redrives`, the capture's number when its state was made, is no longer the ledger's.
     """
     unique = {block.block_id: block for block in blocks}
-    if not unique:
-        return []
-    try:
-        return _write(conn, unique, clock, redrives)
-    except errors.CheckViolation:  # no partition holds the rows
-        for start_ns in {hour_start_ns(block.first_received_ns) for block in unique.values()}:
-            ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
-        return _write(conn, unique, clock, redrives)
+    while unique:
+        try:
+            return _write(conn, unique, clock, redrives)
+        except errors.CheckViolation:  # no partition holds the rows
+            for start_ns in {hour_start_ns(block.first_received_ns) for block in unique.values()}:
+                ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
+        except errors.UniqueViolation:  # another transaction stored some of them meanwhile: those are skipped next
+            continue
+    return []
 
 
 def _write(conn: connection, blocks: dict[int, StoredBlock], clock: Clock, redrives: int | None) -> list[int]:
+    first = next(iter(blocks.values()))
+    starts_ns = {hour_start_ns(block.first_received_ns) for block in blocks.values()}
     with conn, conn.cursor() as cur:
-        for start_ns in sorted({hour_start_ns(block.first_received_ns) for block in blocks.values()}):
-            cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
-        if redrives is not None and locked_redrives(conn, blocks[min(blocks)].capture) != redrives:
+        count, stored = begin_blocks(conn, first.capture, starts_ns, blocks)
+        if redrives is not None and count != redrives:
             raise RedrivenError("Rejected packets of this capture were driven again.")
-        now = clock.now()
-        inserted = execute_values(
-            cur,
-            f"INSERT INTO ingest_ledger ({_LEDGER_COLUMNS}) VALUES %s ON CONFLICT DO NOTHING RETURNING block_id",
-            [(*_ledger_row(block), now, None) for block in blocks.values()],
-            page_size=len(blocks),
-            fetch=True,
-        )
-        written = sorted(block_id for (block_id,) in inserted)
+        written = sorted(blocks.keys() - stored)
         if written:
             _copy(cur, [blocks[block_id] for block_id in written])
             # Measured after the rows are in, so that the latency leaves out nothing but the commit itself.
             now = clock.now()
-            cur.execute(
-                "UPDATE ingest_ledger SET stored_at = %s, "
-                "latency_ms = extract(epoch FROM %s - first_received) * 1000 / %s WHERE block_id = ANY(%s)",
-                (now, now, clock.speed, written),
+            execute_values(
+                cur,
+                f"INSERT INTO ingest_ledger ({_LEDGER_COLUMNS}) VALUES %s",
+                [
+                    (*_ledger_row(blocks[block_id]), now, None, _latency_ms(blocks[block_id], clock))
+                    for block_id in written
+                ],
+                page_size=len(written),
             )
         # Also of blocks that a rebuild stored before: it has no eye for notes.
         for block in blocks.values():
@@ -251,7 +249,7 @@ def _rebuild_chunk(cur: cursor, blocks: list[StoredBlock], now: Any) -> int:
         cur,
         f"INSERT INTO ingest_ledger ({_LEDGER_COLUMNS}) VALUES %s ON CONFLICT (block_id) DO UPDATE SET "
         + ", ".join(f"{name} = excluded.{name}" for name in counts.split()),
-        [(*_ledger_row(block), now, now) for block in blocks],
+        [(*_ledger_row(block), now, now, None) for block in blocks],
         page_size=len(blocks),
     )
     _copy(cur, blocks)
@@ -274,6 +272,10 @@ def _ledger_row(block: StoredBlock) -> tuple[Any, ...]:
         instant(block.first_received_ns),
         instant(block.last_received_ns),
     )
+
+
+def _latency_ms(block: StoredBlock, clock: Clock) -> float:
+    return (clock.now_ns() - block.first_received_ns) / (1e6 * clock.speed)
 
 
 def _copy(cur: cursor, blocks: Sequence[StoredBlock]) -> None:

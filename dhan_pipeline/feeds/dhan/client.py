@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import Credentials, check_dhan_token_validity, get_dhan_credentials
-from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, OnMessage, PacketsDue
+from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, OnMessages, PacketsDue
 from dhan_pipeline.feeds.dhan.cool_off import COOL_OFF_FILE, CoolOff
 from dhan_pipeline.feeds.dhan.errors import (
     CredentialsError,
@@ -64,13 +64,13 @@ CLIENT_ID_INVALID = 810
 
 
 class Feed:
-    """All connections of one capture. Messages go to `on_message` as they arrive; nothing is decoded."""
+    """All connections of one capture. Messages go to `on_messages` as they arrive; nothing is decoded."""
 
     def __init__(
         self,
         settings: Settings,
         subscriptions: Mapping[int, Mode],
-        on_message: OnMessage,
+        on_messages: OnMessages,
         warn: Callable[[str], None] = log.warning,
         *,
         clock: Clock | None = None,
@@ -81,7 +81,7 @@ class Feed:
         on_down: Callable[[int, DhanError, int | None], None] = lambda connection, reason, since_ns: None,
         on_shed: Callable[[tuple[int, ...]], None] = lambda instrument_tokens: None,
     ) -> None:
-        """`subscriptions`: the mode of each instrument token. `on_message(payload, connection)` has to be cheap.
+        """`subscriptions`: the mode of each instrument token. `on_messages(payload, connection, count)` is `connection.OnMessages`.
 
         `warn` gets a sentence for a person whenever something is amiss. `clock` judges whether a token has expired.
         `policy` has the silence of the settings if none is given. `packets_due(segments)` says whether messages of any
@@ -97,7 +97,7 @@ class Feed:
         Raises SubscriptionLimitError if Dhan's connections cannot hold the subscriptions.
         """
         self._settings = settings
-        self._on_message = on_message
+        self._on_messages = on_messages
         self._warn = warn
         self._clock = clock or Clock()
         self._policy = policy = policy or FeedPolicy(silence_s=settings.feed_silence_s)
@@ -154,7 +154,7 @@ class Feed:
         """Connect, subscribe, receive, and do so again whenever a connection is lost. Cancel it to end it, within 2 s.
 
         Raises what ends it: CredentialsError if there are no usable credentials at the start (later it waits for them),
-        DataPlanError, the last FeedError after `max_reconnects` failed in a row, or whatever `on_message` raised.
+        DataPlanError, the last FeedError after `max_reconnects` failed in a row, or whatever `on_messages` raised.
         """
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -215,7 +215,7 @@ class Feed:
         connection = FeedConnection(
             len(self._connections),
             subscriptions,
-            self._on_message,
+            self._on_messages,
             self._policy,
             self._packets_due,
             self._on_first_message,
@@ -536,21 +536,23 @@ class DhanWebSocketClient:
         else:
             log.warning("%s", error)
 
-    def _receive(self, payload: bytes | str, connection: int) -> None:
-        self._messages += 1
+    def _receive(self, payload: bytes | str, connection: int, count: int) -> None:
+        self._messages += count
         self._last_message_at = datetime.now(UTC)
         if isinstance(payload, str):
             return
-        for start, size, code, reason in split(payload):
-            try:
-                if reason is not None:
-                    raise PacketError(reason)
-                parse = _PARSERS.get(code)
-                if parse is not None:
-                    self._on_tick(parse(payload[start : start + size]))
-                    self._ticks += 1
-            except Exception as error:  # a script's mistake in on_tick must not cost it the connection
-                self._report(error)
+        length = len(payload) // count
+        for begin in range(0, len(payload), length or 1):
+            for start, size, code, reason in split(payload, begin, begin + length):
+                try:
+                    if reason is not None:
+                        raise PacketError(reason)
+                    parse = _PARSERS.get(code)
+                    if parse is not None:
+                        self._on_tick(parse(payload[start : start + size]))
+                        self._ticks += 1
+                except Exception as error:  # a script's mistake in on_tick must not cost it the connection
+                    self._report(error)
 
 
 _PARSERS: dict[int, Callable[[bytes], DhanTick]] = {

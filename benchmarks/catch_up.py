@@ -17,6 +17,7 @@ is a failure (exit code 1). A time never is.
 import time
 from contextlib import closing
 from threading import Event, Thread
+from typing import Self
 
 from psycopg2.extensions import connection
 
@@ -66,7 +67,7 @@ class Books:
 
 
 class Live:
-    """Goes on with the capture: appends blocks as they fall due, and shows them to the backlog."""
+    """Goes on with the capture: appends blocks as they fall due, and shows them to the backlog. A context manager."""
 
     def __init__(
         self, messages: list[Messages], journal: JournalWriter, backlog: Backlog, clock: Clock, books: Books
@@ -81,11 +82,11 @@ class Live:
         """Whether nothing more will come."""
         return not self._thread.is_alive()
 
-    def start(self) -> None:
-        """Begin to append."""
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Return when the last block is durable."""
         self._stop.set()
         self._thread.join()
@@ -132,16 +133,14 @@ class Outages:
             coming = [packets.take(IN_BLOCK) for _ in range(RATE * LONGEST_S // IN_BLOCK)]
             clock = Clock(resumed_ns)
             with RunningWriter(settings, journal, clock, tokens) as running:
-                live = Live(coming, journal, running.backlog, clock, books)
                 counts = running.writer.counts
                 python, server = time.process_time(), self._server.seconds()
                 started = time.perf_counter()
-                live.start()
-                running.wait(lambda: counts.committed_through_ns >= clock.now_ns() - LAG_NS or live.is_over)
-                took = time.perf_counter() - started
-                ticks, through_ns = counts.ticks, counts.committed_through_ns
-                python, server = time.process_time() - python, self._server.seconds() - server
-                live.stop()
+                with Live(coming, journal, running.backlog, clock, books) as live:
+                    running.wait(lambda: counts.committed_through_ns >= clock.now_ns() - LAG_NS or live.is_over)
+                    took = time.perf_counter() - started
+                    ticks, through_ns = counts.ticks, counts.committed_through_ns
+                    python, server = time.process_time() - python, self._server.seconds() - server
                 running.wait_for(journal.last_received_ns)
         self._check(settings.capture, books)
         self.seconds.append(took)

@@ -10,7 +10,7 @@ import csv
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -44,7 +44,12 @@ def day_start_ns(at_ns: int) -> int:
 
 def hour_key(at_ns: int) -> str:
     """Partition key of the IST hour that holds the instant (nanoseconds since the Unix epoch, UTC)."""
-    return datetime.fromtimestamp(hour_start_ns(at_ns) / 1e9, IST).strftime(HOUR_KEY_FORMAT)
+    return _hour_key(hour_start_ns(at_ns))
+
+
+@lru_cache(maxsize=64)  # asked for with every block
+def _hour_key(start_ns: int) -> str:
+    return datetime.fromtimestamp(start_ns / 1e9, IST).strftime(HOUR_KEY_FORMAT)
 
 
 def parse_hour_key(key: str) -> int:

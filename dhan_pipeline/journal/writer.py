@@ -54,6 +54,7 @@ class JournalWriter:
         self._dir = capture_dir(journal_dir, capture)
         self._lock_path = self._dir / "lock"
         self._file: HourFile | None = None
+        self._hour_ns = 0
         with _named(self._dir):
             make_dir(self._dir)
             sync_dir(journal_dir)
@@ -108,7 +109,7 @@ class JournalWriter:
         if len(data) > MESSAGE_LIMIT:
             raise ValueError(f"a block of {len(data)} bytes is larger than {MESSAGE_LIMIT}")
         with _named(self._dir):
-            self._write(hour_path(self._journal_dir, self._capture, hour_key(hour_ns)), data)
+            self._write(hour_ns, data)
         self.last_block_id, self.last_received_ns = block.block_id, last_ns
         return block
 
@@ -134,14 +135,15 @@ class JournalWriter:
                 self.last_block_id, self.last_received_ns = file.last.block_id, file.last.block().last_received_ns
                 return
 
-    def _write(self, path: Path, data: bytearray) -> None:
+    def _write(self, hour_ns: int, data: bytearray) -> None:
         if not is_at(self._lock_fd, self._lock_path):
             raise OSError(errno.ESTALE, "its lock was removed or replaced")
         if self._file is not None and self._file.torn:
             self._file.mend()
-        if self._file is None or self._file.path != path:
+        if self._file is None or self._hour_ns != hour_ns:
             self._close_file()
-            self._file = HourFile(path)
+            self._file = HourFile(hour_path(self._journal_dir, self._capture, hour_key(hour_ns)))
+            self._hour_ns = hour_ns
             self.cut_bytes += self._file.cut_bytes
         try:
             self._file.append(data)

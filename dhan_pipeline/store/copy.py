@@ -8,7 +8,7 @@ The six arrays of depth are one field of bytes, which the view `ticks` unpacks: 
 340 bytes instead of 600 with its indexes. sql/0006_packed_depth.sql says what the bytes are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -91,19 +91,33 @@ def tick_copy(batches: Sequence[TickBatch]) -> bytes:
     parts: list[bytes | memoryview] = [_HEADER]
     for (mode, names), group in groups.items():
         template = _template(mode, names)
-        columns = dict(group[0].columns)
-        if len(group) > 1:
-            columns = {name: np.concatenate([batch.columns[name] for batch in group]) for name in names}
-        if _PRICES[0] in names:
-            columns["scale"] = np.concatenate([batch.scale for batch in group if batch.scale is not None])
-        for first in range(0, sum(map(len, group)), _ROWS_AT_ONCE):
-            some = slice(first, first + _ROWS_AT_ONCE)
-            parts.append(_rows(template, {name: values[some] for name, values in columns.items()}))
+        for batch in _merged(group):
+            firsts = range(0, len(batch), _ROWS_AT_ONCE)
+            parts.extend(_rows(template, batch, slice(first, first + _ROWS_AT_ONCE)) for first in firsts)
     return b"".join((*parts, _TRAILER))
 
 
-def _rows(template: NDArray[np.void], columns: Mapping[str, NDArray[Any]]) -> memoryview:
-    """The rows' bytes."""
+def _merged(batches: list[TickBatch]) -> Iterator[TickBatch]:
+    """The same rows, with small batches put together: what costs is each batch."""
+    waiting: list[TickBatch] = []
+    rows = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += len(batch)
+        if rows >= _ROWS_AT_ONCE or batch is batches[-1]:
+            yield waiting[0] if len(waiting) == 1 else _concatenated(waiting)
+            waiting, rows = [], 0
+
+
+def _concatenated(batches: list[TickBatch]) -> TickBatch:
+    columns = {name: np.concatenate([batch.columns[name] for batch in batches]) for name in batches[0].columns}
+    scales = [batch.scale for batch in batches if batch.scale is not None]
+    return TickBatch(batches[0].mode, columns, np.concatenate(scales) if scales else None)
+
+
+def _rows(template: NDArray[np.void], batch: TickBatch, some: slice) -> memoryview:
+    """The bytes of some rows."""
+    columns = {name: values[some] for name, values in batch.columns.items()}
     laid_out = np.empty((len(columns["tick_id"]), template.itemsize), np.uint8)
     laid_out[:] = template.view(np.uint8)
     rows = laid_out.view(template.dtype)[:, 0]
@@ -123,18 +137,17 @@ def _rows(template: NDArray[np.void], columns: Mapping[str, NDArray[Any]]) -> me
             kept_rows = kept.view(template.dtype)[:, 0]
         np.copyto(kept_rows[name], 0, where=null)
         np.copyto(rows[f"{name} length"], _NULL, where=null)
-    if "scale" in columns:
-        _pack_depth(rows["depth"], columns)
+    if _PRICES[0] in columns:
+        assert batch.scale is not None
+        _pack_depth(rows["depth"], columns, batch.scale[some])
     return (laid_out if kept is None else laid_out[kept]).data
 
 
-def _pack_depth(depth: NDArray[np.void], columns: Mapping[str, NDArray[Any]]) -> None:
-    scale = columns["scale"]
+def _pack_depth(depth: NDArray[np.void], columns: Mapping[str, NDArray[Any]], scale: NDArray[np.float64]) -> None:
     depth["scale"] = scale
     for name in _PRICES:
         prices = np.rint(columns[name] * scale[:, None])
-        if np.count_nonzero(np.isnan(prices)):
-            np.nan_to_num(prices, copy=False)
+        np.copyto(prices, 0, where=np.isnan(prices))
         depth[name] = prices
     for name in _NUMBERS:
         depth[name] = columns[name]

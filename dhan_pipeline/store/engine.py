@@ -1,16 +1,19 @@
 """Connections to PostgreSQL. One place derives the two spellings of its URL and decides which server is meant."""
 
 import re
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 import psycopg2
-import sqlalchemy
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 #: Said of a DATABASE_URL that is none, without a part of it.
 NO_ADDRESS = (
@@ -65,8 +68,10 @@ def connect(url: str) -> connection:
     raise DatabaseError(problem)
 
 
-def engine(url: str) -> sqlalchemy.Engine:
+def engine(url: str) -> "sqlalchemy.Engine":
     """A SQLAlchemy engine over either spelling of the URL. Dispose of it when done."""
+    import sqlalchemy  # 11 MB, which a capture does without
+
     return sqlalchemy.create_engine(sqlalchemy_url(url), pool_pre_ping=True)
 
 

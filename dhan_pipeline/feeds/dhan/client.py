@@ -81,7 +81,7 @@ class Feed:
         on_down: Callable[[int, DhanError, int | None], None] = lambda connection, reason, since_ns: None,
         on_shed: Callable[[tuple[int, ...]], None] = lambda instrument_tokens: None,
     ) -> None:
-        """`subscriptions`: the mode of each instrument token. `on_messages(payload, connection, count)` is `connection.OnMessages`.
+        """`subscriptions`: the mode of each instrument token. `on_messages` has to be cheap.
 
         `warn` gets a sentence for a person whenever something is amiss. `clock` judges whether a token has expired.
         `policy` has the silence of the settings if none is given. `packets_due(segments)` says whether messages of any

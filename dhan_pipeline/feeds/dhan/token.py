@@ -19,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyotp
 from pydantic import SecretStr
 
@@ -236,6 +235,8 @@ def _save(settings: Settings, made: Credentials) -> Credentials:
 def _ask(method: str, base_url: str, path: str, what: str, **request: Any) -> dict[str, Any]:
     """One request, and the JSON object that answers it."""
     problem = ""
+    import httpx  # and with it 7 MB, which a capture whose token is good does without
+
     try:
         reply = httpx.request(method, f"{base_url.rstrip('/')}{path}", timeout=_TIMEOUT_S, **request)
         content = reply.json()

@@ -8,7 +8,7 @@ The journal is filled with full packets, one a message. A writer stores it first
 - an hour in blocks of 200 (a feed of 10,000 ticks a second, whose blocks are closed every 20 ms), and an hour in blocks
   of 8 (25,000 ticks a minute): five rounds each, in turn;
 - a day: six hours of 150,000 ticks in blocks of 200, one after another, once. With `--day` 9.4 million ticks in six
-  hours, which takes about ten minutes with everything around it. `--in-block` changes the size of its blocks.
+  hours, which takes five to ten minutes with everything around it. `--in-block` changes the size of its blocks.
 
 Every figure is of rows that are there already: to delete them is part of it, and so is reading what the day said before
 the hour. Before each, VACUUM removes what the last one deleted, as the server does by itself in time. CPU seconds are
@@ -110,7 +110,9 @@ def never_rebuilt(conn: connection, hours: Sequence[str]) -> int:
 def main() -> None:
     """Measure, compare, report."""
     parser = arguments(__doc__)
-    parser.add_argument("--day", action="store_true", help="a day of 9.4 million ticks: ten minutes, 15 GB of disk")
+    parser.add_argument(
+        "--day", action="store_true", help="a day of 9.4 million ticks: five to ten minutes, 15 GB of disk"
+    )
     parser.add_argument("--in-block", type=int, default=200, metavar="N", help="ticks of a block of the day (200)")
     options = parser.parse_args()
     tokens = instrument_tokens()

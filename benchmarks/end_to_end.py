@@ -197,7 +197,7 @@ async def measure(where: Place, rate: float, seconds: float, instruments: int) -
 async def until_connected(capture: Peer, connections: int) -> None:
     """Return once all connections are up."""
     async with asyncio.timeout(PATIENCE_S):
-        while (await capture.ask())["connections_up"] < connections:
+        while (await capture.ask())["connections_up"] < connections:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""A load generator that speaks Dhan's live feed and costs next to nothing: packets are made before, and sent as they lie.
+"""A load generator that speaks Dhan's live feed and costs little: packets are made before, and sent as they lie.
 
 The exchange of `feeds/simulator` makes a market as it goes, which costs more than receiving it. Here a ring of full
 packets of that same market is made once, framed, a ring for each connection; what is sent is a slice of it, with the
@@ -22,6 +22,7 @@ import numpy as np
 import uvloop
 from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, RequestCode, ResponseCode
 from dhan_pipeline.feeds.simulator.market import Market, frame_header
@@ -101,16 +102,21 @@ class Generator:
         """One connection. It gets its packets once it has subscribed."""
         assert socket.request is not None
         assert "token" in parse_qs(urlsplit(socket.request.path).query)
-        async for message in socket:
-            if isinstance(message, str) and json.loads(message)["RequestCode"] == RequestCode.SUBSCRIBE_FULL:
+        try:
+            async for message in socket:
+                if not isinstance(message, str) or json.loads(message)["RequestCode"] != RequestCode.SUBSCRIBE_FULL:
+                    break
                 if socket not in self._sockets:
                     self._sockets.append(socket)
-            else:
-                break
+        except ConnectionClosed:
+            pass
+        finally:
+            if socket in self._sockets:
+                self._sockets.remove(socket)
 
     async def send(self, rate: float, seconds: float) -> dict[str, Any]:
         """Packets at `rate` a second over all connections, evenly. What a slow client holds up comes later."""
-        while len(self._sockets) < len(self._rings):
+        while len(self._sockets) < len(self._rings):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         before = sum(ring.sent for ring in self._rings), sum(ring.volume_sent for ring in self._rings)
         cpu_s = time.process_time()

@@ -146,9 +146,9 @@ async def test_everything_received_until_the_last_connection_is_closed_is_captur
     receive = Receiver.receive
     received = []
 
-    def counted_receive(self: Receiver, payload: bytes | str, connection: int) -> None:
-        received.append(connection)
-        receive(self, payload, connection)
+    def counted_receive(self: Receiver, payload: bytes | str, connection: int, count: int) -> None:
+        received.extend([connection] * count)
+        receive(self, payload, connection, count)
 
     monkeypatch.setattr(Receiver, "receive", counted_receive)
     async with DhanSimulator(SUBSCRIBED, rate=20_000) as simulator, ingest(with_feed(ready, simulator)):

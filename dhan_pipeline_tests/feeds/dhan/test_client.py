@@ -45,6 +45,7 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.feeds.dhan.received import one_by_one
 
 CLIENT_ID = "1000000001"
 RELIANCE = generate_instrument_token("NSE_EQ", 2885)
@@ -176,13 +177,16 @@ class Watcher:
         return Feed(
             settings,
             dict(subscriptions),
-            lambda payload, connection: self.messages.append((payload, connection)),
+            self.receive,
             self.warnings.append,
             policy=policy,
             on_connect=self.connected.append,
             on_down=lambda connection, reason, since_ns: since_ns and self.lost.append((connection, reason)),
             **options,
         )
+
+    def receive(self, payload, connection, count) -> None:
+        self.messages += [(message, connection) for message in one_by_one(payload, count)]
 
 
 @asynccontextmanager
@@ -395,7 +399,7 @@ async def causes_of_two_that_are_lost(settings, exchange, then) -> list[set[Caus
     feed = Feed(
         settings(exchange.url),
         dict.fromkeys(tokens(5001), Mode.TICKER),
-        lambda payload, connection: None,
+        lambda payload, connection, count: None,
         lambda sentence: None,
         policy=QUICK,
         on_down=lambda connection, reason, since_ns: since_ns or explained[connection].add(reason.cause),
@@ -557,7 +561,7 @@ async def test_silence_in_session_replaces_the_connection(settings, exchange, wa
 
 
 async def test_what_the_consumer_raises_ends_the_feed_with_that(settings, exchange):
-    def refuse(payload, connection):
+    def refuse(payload, connection, count):
         raise OSError(28, "No space left on device")
 
     exchange.packets = [b"\x02" + bytes(15)]
@@ -757,10 +761,11 @@ class Downs:
             **options,
         )
 
-    def receive(self, payload, connection) -> None:
-        if payload[:1] != bytes([ResponseCode.DISCONNECT]):
-            assert self.told[-1][0] == "first", "the first message was not announced"
-            self.messages += 1
+    def receive(self, payload, connection, count) -> None:
+        for message in one_by_one(payload, count):
+            if message[:1] != bytes([ResponseCode.DISCONNECT]):
+                assert self.told[-1][0] == "first", "the first message was not announced"
+                self.messages += 1
 
 
 @pytest.fixture

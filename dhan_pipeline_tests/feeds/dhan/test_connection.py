@@ -23,6 +23,7 @@ from dhan_pipeline.feeds.dhan.errors import (
 )
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.feeds.dhan.received import one_by_one
 
 CREDENTIALS = Credentials("1000000001", SecretStr("a-token"), None, "the token file")
 TICKER = bytes.fromhex("02 1000 01 450b0000 9a99a144 f9c87468")
@@ -86,17 +87,22 @@ def frame(payload: bytes, first: int = 0x82) -> bytes:
 
 
 class Received(list):
-    """Messages, and whether each was from connection 3."""
+    """Messages one by one, all from connection 3, and how many came together each time."""
 
-    def __call__(self, payload, connection):
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def __call__(self, payload, connection, count):
         assert connection == 3
-        self.append(payload)
+        self.counts.append(count)
+        self.extend(one_by_one(payload, count))
 
 
 def feed_connection(
-    on_message=lambda payload, connection: None, subscriptions=(), packets_due=lambda segments: False, **policy
+    on_messages=lambda payload, connection, count: None, subscriptions=(), packets_due=lambda segments: False, **policy
 ):
-    return FeedConnection(3, dict(subscriptions), on_message, FeedPolicy(**policy), packets_due)
+    return FeedConnection(3, dict(subscriptions), on_messages, FeedPolicy(**policy), packets_due)
 
 
 async def receive(connection: FeedConnection, url: str) -> None:
@@ -300,7 +306,7 @@ async def test_an_abrupt_reset_is_an_error_that_says_so():
 
 
 async def test_what_the_consumer_raises_ends_the_connection_with_that():
-    def refuse(payload, connection):
+    def refuse(payload, connection, count):
         raise ZeroDivisionError
 
     async def behave(websocket):

@@ -38,6 +38,7 @@ from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.child import until
+from dhan_pipeline_tests.feeds.dhan.received import one_by_one
 
 INSTRUMENTS = [generate_instrument_token(ExchangeSegment.NSE_EQ, number) for number in range(1, 51)]
 HOURS = timedelta(hours=1)
@@ -268,7 +269,7 @@ class Listener:
         self.feed = Feed(
             settings,
             dict.fromkeys(INSTRUMENTS, Mode.FULL),
-            lambda payload, _: self.sockets[-1].append(crc32(payload)),  # type: ignore[arg-type]
+            lambda payload, _, count: self.sockets[-1].extend(map(crc32, one_by_one(payload, count))),  # type: ignore[arg-type]
             self.warnings.append,
             policy=policy,
             on_connect=lambda _: self.sockets.append([]),
@@ -441,7 +442,7 @@ def test_a_feed_and_its_loop_end_while_a_server_takes_its_time_with_a_token(tmp_
         )
 
         async def start_and_stop() -> None:
-            feed = asyncio.create_task(Feed(settings, {}, lambda payload, connection: None).run())
+            feed = asyncio.create_task(Feed(settings, {}, lambda payload, connection, count: None).run())
             await until(asked.is_set)
             feed.cancel()
             await asyncio.wait([feed])

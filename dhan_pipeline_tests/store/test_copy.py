@@ -9,11 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
+from dhan_pipeline.enrich import MarketState, enrich
+from dhan_pipeline.feeds.dhan.decode import decode
+from dhan_pipeline.instruments import InstrumentIndex
 from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.partitions import ensure_partitions
 from dhan_pipeline.ticks import COLUMNS, DEPTH_LEVELS, NULL_INT, Mode, TickBatch
+from dhan_pipeline_tests.ingest.feed import SECOND_NS, START_NS, TOKENS, market_messages
 
-NAMES = ", ".join(column.name for column in COLUMNS)
+#: Columns of `ticks` that are no sum or difference of others.
+TOLD = [column for column in COLUMNS if column.name in STORED or column.kind.endswith("[]")]
+NAMES = ", ".join(column.name for column in TOLD)
 SCALE = 100
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 AT = datetime(2026, 11, 20, 4, 0, 0, 123457, tzinfo=UTC)
@@ -32,7 +38,7 @@ Row = dict[str, Any]
 def make_row(tick_id: int, mode: Mode) -> Row:
     """A row in which no two values are the same, and no column that the mode has is NULL."""
     row: Row = {}
-    for number, column in enumerate(COLUMNS):
+    for number, column in enumerate(TOLD):
         value: Any = tick_id * 1000 + number
         if column.name in ABSENT[mode]:
             value = None
@@ -64,7 +70,7 @@ def batch_of(rows: list[Row], mode: Mode) -> TickBatch:
         mode,
         {
             column.name: np.array([number(row[column.name], column.kind) for row in rows])
-            for column in COLUMNS
+            for column in TOLD
             if column.name != "mode" and column.name not in ABSENT[mode]
         },
         np.full(len(rows), float(SCALE)),
@@ -80,7 +86,7 @@ def stored(conn: connection, batches: list[TickBatch]) -> list[Row]:
             f"COPY tick_rows ({', '.join(STORED)}) FROM STDIN (FORMAT binary)", BytesIO(tick_copy(batches))
         )
         cursor.execute(f"SELECT {NAMES} FROM ticks ORDER BY tick_id")
-        rows = [dict(zip((column.name for column in COLUMNS), row, strict=True)) for row in cursor.fetchall()]
+        rows = [dict(zip((column.name for column in TOLD), row, strict=True)) for row in cursor.fetchall()]
     conn.rollback()
     return rows
 
@@ -92,7 +98,7 @@ def test_every_column_of_every_mode_arrives(conn: connection, mode: Mode, count:
     assert stored(conn, [batch_of(rows, mode)]) == rows
 
 
-NULLABLE = [column for column in COLUMNS if not column.required and column.kind not in ("int8[]", "int4[]")]
+NULLABLE = [column for column in TOLD if not column.required and column.kind not in ("int8[]", "int4[]")]
 
 
 @pytest.mark.parametrize("name", [column.name for column in NULLABLE])
@@ -119,7 +125,7 @@ def test_batches_of_one_mode_with_different_columns_travel_together(conn: connec
 
 def test_values_keep_every_bit(conn: connection) -> None:
     rows = [make_row(0, Mode.FULL)]
-    rows[0] |= {"volume_traded": 2**63 - 1, "oi": -1, "last_price": 0.1 + 0.2, "change": 5e-324, "mid_price": 1.7e308}
+    rows[0] |= {"volume_traded": 2**63 - 1, "oi": -1, "last_price": 0.1 + 0.2, "day_low": 5e-324}
     rows[0] |= {"bid_orders": [2**16 - 1, 0, 1, 2, 3], "time": datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)}
     rows[0] |= {"ask_quantities": [2**32 - 1, 0, 2**31, 2, 3], "bid_prices": [(2**32 - 1) / 100, 0.01, 1.1, 0.29, None]}
     assert stored(conn, [batch_of(rows, Mode.FULL)]) == rows
@@ -144,6 +150,44 @@ def test_depth_prices_have_the_decimals_of_their_row(conn: connection) -> None:
     columns = {**batches[0].columns, "bid_prices": batches[1].columns["bid_prices"]}
     batches[0] = TickBatch(Mode.FULL, columns, np.array([10_000.0]))
     assert stored(conn, batches) == rows
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_view_has_every_column_as_it_was_enriched_to_the_last_bit(conn: connection, seed: int) -> None:
+    messages = market_messages(3000, seed)
+    offsets = np.array([0, *np.cumsum(list(map(len, messages)))])
+    received_ns = np.full(len(messages), START_NS + SECOND_NS)
+    instruments = InstrumentIndex(TOKENS)
+    decoded = decode(b"".join(messages), offsets)
+    enriched = enrich(decoded, 1, received_ns, instruments, MarketState(len(instruments)))
+    expected: dict[int, dict[str, Any]] = {}
+    for batch in enriched.ticks:
+        for at, tick_id in enumerate(batch.columns["tick_id"].tolist()):
+            row = {name: values[at].tolist() for name, values in batch.columns.items()}
+            expected[tick_id] = dict.fromkeys((c.name for c in COLUMNS), None) | row | {"mode": batch.mode.value}
+    with conn.cursor() as cursor:
+        ensure_partitions(conn, START_NS, START_NS + 1)
+        cursor.copy_expert(
+            f"COPY tick_rows ({', '.join(STORED)}) FROM STDIN (FORMAT binary)", BytesIO(tick_copy(enriched.ticks))
+        )
+        cursor.execute(f"SELECT {', '.join(c.name for c in COLUMNS)} FROM ticks")
+        stored = [dict(zip((c.name for c in COLUMNS), row, strict=True)) for row in cursor.fetchall()]
+    assert len(stored) == len(expected) > 2000
+    for row in stored:
+        assert {name: bits(value) for name, value in row.items()} == {
+            name: bits(value) for name, value in expected[row["tick_id"]].items()
+        }
+
+
+def bits(value: Any) -> Any:
+    """What tells values apart to the last bit; all that is absent is alike."""
+    if isinstance(value, list):
+        return [bits(item) for item in value]
+    if isinstance(value, datetime):
+        return (value - EPOCH) // timedelta(microseconds=1)
+    if value is None or value == NULL_INT or value != value:
+        return None
+    return struct.pack(">d", value) if isinstance(value, float) else value
 
 
 def test_no_rows_make_an_empty_stream(conn: connection) -> None:

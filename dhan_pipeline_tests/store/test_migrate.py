@@ -103,15 +103,14 @@ def test_rows_with_arrays_of_depth_are_moved_and_read_as_before(
     }
     rupees, currency = 1 << 40 | 2 << 32 | 5, 1 << 40 | 3 << 32 | 5
     rows = [
-        {"tick_id": 1, "instrument_token": rupees, "mode": "full", "last_price": 101.05, **depth},
-        {
-            "tick_id": 2,
-            "instrument_token": currency,
-            "mode": "full",
-            **depth,
-            "ask_prices": [85.0025, 85.005, 0.1, 1, 2],
-        },
+        {"tick_id": 1, "instrument_token": rupees, "mode": "full", "last_price": 101.05, **depth}
+        | {"mid_price": 101.075, "bid_ask_spread": 0.05},
+        {"tick_id": 2, "instrument_token": currency, "mode": "full", **depth}
+        | {"ask_prices": [101.0525, 85.005, 0.1, 1, 2], "mid_price": 101.05125, "bid_ask_spread": 0.0025},
         {"tick_id": 3, "instrument_token": rupees, "mode": "ticker", "last_price": 7.5},
+        {"tick_id": 4, "instrument_token": rupees, "mode": "quote", "last_price": 101.55, "day_close": 99.5}
+        | {"change": 2.05, "change_percent": 2.0603, "total_buy_quantity": 1, "total_sell_quantity": 3}
+        | {"order_imbalance": -0.5},
     ]
     with closing(connect(empty_url)) as conn, conn, conn.cursor() as cursor:
         for hour in ("2026-11-20 09:00+05:30", "2026-11-20 10:00+05:30"):
@@ -127,7 +126,7 @@ def test_rows_with_arrays_of_depth_are_moved_and_read_as_before(
         cursor.execute("SELECT * FROM ticks_with_symbols ORDER BY time, tick_id")
         before = cursor.fetchall()
     monkeypatch.undo()
-    assert migrate(empty_url) == ["0006_packed_depth"]
+    assert migrate(empty_url) == ["0006_tick_rows"]
     with closing(connect(empty_url)) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT * FROM ticks_with_symbols ORDER BY time, tick_id")
         assert cursor.fetchall() == before

@@ -282,7 +282,7 @@ def test_rows_of_an_earlier_day_are_renewed_without_a_word_to_the_writer(conn: c
     [
         "UPDATE ticks SET last_price = last_price + 0.01 WHERE tick_id = 1 << 16 | 1",
         "UPDATE tick_rows SET depth = set_byte(depth, 13, 1) WHERE tick_id = 1 << 16",
-        "UPDATE ticks SET order_imbalance = '-0' WHERE tick_id = 1 << 16",
+        "UPDATE tick_rows SET day_low = '-0' WHERE tick_id = 1 << 16",
         "UPDATE ticks SET oi = NULL WHERE tick_id = 1 << 16",
         "UPDATE ticks SET time = time + '1 microsecond' WHERE tick_id = 1 << 16",
         "DELETE FROM ticks WHERE tick_id = 1 << 16",
@@ -290,7 +290,7 @@ def test_rows_of_an_earlier_day_are_renewed_without_a_word_to_the_writer(conn: c
 )
 def test_the_digest_notices_any_difference(conn: connection, change: str) -> None:
     write_blocks(conn, [make_block(1)], CLOCK)
-    _all(conn, "UPDATE ticks SET order_imbalance = 0 RETURNING 1")
+    _all(conn, "UPDATE tick_rows SET day_low = 0 RETURNING 1")
     before = hour_digest(conn, HOUR)
     _all(conn, f"{change} RETURNING 1")
     assert hour_digest(conn, HOUR) != before

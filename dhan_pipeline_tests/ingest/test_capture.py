@@ -22,7 +22,11 @@ class Capture:
     def __init__(self, journal: JournalWriter) -> None:
         self.clock = HandClock()
         self.blocks: list[Block] = []
-        self.receiver = Receiver(journal, self.clock, self.blocks.append)
+        self.opened = 0
+        self.receiver = Receiver(journal, self.clock, self.blocks.append, self.open)
+
+    def open(self) -> None:
+        self.opened += 1
 
     def finish(self) -> list[Block]:
         self.receiver.close()
@@ -91,6 +95,75 @@ def test_text_messages_are_kept_as_such(capture: Capture) -> None:
     assert messages(block) == ["gruß".encode(), b"\0" * 8]
 
 
+def test_messages_that_came_together_have_one_receive_time(capture: Capture) -> None:
+    sent = [ticker(EQUITY, 100.0 + n) for n in range(12)]
+    capture.receiver.receive(b"".join(sent[:9]), 3, 9)
+    capture.clock.at_ns += 1
+    capture.receiver.receive(sent[9], 4)
+    capture.clock.at_ns += 1
+    capture.receiver.receive(b"".join(sent[10:]), 3, 2)
+    [block] = capture.finish()
+    first = START_NS + SECOND_NS
+    assert messages(block) == sent
+    assert block.received_ns.tolist() == [first] * 9 + [first + 1] + [first + 2] * 2
+    assert block.connection.tolist() == [3] * 9 + [4] + [3] * 2
+    assert not block.text.any()
+    assert capture.receiver.last_message_ns == capture.receiver.last_received_ns == first + 2
+
+
+def test_one_look_at_the_clock_is_enough_for_all_that_came_together(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tick() -> int:
+        capture.clock.at_ns += 1
+        return capture.clock.at_ns
+
+    monkeypatch.setattr(capture.clock, "now_ns", tick, raising=False)
+    capture.receiver.receive(bytes(8) * 70_000, 0, 70_000)
+    blocks = capture.finish()
+    assert len(blocks) > 1
+    assert {at_ns for block in blocks for at_ns in block.received_ns.tolist()} == {START_NS + SECOND_NS + 1}
+
+
+def test_empty_messages_that_came_together_are_as_many(capture: Capture) -> None:
+    capture.receiver.receive(b"", 0, 9)
+    [block] = capture.finish()
+    assert messages(block) == [b""] * 9
+
+
+def test_what_came_together_and_finds_no_room_goes_into_further_blocks_in_order(capture: Capture) -> None:
+    numbered = [number.to_bytes(8, "big") for number in range(100_000)]
+    capture.receiver.receive(b"".join(numbered[:32_760]), 0, 32_760)  # leaves room for 8
+    capture.receiver.receive(b"".join(numbered[32_760:32_777]), 1, 17)
+    capture.receiver.receive(b"".join(numbered[32_777:]), 2, 100_000 - 32_777)
+    blocks = capture.finish()
+    assert [block.messages for block in blocks] == [32_768, 32_768, 32_768, 1_696]
+    assert [message for block in blocks for message in messages(block)] == numbered
+    came_by = [number for block in blocks for number in block.connection.tolist()]
+    assert came_by == [0] * 32_760 + [1] * 17 + [2] * (100_000 - 32_777)
+    assert len({block.block_id for block in blocks}) == 4
+
+
+def test_a_message_that_just_fits_ends_its_block_and_the_next_begins_another(capture: Capture) -> None:
+    capture.receiver.receive(bytes(8) * 32_767, 0, 32_767)  # leaves room for one
+    capture.receiver.receive(bytes(8), 0)
+    capture.receiver.receive(bytes(8), 0)
+    assert [block.messages for block in capture.finish()] == [32_768, 1]
+
+
+def test_every_block_that_a_message_begins_is_told_as_open(capture: Capture) -> None:
+    assert capture.opened == 0
+    capture.receiver.receive(bytes(8), 0)
+    capture.receiver.receive(bytes(8), 0)
+    assert capture.opened == 1
+    capture.receiver.flush()
+    assert capture.opened == 1
+    capture.receiver.receive(bytes(8) * 40_000, 0, 40_000)
+    assert capture.opened == 3
+    assert len(capture.finish()) == 3
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1_000_000])
 @pytest.mark.parametrize(
     ("payload", "count"),
     [
@@ -101,9 +174,12 @@ def test_text_messages_are_kept_as_such(capture: Capture) -> None:
     ],
     ids=["smallest packets", "empty messages", "largest messages", "largest unreadable messages"],
 )
-def test_no_block_holds_more_packets_than_can_be_numbered(capture: Capture, payload: bytes, count: int) -> None:
-    for _ in range(count):
-        capture.receiver.receive(payload, 0)
+def test_no_block_holds_more_packets_than_can_be_numbered(
+    capture: Capture, payload: bytes, count: int, at_once: int
+) -> None:
+    for start in range(0, count, at_once):
+        together = min(at_once, count - start)
+        capture.receiver.receive(payload * together, 0, together)
     blocks = capture.finish()
     assert sum(block.messages for block in blocks) == count
     for block in blocks:
@@ -112,14 +188,16 @@ def test_no_block_holds_more_packets_than_can_be_numbered(capture: Capture, payl
 
 
 def test_blocks_grow_while_the_disk_is_slower_than_the_flushes(capture: Capture) -> None:
+    nothing_is_open = []
     for _ in range(4):
         capture.receiver.receive(b"\0" * 8, 0)
-        capture.receiver.flush()
+        nothing_is_open.append(capture.receiver.flush())
+    assert nothing_is_open == [True, False, False, False]
     assert [block.messages for block in capture.finish()] == [1, 3]
 
 
 def test_flushing_nothing_writes_nothing(capture: Capture) -> None:
-    capture.receiver.flush()
+    assert capture.receiver.flush()
     assert capture.finish() == []
 
 

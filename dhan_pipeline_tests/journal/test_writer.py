@@ -103,9 +103,42 @@ def test_a_block_that_is_empty_or_uneven_or_crosses_an_hour_is_refused(tmp_path:
             writer.append([], [], [], [])
         with pytest.raises(ValueError, match="needs messages"):
             writer.append([start_ns], [0], [False], [b"a", b"b"])
+        with pytest.raises(ValueError, match="needs messages"):
+            writer.append([start_ns], [0], [False], [b"ab"], [1, 1])
+        with pytest.raises(ValueError, match="needs messages"):
+            writer.append([], [], [], [], [])
         with pytest.raises(ValueError, match="cross an hour"):
             writer.append([start_ns - 1, start_ns], [0, 0], [False, False], [b"a", b"b"])
     assert ids(tmp_path) == []
+
+
+def test_messages_given_together_make_the_same_block_as_one_by_one(
+    tmp_path: Path, start_ns: int, same_block: Callable[[Block, Block], bool]
+) -> None:
+    arrivals = [
+        (start_ns, 3, False, [b"alpha", b"beta.", b"gamma"]),
+        (start_ns + 5, 4, True, ["grüße".encode()]),
+        (start_ns + 5, 3, False, [b""] * 9),
+        (start_ns + 7, 0, False, [bytes([n]) * 162 for n in range(100)]),
+        (start_ns + 6, 255, False, [b""]),
+    ]
+    together = [
+        [at_ns for at_ns, _, _, _ in arrivals],
+        [number for _, number, _, _ in arrivals],
+        [text for _, _, text, _ in arrivals],
+        [b"".join(messages) for _, _, _, messages in arrivals],
+    ]
+    single = [(at_ns, number, text, message) for at_ns, number, text, messages in arrivals for message in messages]
+    with closing(JournalWriter(tmp_path / "a", 0)) as a, closing(JournalWriter(tmp_path / "b", 0)) as b:
+        one = a.append(*together, [len(messages) for _, _, _, messages in arrivals])  # type: ignore[arg-type]
+        other = b.append(*map(list, zip(*single, strict=True)))  # type: ignore[arg-type]
+        assert a.last_received_ns == b.last_received_ns == start_ns + 7
+    assert same_block(one, other)
+    assert one.messages == 114
+    files = [hour_path(tmp_path / name, 0, "2026-11-20T09:00").read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+    [read] = read_blocks(tmp_path / "a", 0)
+    assert same_block(read, one)
 
 
 def test_a_block_is_synced_whole_before_append_returns(

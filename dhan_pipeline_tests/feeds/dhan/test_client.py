@@ -697,6 +697,20 @@ async def test_neither_a_bad_packet_nor_a_mistake_in_on_tick_ends_the_client(set
     await client.close()
 
 
+async def test_a_person_gets_each_tick_of_messages_that_came_together(settings, exchange):
+    ticks: list[DhanTick] = []
+    client = DhanWebSocketClient(ticks.append, settings=settings(exchange.url))
+    await client.connect()
+    await until(lambda: exchange.open)
+    packets = [struct.pack("<BHBIfI", 2, 16, 1, 2885, 1292.0 + n, 1_786_022_457) for n in range(100)]
+    (websocket,) = exchange.open
+    websocket.transport.write(b"".join(bytes.fromhex("82 10") + packet for packet in packets))
+    await until(lambda: len(ticks) == len(packets))
+    assert [tick.last_price for tick in ticks] == [1292.0 + n for n in range(100)]
+    assert client.get_stats()["messages"] == client.get_stats()["ticks"] == 100
+    await client.close()
+
+
 async def test_a_person_may_limit_the_attempts(settings, exchange):
     exchange.statuses = [HTTPStatus.SERVICE_UNAVAILABLE] * 3
     closed = []

@@ -139,23 +139,172 @@ async def test_frames_become_messages(data, messages):
     assert received == messages
 
 
-async def test_frames_become_the_same_messages_however_the_stream_is_cut():
-    stream = b"".join(data for data, _ in LITERAL_FRAMES if len(data) < 1000)
-    messages = [message for data, expected in LITERAL_FRAMES if len(data) < 1000 for message in expected]
-    received = Received()
-    connection = feed_connection(received)
+def alike(head: bytes, size: int, count: int) -> tuple[bytes, list[bytes]]:
+    """Frames with the same header, and their messages: all the same but for the last byte."""
+    messages = [(b"\x02" * (size - 1) + bytes([number]))[:size] for number in range(count)]
+    return b"".join(head + message for message in messages), messages
+
+
+@asynccontextmanager
+async def open_socket(received):
+    """An open connection, to be given what arrives at it."""
     async with server(until_closed) as url:
+        connection = feed_connection(received)
         await connection.open(CREDENTIALS, url)
-        socket = connection._socket
+        yield connection._socket
+        connection._socket.transport.abort()
+
+
+HEADS = [
+    (bytes.fromhex("82 00"), 0),
+    (bytes.fromhex("82 10"), 16),
+    (bytes.fromhex("82 7d"), 125),
+    (bytes.fromhex("82 7e 00a2"), 162),
+    (bytes.fromhex("82 7f 0000000000011170"), 70_000),
+]
+
+
+@pytest.mark.parametrize(("head", "size"), HEADS)
+async def test_frames_of_equal_size_in_one_read_arrive_as_one_payload_with_their_number(head, size):
+    stream, messages = alike(head, size, 9)
+    received = Received()
+    async with open_socket(received) as socket:
+        socket.data_received(stream)
+    assert received == messages
+    assert received.counts == [9]
+
+
+@pytest.mark.parametrize(("head", "size"), HEADS)
+async def test_a_frame_that_is_not_whole_yet_does_not_hold_up_those_before_it(head, size):
+    stream, messages = alike(head, size, 10)
+    for cut in {1, len(head) - 1, len(head), len(head) + size // 2, len(head) + size - 1}:
+        received = Received()
+        async with open_socket(received) as socket:
+            before = 9 * (len(head) + size) + cut
+            socket.data_received(stream[:before])
+            assert received == messages[: 10 if before >= len(stream) else 9]
+            socket.data_received(stream[before:])
+        assert received == messages
+
+
+async def test_a_few_frames_of_equal_size_arrive_one_by_one():
+    stream, messages = alike(bytes.fromhex("82 10"), 16, 7)
+    received = Received()
+    async with open_socket(received) as socket:
+        socket.data_received(stream)
+    assert received == messages
+    assert received.counts == [1] * 7
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        (bytes.fromhex("82 05") + b"other", [b"other"]),
+        (bytes.fromhex("82 7e 0010") + TICKER, [TICKER]),  # the same size, but another header
+        (bytes.fromhex("81 10") + b"as long as these", ["as long as these"]),
+        (bytes.fromhex("89 10") + b"as long as these", []),
+        (bytes.fromhex("02 10") + b"as long as these" + bytes.fromhex("80 00"), [b"as long as these"]),
+        (bytes.fromhex("82 0a") + struct.pack("<BHBIH", 50, 10, 0, 0, 800), [struct.pack("<BHBIH", 50, 10, 0, 0, 800)]),
+    ],
+    ids=["another size", "a longer header", "a text", "a ping", "fragments", "a disconnect packet"],
+)
+async def test_what_comes_between_frames_of_equal_size_stays_between_them(between):
+    frames, messages = alike(bytes.fromhex("82 10"), 16, 9)
+    received = Received()
+    async with open_socket(received) as socket:
+        socket.data_received(frames + between[0] + frames)
+    assert received == [*messages, *between[1], *messages]
+    assert received.counts == [9, *[1] * len(between[1]), 9]
+
+
+async def test_every_disconnect_packet_is_handed_over_and_the_last_one_says_why():
+    stream = bytes.fromhex("82 0a 32 0a00 00 00000000 2003") * 9 + bytes.fromhex("82 0a 32 0a00 00 00000000 2103")
+    messages = [bytes.fromhex("32 0a00 00 00000000 2003")] * 9 + [bytes.fromhex("32 0a00 00 00000000 2103")]
+    received = Received()
+    async with open_socket(received) as socket:
+        socket.data_received(stream)
+        error = socket.end()
+    assert received == messages
+    assert isinstance(error, FeedRefusedError)
+    assert error.code == 801
+
+
+RUNS = [
+    alike(bytes.fromhex("82 10"), 16, 9),
+    alike(bytes.fromhex("82 05"), 5, 8),
+    (bytes.fromhex("82 03") + b"odd", [b"odd"]),
+    alike(bytes.fromhex("82 05"), 5, 17),
+    (bytes.fromhex("81 05") + b"hello", ["hello"]),
+    alike(bytes.fromhex("82 05"), 5, 8),
+    (bytes.fromhex("89 05") + b"still", []),
+    alike(bytes.fromhex("82 05"), 5, 7),
+    (bytes.fromhex("02 01 61 80 01 62"), [b"ab"]),
+    alike(bytes.fromhex("82 7e 0005"), 5, 10),
+    alike(bytes.fromhex("82 7e 0080"), 128, 8),
+    alike(bytes.fromhex("82 7f 0000000000000005"), 5, 9),
+    alike(bytes.fromhex("82 00"), 0, 20),
+    alike(bytes.fromhex("82 0a"), 10, 9),
+    (
+        bytes.fromhex("82 0a 32 0a00 00 00000000 2003") * 9,
+        [bytes.fromhex("32 0a00 00 00000000 2003")] * 9,
+    ),
+    alike(bytes.fromhex("82 10"), 16, 8),
+]
+
+
+@pytest.mark.parametrize("frames", [[frame for frame in LITERAL_FRAMES if len(frame[0]) < 1000], RUNS])
+async def test_frames_become_the_same_messages_however_the_stream_is_cut(frames):
+    stream = b"".join(data for data, _ in frames)
+    messages = [message for _, expected in frames for message in expected]
+    received = Received()
+    async with open_socket(received) as socket:
         for cut in range(1, len(stream)):
             socket.data_received(stream[:cut])
             socket.data_received(stream[cut:])
             assert received == messages
             received.clear()
-        for octet in stream:
-            socket.data_received(bytes([octet]))
-        assert received == messages
-        await socket.leave()
+        for size in (1, 2, 3, 7, 18, 64, 200, len(stream)):
+            for start in range(0, len(stream), size):
+                socket.data_received(stream[start : start + size])
+            assert received == messages
+            received.clear()
+
+
+async def test_a_close_among_frames_of_equal_size_changes_no_message_wherever_the_stream_is_cut():
+    frames, messages = alike(bytes.fromhex("82 03"), 3, 8)
+    stream = frames + bytes.fromhex("88 02 03e9") + frames
+    for cut in range(1, len(stream)):
+        received = Received()
+        async with open_socket(received) as socket:
+            socket.data_received(stream[:cut])
+            socket.data_received(stream[cut:])
+            assert str(socket.end()) == "the server closed the connection (1001)"
+        assert received == messages * 2
+
+
+async def test_large_frames_of_equal_size_become_the_same_messages_wherever_a_header_is_cut():
+    stream, messages = alike(bytes.fromhex("82 7f 0000000000010000"), 65_536, 9)
+    for start in (0, 65_546, 8 * 65_546):
+        for cut in range(start, start + 12):
+            received = Received()
+            async with open_socket(received) as socket:
+                socket.data_received(stream[:cut])
+                socket.data_received(stream[cut:])
+            assert received == messages
+
+
+async def test_what_the_consumer_raises_over_several_messages_ends_the_connection_with_that():
+    def refuse(payload, connection, count):
+        if count > 1:
+            raise ZeroDivisionError
+
+    async def behave(websocket):
+        websocket.transport.write(frame(TICKER) * 100)
+        await websocket.wait_closed()
+
+    async with server(behave) as url:
+        with pytest.raises(ZeroDivisionError):
+            await receive(feed_connection(refuse), url)
 
 
 async def test_frames_that_arrive_together_with_the_handshake_are_received():

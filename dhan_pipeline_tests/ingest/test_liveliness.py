@@ -6,12 +6,13 @@ import pytest
 
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.gaps import Cause, Gap
+from dhan_pipeline.ingest import liveliness as module
 from dhan_pipeline.ingest.liveliness import Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.instruments import InstrumentIndex, generate_instrument_token
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, encode_note
 from dhan_pipeline.journal.writer import JournalWriter
-from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.sessions import IST_OFFSET_S, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline_tests.ingest.feed import EQUITY, FUTURE, SECOND_NS, START_NS, TOKENS, packet, ticker
 
@@ -142,6 +143,62 @@ def test_in_the_closing_auction_nobody_is_called_silent(settings: Settings, jour
     at_ns = shown.trade(auction_ns - 320 * SECOND_NS, 320, EQUITY, FUTURE, INDEX)
     shown.trade(at_ns, 90, FUTURE, INDEX)
     assert shown.heard.fell == []
+
+
+def test_gathered_over_blocks_it_says_the_same_as_block_by_block(
+    settings: Settings, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everyone = dict.fromkeys([*TOKENS, OTHER_TOKEN], 3)
+    gathered, one_by_one = (Shown(settings, journal, connections=everyone) for _ in range(2))
+
+    def see(at_ns: int, *sent: bytes, connection: int = 3) -> None:
+        text = [connection == NOTE_CONNECTION] * len(sent)
+        block = gathered.processor.process(journal.append([at_ns] * len(sent), [connection] * len(sent), text, sent))
+        for shown, waiting_rows in ((gathered, 1 << 14), (one_by_one, -1)):
+            monkeypatch.setattr(module, "_WAITING_ROWS", waiting_rows)
+            shown.liveliness.see(block)
+        assert not one_by_one.liveliness._waiting
+
+    def trade(instrument: tuple[int, int], at_ns: int, *, long: bool) -> bytes:
+        traded = at_ns // SECOND_NS + IST_OFFSET_S
+        if long:
+            return packet(ResponseCode.QUOTE, instrument, 100.0, 5, traded)  # type: ignore[arg-type]
+        return packet(ResponseCode.TICKER, instrument, 100.0, traded)  # type: ignore[arg-type]
+
+    random = np.random.default_rng(11)
+    away = {EQUITY: [(320, 380), (790, 850)], FUTURE: [(370, 430)], OTHER_EQUITY: [(395, 470)], INDEX: []}
+    gathers = 0
+    for step in range(4 * 860):
+        second = step / 4
+        at_ns = START_NS + step * SECOND_NS // 4
+        if second == 440:  # in the midst of a silence
+            see(at_ns, encode_note(Gap(at_ns, 3, at_ns, Cause.RESET, ended_ns=at_ns + 1)), connection=NOTE_CONNECTION)
+        sent = [
+            trade(instrument, at_ns, long=long)
+            for instrument, silences in away.items()
+            if not any(since <= second < until for since, until in silences)
+            for long in (random.random(random.integers(0, 4)) < 0.5).tolist()
+        ]
+        if sent:
+            see(at_ns, *sent)
+        gathers += len(gathered.liveliness._waiting) > 1
+    assert gathers > 1000
+
+    fell, back = gathered.heard.fell, gathered.heard.back
+    assert [told[:2] for told in fell] == [told[:2] for told in one_by_one.heard.fell]
+    assert [told[0] for told in back] == [told[0] for told in one_by_one.heard.back]
+    assert [instruments for instruments, _, _ in fell] == [
+        (EQUITY_TOKEN,),
+        (FUTURE_TOKEN,),
+        (OTHER_TOKEN,),
+        (EQUITY_TOKEN,),
+    ]
+    assert len(back) == len(fell)
+    for one, other in zip(fell, one_by_one.heard.fell, strict=True):
+        assert abs(one[2] - other[2]) <= SECOND_NS
+    for one, other in zip(back, one_by_one.heard.back, strict=True):
+        assert abs(one[1] - other[1]) <= SECOND_NS
+    assert gathered.liveliness.trade_clock == one_by_one.liveliness.trade_clock == "ok"
 
 
 def test_trade_times_close_to_receipt_are_those_of_the_clock_that_is_expected(shown: Shown) -> None:

@@ -78,6 +78,37 @@ def test_a_connection_that_goes_on_does_not_hide_the_pause_of_another() -> None:
     assert [(number, until - since) for number, since, until in found] == [(3, 10_100_000_000)]
 
 
+def test_the_pauses_of_two_connections_are_told_in_the_blocks_that_end_them() -> None:
+    watch = PauseWatch(5.0)
+    away = {0: [(3000, 3700), (6000, 6700)], 3: [(3300, 4000), (6000, 6700), (9000, 9600)]}
+    told = []
+    for tick in range(10_000):
+        at_ns = START_NS + tick * SECOND_NS // 100
+        here = [number for number, gone in away.items() if not any(since < tick < until for since, until in gone)]
+        if here:
+            told += [
+                (tick, number, (since_ns - START_NS) * 100 // SECOND_NS, (until_ns - START_NS) * 100 // SECOND_NS)
+                for number, since_ns, until_ns in watch.see(make_block([at_ns] * len(here), here))
+            ]
+    assert told == [
+        (3700, 0, 3000, 3700),
+        (4000, 3, 3300, 4000),
+        (6700, 0, 6000, 6700),
+        (6700, 3, 6000, 6700),
+        (9600, 3, 9000, 9600),
+    ]
+
+
+def test_a_pause_that_ends_at_the_end_of_a_block_is_told_in_it() -> None:
+    watch = PauseWatch(5.0)
+    for tick in range(4000):
+        at_ns = START_NS + tick * SECOND_NS // 100
+        assert list(watch.see(make_block([at_ns, at_ns + 1], [0, 3][: 1 + (tick < 3000)] * (1 + (tick >= 3000))))) == []
+    at_ns = START_NS + 40 * SECOND_NS
+    since_ns = START_NS + 2999 * SECOND_NS // 100 + 1
+    assert list(watch.see(make_block([at_ns, at_ns + 1, at_ns + 2], [0, 0, 3]))) == [(3, since_ns, at_ns + 2)]
+
+
 def test_with_a_clock_that_runs_fast_seconds_are_those_of_the_machine() -> None:
     steady = np.arange(0, 3600, 6.0)
     assert pauses(PauseWatch(5.0, speed=60.0), [*steady, 3600 + 240]) == []

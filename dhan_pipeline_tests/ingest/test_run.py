@@ -1,4 +1,5 @@
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 from psycopg2.extensions import connection
@@ -26,6 +27,7 @@ from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
     CLIENT_ID,
+    EQUITY,
     HOUR,
     NEXT_HOUR,
     SECOND_NS,
@@ -33,6 +35,7 @@ from dhan_pipeline_tests.ingest.feed import (
     SUBSCRIBED,
     HandClock,
     assert_stored_exactly_once,
+    feed_messages,
     outage,
     prepare_capture,
     query,
@@ -157,6 +160,45 @@ async def test_everything_received_until_the_last_connection_is_closed_is_captur
     assert len(received) >= at_stop
     assert stored(database_url)[0] == len(received)
     assert_stored_exactly_once(ready, database_url)
+
+
+async def test_a_block_is_flushed_after_the_interval_though_no_further_message_comes(
+    ready: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_LONGEST_FLUSHES", 1_000_000)  # that the writer waits has to do
+    alone = ready.model_copy(update={"dhan_feed_url": "ws://127.0.0.1:9", "flush_interval_ms": 20})
+    async with ingest(alone, Clock(START_NS)) as running:
+        for number in range(1, 6):
+            running.capture._receiver.receive(ticker(EQUITY, 100.0), 0)
+            await until(lambda number=number: query(database_url, "SELECT count(*) FROM ticks") == [(number,)])  # type: ignore[misc]
+    assert_blocks_are_apart(alone, 20_000_000)
+
+
+async def test_while_the_writer_does_not_wait_blocks_grow_up_to_five_intervals(ready: Settings) -> None:
+    away = ready.model_copy(
+        update={
+            "dhan_feed_url": "ws://127.0.0.1:9",
+            "database_url": "postgresql://nobody@127.0.0.1:9/away",
+            "flush_interval_ms": 20,
+        }
+    )
+    async with ingest(away, Clock(START_NS)) as running:
+
+        def several_blocks() -> bool:
+            running.capture._receiver.receive(ticker(EQUITY, 100.0), 0)
+            return len(list(read_blocks(away.journal_dir, 0))) > 4
+
+        await until(several_blocks)
+        assert not running.capture._backlog.awaited
+    assert_blocks_are_apart(away, 5 * 20_000_000)
+    assert max(feed_messages(block) for block in read_blocks(away.journal_dir, 0)) > 1
+
+
+def assert_blocks_are_apart(settings: Settings, apart_ns: int) -> None:
+    """No block was begun sooner than so long after the one before it, but for a millisecond."""
+    begun = [block.first_received_ns for block in read_blocks(settings.journal_dir, 0)]
+    assert len(begun) > 4
+    assert min(later - earlier for earlier, later in pairwise(begun)) > apart_ns - 1_000_000
 
 
 async def test_capture_goes_on_through_an_outage_and_catches_up(

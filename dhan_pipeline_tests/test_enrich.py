@@ -1,5 +1,6 @@
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
@@ -288,6 +289,80 @@ def test_an_impossible_price_anywhere_rejects_the_packet_whole(price: float, pla
     assert (rejection.position, rejection.reason, rejection.payload) == (2, "impossible price", packet)
 
 
+#: The 4-byte floats on both sides of 2^32 paise, and of 2^32 hundredths of a paisa, in which currencies are priced.
+BELOW, ABOVE = bytes.fromhex("0ad7234c"), bytes.fromhex("0bd7234c")
+CURRENCY_BELOW, CURRENCY_ABOVE = bytes.fromhex("17b7d148"), bytes.fromhex("18b7d148")
+
+
+def as_price(literal: bytes) -> float:
+    return float(struct.unpack("<f", literal)[0])
+
+
+@pytest.mark.parametrize("kind", [ticker, quote, full])
+@pytest.mark.parametrize(
+    ("token", "below", "above"),
+    [
+        (FUTURE, BELOW, ABOVE),
+        (RELIANCE, BELOW, ABOVE),
+        (NIFTY, BELOW, ABOVE),
+        (USDINR, CURRENCY_BELOW, CURRENCY_ABOVE),
+    ],
+)
+def test_a_price_is_impossible_from_what_depth_cannot_hold(
+    kind: Callable[[int, float], bytes], token: int, below: bytes, above: bytes
+) -> None:
+    price = as_price(below)
+    highest, packet = kind(token, price), kind(token, as_price(above))
+    assert (highest[8:12], packet[8:12]) == (below, above)
+    enriched = Day().block(HEARTBEAT, highest, packet, kind(token, 3.0))
+    assert [row["last_price"] for row in rows_of(enriched)] == [round(price, 4 if token == USDINR else 2), 3.0]
+    (rejection,) = enriched.rejected
+    assert (rejection.position, rejection.reason, rejection.payload) == (2, "impossible price", packet)
+
+
+def test_the_highest_price_of_a_currency_is_none_of_others() -> None:
+    rows = Day().rows(ticker(FUTURE, as_price(CURRENCY_ABOVE)), ticker(NIFTY, 10 * as_price(CURRENCY_ABOVE)))
+    assert [row["last_price"] for row in rows] == [429496.75, 4294967.5]
+
+
+@pytest.mark.parametrize(
+    ("token", "below", "above"), [(FUTURE, BELOW, ABOVE), (USDINR, CURRENCY_BELOW, CURRENCY_ABOVE)]
+)
+@pytest.mark.parametrize("place", ["close", "average", "open", "high", "low", "bid", "ask", "last bid", "last ask"])
+def test_a_price_that_depth_cannot_hold_is_impossible_anywhere(
+    token: int, below: bytes, above: bytes, place: str
+) -> None:
+    def with_price(price: float) -> bytes:
+        there = dict.fromkeys(("close", "average", "open", "high", "low", "bid", "ask", "last bid", "last ask"), 1.0)
+        there[place] = price
+        return full(
+            token,
+            1.0,
+            there["close"],
+            average=there["average"],
+            day=(there["open"], there["high"], there["low"]),
+            depth=(
+                (1, 1, 1, 1, there["bid"], there["ask"]),
+                *[(1, 1, 1, 1, 1.0, 1.0)] * 3,
+                (1, 1, 1, 1, there["last bid"], there["last ask"]),
+            ),
+        )
+
+    price, packet = as_price(below), with_price(as_price(above))
+    enriched = Day().block(with_price(price), packet, full(token, 3.0))
+    first, _ = rows_of(enriched)
+    (rejection,) = enriched.rejected
+    assert (rejection.position, rejection.reason, rejection.payload) == (1, "impossible price", packet)
+    level = {"bid": ("bid_prices", 0), "ask": ("ask_prices", 0), "last bid": ("bid_prices", 4)}
+    level["last ask"] = ("ask_prices", 4)
+    if place in level:
+        name, at = level[place]
+        assert first[name][at] == round(price, 4 if token == USDINR else 2)
+    else:
+        name = "average_traded_price" if place == "average" else f"day_{place}"
+        assert first[name] == round(price, 4 if token == USDINR else 2)
+
+
 def test_a_signalling_nan_is_rejected_without_a_warning() -> None:
     packet = head(2, 16, FUTURE) + struct.pack("<II", 0x7F800001, 0)
     assert [rejection.payload for rejection in Day().block(packet).rejected] == [packet]
@@ -385,7 +460,8 @@ class Twin:
                 row["oi"] = self.interest.get(token)
             prices["day_open"], close, prices["day_high"], prices["day_low"] = struct.unpack_from("<ffff", data, at)
             prices["average_traded_price"] = average
-        if not all(map(possible, (*prices.values(), close, *(price for level in depth for price in level[4:])))):
+        stated = (*prices.values(), close, *(price for level in depth for price in level[4:]))
+        if not all(possible(price) and storable(price, places) for price in stated):
             return "impossible price"
 
         if code != 2 and rounded(close, places):
@@ -430,6 +506,10 @@ def possible(price: float) -> bool:
     return math.isfinite(price) and price >= 0
 
 
+def storable(price: float, places: int) -> bool:
+    return Decimal(price).scaleb(places).to_integral_value(ROUND_HALF_EVEN) < 2**32
+
+
 def to_places(number: Decimal, places: int) -> Decimal:
     return number.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN)
 
@@ -446,7 +526,7 @@ def average_price(price: float, places: int) -> float | None:
 
 tokens = st.sampled_from([*KNOWN, STRANGER])
 ordinary = st.sampled_from([0.0, 0.004, 0.05, 99.95, 100.0, 100.05, 83.2475, 2500.2, 24843.6, 74999.95])
-strange = st.sampled_from([math.nan, math.inf, -0.05, -0.0])
+strange = st.sampled_from([math.nan, math.inf, -0.05, -0.0, 429496.75, 42949676.0, 2.0**127])
 
 
 @st.composite

@@ -1,255 +1,188 @@
-"""From the socket to the commit: how many ticks a second, how late, at what cost.
+"""From the socket to the commit: how many ticks a second, how late, at what cost; beside the design that we replace.
 
-    python benchmarks/end_to_end.py [--json] [--rates 2000 20000] [--seconds 60] [--instruments 5000]
+    python benchmarks/end_to_end.py [--json] [--rates 2000 20000] [--seconds 60] [--alone]
 
 Everything is real and on this machine: the websocket, the journal with its fdatasync, PostgreSQL, the ledger, and all
 live measures. Latency is from the arrival of a message to the commit of its row, of every message, the journal
-included. Only the exchange is replaced by a generator that sends packets made before; it is told apart in
-`cpu_pct_by_process`, as is PostgreSQL. A core is 100 %.
+included. Only the exchange is replaced, by a generator that sends packets made before, in bursts every 5 ms; what it
+costs is told apart, as is PostgreSQL. A core is 100 %.
 
-After each rate the stored rows are compared with what was sent: their number, and the sum of their volumes. Any
+Each rate is measured for a while after a warm-up; then higher ones are tried, for the highest that holds a p99 below
+250 ms. The replaced design takes turns with ours at a rate that it can hold, with one worker and with three, and is
+tried for its highest rate, too. It needs RabbitMQ; without, or with `--alone`, it is left out.
+
+After each measurement the stored rows are compared with what was sent: their number, and the sum of their volumes. Any
 difference ends the run with exit code 1; a time never does.
 """
 
 import asyncio
-import json
-import os
-import shutil
 import sys
-import tempfile
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
-from psycopg2 import sql
 
+from benchmarks.baseline.rabbitmq import RabbitMQMissingError, rabbitmq
+from benchmarks.baseline.run import Totals, baseline
 from benchmarks.generator import instrument_tokens
 from benchmarks.processes import tree_cpu_s
-from benchmarks.report import arguments, publish, wrong
-from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.simulator.tokens import make_token
+from benchmarks.report import ROUNDS, Spread, arguments, publish, show, wrong
+from benchmarks.running import CLIENT_ID, INSTRUMENTS, PATIENCE_S, Place, drop, measure, peer, place, prepare
 from dhan_pipeline.ingest.latency import LatencyHistogram
-from dhan_pipeline.instruments import split_instrument_token
-from dhan_pipeline.settings import Settings
-from dhan_pipeline.store import embedded
-from dhan_pipeline.store.engine import connect, create_database
-from dhan_pipeline.store.migrate import migrate
-from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.store.engine import connect
 from dhan_pipeline.ticks import Mode
 
 RATES = (2_000, 20_000, 100_000, 200_000)
+
+#: Measured at each rate; the highest is what the platform promises to hold for a minute.
 SECONDS = 20.0
-INSTRUMENTS = 5_000
+SECONDS_AT_HIGHEST = 60.0
 
-#: Sent before the measurement begins, so that it sees no start.
-WARM_UP_S = 3.0
+#: A rate is held where p99 stays below this. Tried for so long, each next one higher by so much.
+HELD_MS = 250.0
+TRY_S = 8.0
+STEP = 1.15
+MOST_STEPS = 6
 
-#: How long what was sent may take to be stored.
-PATIENCE_S = 120.0
+#: Where both designs are measured side by side, in ticks a second; and for how long each time.
+BOTH_RATE = 1_000
+BOTH_S = 5.0
+BASELINE_RATES = (1_500, 2_000, 3_000, 4_000, 6_000)
+BASELINE_INSTRUMENTS = 500
 
-CLIENT_ID = "1100000001"
-
-
-class Peer:
-    """A process that answers each line with one JSON object."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    async def ask(self, line: str = "") -> dict[str, Any]:
-        """Its answer. Ends the benchmark where it has ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n".encode())
-        return await self.hear()
-
-    async def hear(self) -> dict[str, Any]:
-        """Its next line."""
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("a process of the benchmark has ended")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+Measure = Callable[[float, float], Awaitable[dict[str, Any]]]
 
 
-@asynccontextmanager
-async def peer(*arguments: str, **environment: str) -> AsyncIterator[Peer]:
-    """A Python process that ends when its standard input closes."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdin=PIPE, stdout=PIPE, env=os.environ | environment, limit=1 << 20
-    )
-    assert process.stdin is not None
-    try:
-        yield Peer(process)
-    finally:
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+async def highest_held(measured: Measure, rates: list[float]) -> tuple[float, list[dict[str, Any]]]:
+    """The highest of the rates, tried from the first to the first that is not held, and what was measured."""
+    held, rows = 0.0, []
+    for rate in rates:
+        rows.append(await measured(rate, TRY_S))
+        if not holds(rows[-1]):
+            break
+        held = rate
+    return held, rows
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a benchmark keeps its data."""
-
-    folder: Path
-    server_url: str
-    postmaster_pid: int
+def holds(row: dict[str, Any]) -> bool:
+    """Whether what came was stored in time."""
+    return row["p99_ms"] is not None and row["p99_ms"] < HELD_MS
 
 
-@contextmanager
-def place() -> Iterator[Place]:
-    """A temporary directory with an embedded PostgreSQL."""
-    with tempfile.TemporaryDirectory(prefix="dhan-pipeline-bench-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # root's server runs as another user
-        server = embedded.start(folder)
-        try:
-            (pid_file,) = folder.glob("postgresql-*/data/postmaster.pid")
-            yield Place(folder, server.url, int(pid_file.read_text().split()[0]))
-        finally:
-            embedded.stop(folder)
+async def measure_baseline(
+    where: Place, rabbitmq_url: str, broker_pid: int, workers: int, rate: float, seconds: float
+) -> dict[str, Any]:
+    """One row of the replaced design, as `running.measure` makes them. The broker is told apart."""
+    name = f"baseline_{workers}_{time.monotonic_ns()}"
+    environment = prepare(where, name, BASELINE_INSTRUMENTS)
+    tokens = dict.fromkeys(instrument_tokens(BASELINE_INSTRUMENTS).tolist(), Mode.FULL)
+    async with peer("-m", "benchmarks.generator", str(BASELINE_INSTRUMENTS), "1") as generator:
+        url = f"ws://127.0.0.1:{(await generator.hear())['port']}"
+        async with baseline(
+            url, CLIENT_ID, "token", tokens, environment["DATABASE_URL"], rabbitmq_url, workers
+        ) as running:
 
+            def spent_s() -> dict[str, float]:
+                of = {what: sum(map(tree_cpu_s, pids)) for what, pids in running.pids.items()}
+                return of | {"postgres": where.postgres_s(), "broker": tree_cpu_s(broker_pid)}
 
-def prepare(where: Place, name: str, instruments: int) -> dict[str, str]:
-    """A new database and data directory of that name; the environment of a capture of them."""
-    url = create_database(where.server_url, name)
-    migrate(url)
-    tokens = instrument_tokens(instruments).tolist()
-    with closing(connect(url)) as conn, conn, conn.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) "
-            "SELECT unnest(%s::bigint[]), 'dhan', '', ''",
-            (tokens,),
-        )
-    data_dir = where.folder / name
-    data_dir.mkdir()
-    settings = Settings(_env_file=None, data_dir=data_dir)  # type: ignore[call-arg]
-    write_subscriptions(
-        settings.subscriptions_path,
-        [Subscription(*split_instrument_token(token), Mode.FULL, f"S{token}") for token in tokens],
-    )
-    save_token(data_dir / "token.json", make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
-    return {
-        "DATA_DIR": str(data_dir),
-        "DATABASE_URL": url,
-        "DHAN_TOKEN_FILE": str(data_dir / "token.json"),
-        "SESSIONS": "always",
-    }
+            async def until_stored(ticks: int) -> Totals:
+                started = time.monotonic()
+                while (totals := await running.totals()).stored < ticks:
+                    if time.monotonic() > started + PATIENCE_S:
+                        break
+                    await asyncio.sleep(0.1)
+                return totals
 
-
-def connections_of(instruments: int) -> int:
-    """Connections that a capture of so many instruments makes."""
-    return -(-instruments // 5000)
-
-
-async def measure(where: Place, rate: float, seconds: float, instruments: int) -> dict[str, Any]:
-    """One row: a capture from its start to its end, measured for `seconds` in between."""
-    name = f"rate_{rate:.0f}_{os.urandom(2).hex()}"
-    environment = prepare(where, name, instruments)
-    connections = connections_of(instruments)
-    async with peer("-m", "benchmarks.generator", str(instruments), str(connections)) as generator:
-        port = (await generator.hear())["port"]
-        environment["DHAN_FEED_URL"] = f"ws://127.0.0.1:{port}"
-        async with peer("-m", "benchmarks.capture_probe", **environment) as capture:
-            await until_connected(capture, connections)
-            sent = await generator.ask(f"send {rate} {WARM_UP_S}")
-            before = await capture.ask() | {"postgres_s": tree_cpu_s(where.postmaster_pid)}
-            measured = await generator.ask(f"send {rate} {seconds}")
-            after = await until_stored(capture, sent["sent"] + measured["sent"])
-            after["postgres_s"] = tree_cpu_s(where.postmaster_pid)
-    lost = sent["sent"] + measured["sent"] - after["messages"]
-    compare(environment["DATABASE_URL"], after, sent["sent"] + measured["sent"], sent["volume"] + measured["volume"])
+            warm = await generator.ask(f"send {min(rate, BOTH_RATE)} 2")
+            before, cpu_s = await until_stored(warm["sent"]), spent_s()
+            sent = await generator.ask(f"send {rate} {seconds}")
+            then, ended = await running.totals(), time.monotonic()
+            after = await until_stored(warm["sent"] + sent["sent"])
+            whole_s = sent["seconds"] + time.monotonic() - ended
+            cpu_s = {what: spent - cpu_s[what] for what, spent in spent_s().items()}
+    with closing(connect(environment["DATABASE_URL"])) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT count(*), sum(volume_traded)::bigint FROM baseline_ticks")
+        rows = cursor.fetchall()[0]
+    if rows != (warm["sent"] + sent["sent"], warm["volume"] + sent["volume"]):
+        wrong(f"the replaced design stored {rows[0]} ticks of {warm['sent'] + sent['sent']}, or other volumes")
     drop(where, name)
     latency = LatencyHistogram()
-    latency.counts = np.array(after["latency_counts"]) - np.array(before["latency_counts"])
-    ticks = measured["sent"]
-    cpu = {
-        "capture": after["cpu_s"] - before["cpu_s"],
-        "postgres": after["postgres_s"] - before["postgres_s"],
-    }
+    latency.counts = np.array(after.latency.counts) - np.array(before.latency.counts)
+    ours = sum(spent for what, spent in cpu_s.items() if what != "broker")
     return {
         "rate": int(rate),
-        "achieved": round(ticks / measured["seconds"]),
+        "achieved": round((then.stored - before.stored) / sent["seconds"]),
         "p50_ms": latency.percentile(50),
         "p99_ms": latency.percentile(99),
         "p999_ms": latency.percentile(99.9),
-        "lost": lost,
-        "cpu_pct_by_process": {
-            name: round(100 * spent / measured["seconds"], 1)
-            for name, spent in {**cpu, "generator": measured["cpu_s"]}.items()
-        },
-        "cpu_us_per_tick": round(1e6 * sum(cpu.values()) / ticks, 2),
-        "rss_mb": after["rss_mb"],
-        "loop_pause_ms": round(after["loop_pause_ms"], 1),
-        "gc_pause_ms": round(after["gc_pause_ms"], 1),
-        "ticks_per_block": round((after["ticks"] - before["ticks"]) / max(1, after["blocks"] - before["blocks"])),
+        "lost": warm["sent"] + sent["sent"] - after.stored,
+        "cpu_pct_by_process": {what: round(100 * spent / whole_s, 1) for what, spent in cpu_s.items()},
+        "cpu_us_per_tick": round(1e6 * ours / sent["sent"], 1),
     }
 
 
-async def until_connected(capture: Peer, connections: int) -> None:
-    """Return once all connections are up."""
-    async with asyncio.timeout(PATIENCE_S):
-        while (await capture.ask())["connections_up"] < connections:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+async def compare_designs(where: Place) -> dict[str, Any]:
+    """Both designs in turn, and the highest rates of the replaced one. Empty where there is no RabbitMQ."""
+    with ExitStack() as stack:
+        try:
+            node = stack.enter_context(rabbitmq())
+        except RabbitMQMissingError as error:
+            print(f"The replaced design is left out: {error}", file=sys.stderr)
+            return {}
 
+        def of(workers: int) -> Measure:
+            return lambda rate, seconds: measure_baseline(where, node.url, node.pid, workers, rate, seconds)
 
-async def until_stored(capture: Peer, ticks: int) -> dict[str, Any]:
-    """What the capture says once so many ticks are committed, or none have been for a while."""
-    seen, waited_s = -1, 0.0
-    while True:
-        state = await capture.ask()
-        waited_s = waited_s + 0.1 if state["ticks"] == seen else 0.0
-        seen = state["ticks"]
-        if seen >= ticks or waited_s > PATIENCE_S:
-            return state
-        await asyncio.sleep(0.1)
-
-
-def compare(database_url: str, state: dict[str, Any], sent: int, volume: int) -> None:
-    """End the benchmark where the rows are not those that were sent."""
-    with closing(connect(database_url)) as conn, conn.cursor() as cursor:
-        cursor.execute("SELECT count(*), coalesce(sum(volume_traded), 0)::bigint FROM ticks")
-        rows = cursor.fetchall()[0]
-        cursor.execute("SELECT coalesce(sum(ticks), 0)::bigint, coalesce(sum(rejected), 0)::bigint FROM ingest_ledger")
-        ledger = cursor.fetchall()[0]
-    if rows != (sent, volume) or ledger != (sent, 0) or state["messages"] != sent:
-        wrong(
-            f"sent {sent} packets of volume {volume}",
-            f"received {state['messages']}, stored {rows[0]} of volume {rows[1]}",
-            f"in the ledger {ledger[0]}, rejected {ledger[1]}",
-        )
-
-
-def drop(where: Place, name: str) -> None:
-    """Remove a capture's database and journal."""
-    with closing(connect(where.server_url)) as conn, conn.cursor() as cursor:
-        conn.autocommit = True
-        cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-        cursor.execute("CHECKPOINT")
-    shutil.rmtree(where.folder / name)
+        contenders: dict[str, Measure] = {
+            "replaced, 1 worker": of(1),
+            "replaced, 3 workers": of(3),
+            "ours": lambda rate, seconds: measure(where, rate, seconds, BASELINE_INSTRUMENTS),
+        }
+        taken: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+        for _ in range(ROUNDS):
+            for name, measured in contenders.items():
+                taken[name].append(await measured(BOTH_RATE, BOTH_S))
+        side_by_side = [
+            {"design": name, "rate": BOTH_RATE}
+            | {figure: Spread.of([row[figure] for row in rows]) for figure in ("p50_ms", "p99_ms", "cpu_us_per_tick")}
+            for name, rows in taken.items()
+        ]
+        show(f"Side by side at {BOTH_RATE:,} ticks/s, {ROUNDS} rounds of {BOTH_S:g} s", side_by_side)
+        highest = {}
+        for workers in (1, 3):
+            held, rows = await highest_held(of(workers), list(BASELINE_RATES))
+            show(f"The replaced design, {workers} worker(s)", rows)
+            highest[f"replaced, {workers} worker(s)"] = held
+    return {"side_by_side": side_by_side, "highest_held_by_replaced": highest}
 
 
 async def main() -> None:
-    """Measure each rate and publish."""
+    """Measure each rate, then higher ones, then the replaced design; and publish."""
     parser = arguments(__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="ticks a second")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="measured at each rate")
+    parser.add_argument("--seconds", type=float, help="measured at each rate")
     parser.add_argument("--instruments", type=int, default=INSTRUMENTS)
+    parser.add_argument("--alone", action="store_true", help="only the rates, without higher ones and other designs")
     chosen = parser.parse_args()
-    rows = []
+    facts: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     with place() as where:
         for rate in chosen.rates:
-            rows.append(await measure(where, rate, chosen.seconds, chosen.instruments))
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    publish(f"End to end, {chosen.instruments:,} instruments, {chosen.seconds:g} s each", rows, chosen.json)
+            seconds = chosen.seconds or (SECONDS_AT_HIGHEST if rate == max(RATES) else SECONDS)
+            rows.append(await measure(where, rate, seconds, chosen.instruments))
+            show(f"{rate:,.0f} ticks/s for {seconds:g} s", rows[-1:])
+        if not chosen.alone:
+            first = max((row["rate"] for row in rows if holds(row)), default=min(chosen.rates))
+            higher = [first * STEP**step for step in range(1, MOST_STEPS)]
+            held, tried = await highest_held(lambda rate, seconds: measure(where, rate, seconds), higher)
+            show(f"Higher rates, {TRY_S:g} s each", tried)
+            facts["highest_held"] = held or first
+            facts |= await compare_designs(where)
+    note = f"Highest rate that held p99 below {HELD_MS:g} ms: {facts['highest_held']:,.0f}" if facts else ""
+    publish(f"End to end, full packets of {chosen.instruments:,} instruments", rows, chosen.json, note=note, **facts)
 
 
 if __name__ == "__main__":

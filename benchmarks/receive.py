@@ -8,7 +8,8 @@ Every contender has to come up with the number and the sizes of the messages tha
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import picows
 import uvloop
@@ -16,9 +17,9 @@ from pydantic import SecretStr
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from benchmarks.end_to_end import CLIENT_ID, Peer, peer
 from benchmarks.generator import instrument_tokens
 from benchmarks.report import ROUNDS, Spread, arguments, publish, wrong
+from benchmarks.running import CLIENT_ID, Peer, peer
 from dhan_pipeline.feeds.dhan.auth import Credentials, get_websocket_url
 from dhan_pipeline.feeds.dhan.connection import FeedConnection
 from dhan_pipeline.feeds.dhan.requests import subscribe_messages
@@ -53,7 +54,7 @@ class Kept:
             self._block.clear()
 
 
-Receive = Callable[[str, Kept], Awaitable[None]]
+Receive = Callable[[str, Kept], Coroutine[Any, Any, None]]
 
 
 async def ours(url: str, kept: Kept) -> None:
@@ -75,7 +76,7 @@ async def plain_websockets(url: str, kept: Kept) -> None:
             return
 
 
-class _Listener(picows.WSListener):  # type: ignore[misc]
+class _Listener(picows.WSListener):
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
@@ -103,7 +104,7 @@ CONTENDERS: dict[str, Receive] = {"websockets": plain_websockets, "picows": with
 async def core_pct(receive: Receive, generator: Peer, url: str, rate: float) -> float:
     """CPU of this process while it receives at that rate, in percent of a core."""
     kept = Kept()
-    receiving = asyncio.create_task(receive(url, kept))  # type: ignore[arg-type]
+    receiving = asyncio.create_task(receive(url, kept))
     expected = (await generator.ask(f"send {rate} 0.2"))["sent"]
     before, started = time.process_time(), time.perf_counter()
     expected += (await generator.ask(f"send {rate} {SECONDS}"))["sent"]

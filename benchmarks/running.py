@@ -1,0 +1,274 @@
+"""A capture that runs for a benchmark: real parts on this machine, over the load generator, measured from outside.
+
+Latency is from the arrival of a message to the commit of its row, of every message, the journal included. After each
+run the stored rows are compared with what was sent: their number, and the sum of their volumes.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from psycopg2 import sql
+
+from benchmarks.generator import instrument_tokens
+from benchmarks.processes import tree_cpu_s
+from benchmarks.report import wrong
+from dhan_pipeline.feeds.dhan.auth import save_token
+from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.ingest.latency import LatencyHistogram
+from dhan_pipeline.instruments import split_instrument_token
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import embedded
+from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.store.migrate import migrate
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
+
+INSTRUMENTS = 5_000
+
+#: Sent before the measurement begins, so that it sees no start.
+WARM_UP_S = 3.0
+
+#: How often memory and pauses are read.
+SAMPLE_S = 1.0
+
+#: When an outage begins, in seconds of the measurement.
+OUTAGE_AFTER_S = 10.0
+
+#: How long what was sent may take to be stored.
+PATIENCE_S = 120.0
+
+CLIENT_ID = "1100000001"
+
+
+class Peer:
+    """A process that answers each line with one JSON object."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def ask(self, line: str = "") -> dict[str, Any]:
+        """Its answer. Ends the benchmark where it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+        return await self.hear()
+
+    async def hear(self) -> dict[str, Any]:
+        """Its next line."""
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a process of the benchmark has ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@asynccontextmanager
+async def peer(*arguments: str, **environment: str) -> AsyncIterator[Peer]:
+    """A Python process that ends when its standard input closes."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdin=PIPE, stdout=PIPE, env=os.environ | environment, limit=1 << 20
+    )
+    assert process.stdin is not None
+    try:
+        yield Peer(process)
+    finally:
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a benchmark keeps its data."""
+
+    folder: Path
+    server_url: str
+
+    def postgres_s(self) -> float:
+        """CPU time of the server and all of its processes, in seconds."""
+        (pid_file,) = self.folder.glob("postgresql-*/data/postmaster.pid")
+        return tree_cpu_s(int(pid_file.read_text().split()[0]))
+
+    async def stop_for(self, seconds: float) -> None:
+        """Take the server away for a while, from half a minute on."""
+        if seconds:
+            await asyncio.sleep(OUTAGE_AFTER_S)
+            await asyncio.to_thread(embedded.stop, self.folder)
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(embedded.start, self.folder)
+
+
+@contextmanager
+def place() -> Iterator[Place]:
+    """A temporary directory with an embedded PostgreSQL."""
+    with tempfile.TemporaryDirectory(prefix="dhan-pipeline-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # root's server runs as another user
+        server = embedded.start(folder)
+        try:
+            yield Place(folder, server.url)
+        finally:
+            embedded.stop(folder)
+
+
+def prepare(where: Place, name: str, instruments: int) -> dict[str, str]:
+    """A new database and data directory of that name; the environment of a capture of them."""
+    url = create_database(where.server_url, name)
+    migrate(url)
+    tokens = instrument_tokens(instruments).tolist()
+    with closing(connect(url)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) "
+            "SELECT unnest(%s::bigint[]), 'dhan', '', ''",
+            (tokens,),
+        )
+    data_dir = where.folder / name
+    data_dir.mkdir()
+    settings = Settings(_env_file=None, data_dir=data_dir)  # type: ignore[call-arg]
+    write_subscriptions(
+        settings.subscriptions_path,
+        [Subscription(*split_instrument_token(token), Mode.FULL, f"S{token}") for token in tokens],
+    )
+    save_token(data_dir / "token.json", make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
+    return {
+        "DATA_DIR": str(data_dir),
+        "DATABASE_URL": url,
+        "DHAN_TOKEN_FILE": str(data_dir / "token.json"),
+        "SESSIONS": "always",
+    }
+
+
+def connections_of(instruments: int) -> int:
+    """Connections that a capture of so many instruments makes."""
+    return -(-instruments // 5000)
+
+
+@dataclass(slots=True)
+class Highest:
+    """The highest of what a capture said of itself while it was measured."""
+
+    rss_mb: float = 0.0
+    loop_pause_ms: float = 0.0
+    gc_pause_ms: float = 0.0
+
+    def see(self, state: dict[str, Any]) -> None:
+        """Take account of one answer."""
+        for name in ("rss_mb", "loop_pause_ms", "gc_pause_ms"):
+            setattr(self, name, max(getattr(self, name), state[name]))
+
+
+async def measure(
+    where: Place, rate: float, seconds: float, instruments: int = INSTRUMENTS, outage_s: float = 0.0
+) -> dict[str, Any]:
+    """One row: a capture from its start to its end, measured for `seconds` in between.
+
+    With `outage_s`, the database is stopped for so long a while after the measurement has begun.
+    """
+    name = f"rate_{rate:.0f}_{os.urandom(2).hex()}"
+    environment = prepare(where, name, instruments)
+    connections = connections_of(instruments)
+    async with peer("-m", "benchmarks.generator", str(instruments), str(connections)) as generator:
+        port = (await generator.hear())["port"]
+        environment["DHAN_FEED_URL"] = f"ws://127.0.0.1:{port}"
+        async with peer("-m", "benchmarks.capture_probe", **environment) as capture:
+            await until_connected(capture, connections)
+            sent = await generator.ask(f"send {rate} {WARM_UP_S}")
+            await until_stored(capture, sent["sent"])
+            before, postgres_s = await capture.ask(), where.postgres_s()
+            highest = Highest()
+            sending = asyncio.create_task(generator.ask(f"send {rate} {seconds}"))
+            outage = asyncio.create_task(where.stop_for(outage_s))
+            while not (sending.done() and outage.done()):
+                highest.see(await capture.ask())
+                await asyncio.wait([sending], timeout=SAMPLE_S)
+            measured, then = await sending, await capture.ask()
+            ended = time.perf_counter()
+            after = await until_stored(capture, sent["sent"] + measured["sent"], highest)
+            behind_s = time.perf_counter() - ended
+            spent_s = where.postgres_s() - postgres_s
+    lost = sent["sent"] + measured["sent"] - after["ticks"]
+    compare(environment["DATABASE_URL"], after, sent["sent"] + measured["sent"], sent["volume"] + measured["volume"])
+    drop(where, name)
+    latency = LatencyHistogram()
+    latency.counts = np.array(after["latency_counts"]) - np.array(before["latency_counts"])
+    ticks = measured["sent"]
+    whole_s = measured["seconds"] + behind_s
+    cpu_s = {"capture": after["cpu_s"] - before["cpu_s"], "postgres": spent_s}
+    return {
+        "rate": int(rate),
+        "achieved": round((then["ticks"] - before["ticks"]) / measured["seconds"]),
+        "p50_ms": latency.percentile(50),
+        "p99_ms": latency.percentile(99),
+        "p999_ms": latency.percentile(99.9),
+        "lost": lost,
+        "cpu_pct_by_process": {
+            **{name: round(100 * spent / whole_s, 1) for name, spent in cpu_s.items()},
+            "generator": round(100 * measured["cpu_s"] / measured["seconds"], 1),
+        },
+        "cpu_us_per_tick": round(1e6 * sum(cpu_s.values()) / ticks, 2),
+        "rss_mb": highest.rss_mb,
+        "loop_pause_ms": round(highest.loop_pause_ms, 1),
+        "gc_pause_ms": round(highest.gc_pause_ms, 1),
+        "behind_s": round(behind_s, 1),
+    }
+
+
+async def until_connected(capture: Peer, connections: int) -> None:
+    """Return once all connections are up."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (await capture.ask())["connections_up"] < connections:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def until_stored(capture: Peer, ticks: int, highest: Highest | None = None) -> dict[str, Any]:
+    """What the capture says once so many ticks are committed, or none have been for a while."""
+    seen, waited_s = -1, 0.0
+    while True:
+        state = await capture.ask()
+        if highest is not None:
+            highest.see(state)
+        waited_s = waited_s + 0.1 if state["ticks"] == seen else 0.0
+        seen = state["ticks"]
+        if seen >= ticks or waited_s > PATIENCE_S:
+            return state
+        await asyncio.sleep(0.1)
+
+
+def compare(database_url: str, state: dict[str, Any], sent: int, volume: int) -> None:
+    """End the benchmark where the rows are not those that were sent."""
+    with closing(connect(database_url)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT count(*), coalesce(sum(volume_traded), 0)::bigint FROM ticks")
+        rows = cursor.fetchall()[0]
+        cursor.execute("SELECT coalesce(sum(ticks), 0)::bigint, coalesce(sum(rejected), 0)::bigint FROM ingest_ledger")
+        ledger = cursor.fetchall()[0]
+    if rows != (sent, volume) or ledger != (sent, 0) or state["messages"] != sent:
+        wrong(
+            f"sent {sent} packets of volume {volume}",
+            f"received {state['messages']}, stored {rows[0]} of volume {rows[1]}",
+            f"in the ledger {ledger[0]}, rejected {ledger[1]}",
+        )
+
+
+def drop(where: Place, name: str) -> None:
+    """Remove a capture's database and journal."""
+    with closing(connect(where.server_url)) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+        cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        cursor.execute("CHECKPOINT")
+    shutil.rmtree(where.folder / name)

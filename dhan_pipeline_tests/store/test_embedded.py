@@ -292,4 +292,4 @@ def test_no_process_is_left_after_a_stop(data_dir: Path) -> None:
         state = subprocess.run(
             ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
         ).stdout
-        assert state.strip() in ("", "Z", "Zs")  # ended; the init process may not have noticed
+        assert state.strip()[:1] in ("", "Z")  # ended; the init process may not have noticed

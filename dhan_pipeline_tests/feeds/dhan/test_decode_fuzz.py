@@ -69,6 +69,7 @@ values = {
     "f": extreme_floats | st.floats(width=32),
 }
 prices = st.floats(0, 1e6, width=32)
+currency_prices = st.floats(0, 4e5, width=32)
 
 
 @st.composite
@@ -79,9 +80,10 @@ def packets(draw: st.DrawFn, extreme: bool = True) -> bytes:
     segment, number = draw(
         st.sampled_from([(0, 13), (1, 1), (2, 13), (3, 2**32 - 1), (1, 999), (200, 1)][: 6 if extreme else 4])
     )
+    sensible = {"f": currency_prices if segment == 3 else prices}
     body = b""
     for format_ in [*(field.format for field in layout.fields[4:]), *"IIHHff" * layout.levels]:
-        value = draw(values[format_] if extreme else prices if format_ == "f" else st.integers(0, 1_000))
+        value = draw(values[format_] if extreme else sensible.get(format_, st.integers(0, 1_000)))
         body += struct.pack("<" + format_, value)
     return struct.pack("<BHBI", code, layout.size, segment, number) + body
 

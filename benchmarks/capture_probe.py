@@ -38,11 +38,10 @@ class Pauses:
 
     async def pulse(self) -> None:
         """Measure until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + PULSE_S
+            due = time.perf_counter() + PULSE_S
             await asyncio.sleep(PULSE_S)
-            self.loop_ms = max(self.loop_ms, 1000 * (loop.time() - due))
+            self.loop_ms = max(self.loop_ms, 1000 * (time.perf_counter() - due))
 
     def read(self) -> dict[str, float]:
         """What was longest, and begin anew."""

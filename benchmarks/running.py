@@ -223,8 +223,8 @@ async def measure(
         },
         "cpu_us_per_tick": round(1e6 * sum(cpu_s.values()) / ticks, 2),
         "rss_mb": highest.rss_mb,
-        "loop_pause_ms": round(highest.loop_pause_ms, 1),
-        "gc_pause_ms": round(highest.gc_pause_ms, 1),
+        "loop_pause_ms": round(highest.loop_pause_ms, 2),
+        "gc_pause_ms": round(highest.gc_pause_ms, 2),
         "behind_s": round(behind_s, 1),
     }
 

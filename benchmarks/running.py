@@ -174,14 +174,20 @@ class Highest:
 
 
 async def measure(
-    where: Place, rate: float, seconds: float, instruments: int = INSTRUMENTS, outage_s: float = 0.0
+    where: Place,
+    rate: float,
+    seconds: float,
+    instruments: int = INSTRUMENTS,
+    outage_s: float = 0.0,
+    prepared: tuple[str, dict[str, str]] | None = None,
 ) -> dict[str, Any]:
     """One row: a capture from its start to its end, measured for `seconds` in between.
 
-    With `outage_s`, the database is stopped for so long a while after the measurement has begun.
+    With `outage_s`, the database is stopped for so long a while after the measurement has begun. `prepared`: the name
+    and the environment of a database that `prepare` made; without it, a new one.
     """
     name = f"rate_{rate:.0f}_{os.urandom(2).hex()}"
-    environment = prepare(where, name, instruments)
+    name, environment = prepared or (name, prepare(where, name, instruments))
     connections = connections_of(instruments)
     async with peer("-m", "benchmarks.generator", str(instruments), str(connections)) as generator:
         port = (await generator.hear())["port"]
@@ -222,6 +228,13 @@ async def measure(
             "generator": round(100 * measured["cpu_s"] / measured["seconds"], 1),
         },
         "cpu_us_per_tick": round(1e6 * sum(cpu_s.values()) / ticks, 2),
+        "cpu_us_by_stage": {
+            **{
+                name: round(1e6 * (spent - before["cpu_s_by_thread"][name]) / ticks, 2)
+                for name, spent in after["cpu_s_by_thread"].items()
+            },
+            "postgres": round(1e6 * spent_s / ticks, 2),
+        },
         "rss_mb": highest.rss_mb,
         "loop_pause_ms": round(highest.loop_pause_ms, 2),
         "gc_pause_ms": round(highest.gc_pause_ms, 2),

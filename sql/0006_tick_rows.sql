@@ -58,11 +58,10 @@ CREATE TABLE IF NOT EXISTS tick_rows (
     depth                bytea
 ) PARTITION BY RANGE ("time");
 
--- Measured on one connection, before the columns that follow from others were left out: a row costs 3.0 us with these two, 4.0 with a key (instrument_token, time), and 4.9 with
--- tick_id in it; what is read are the rows of an instrument, or with the other index of both, those of a time. That no
--- row is there twice is the ledger's care.
+-- Finds the rows of an instrument in an hour, in 2 ms where they are 600 of 3 million. A row costs 3.0 us to store with it,
+-- 4.0 with an index (instrument_token, time), 4.9 with a key that has tick_id, too, and 2.0 without any (measured on one
+-- connection). That no row is there twice is the ledger's care.
 CREATE INDEX IF NOT EXISTS tick_rows_instrument_token ON tick_rows (instrument_token);
-CREATE INDEX IF NOT EXISTS tick_rows_time ON tick_rows USING brin ("time") WITH (autosummarize = on);
 
 CREATE OR REPLACE FUNCTION pg_temp.packed(numbers bigint[], width integer) RETURNS bytea
     LANGUAGE sql IMMUTABLE

@@ -233,7 +233,12 @@ def test_no_redrive_is_counted_while_a_writer_stores_blocks(
     database_url: str, conn: connection, other: connection
 ) -> None:
     ensure_partitions(conn, NINE, NINE + HOUR_NS)
-    counted = threading.Thread(target=lambda: (ledger.count_redrive(other, 0), other.commit()))
+
+    def count() -> None:
+        ledger.count_redrive(other, 0)
+        other.commit()
+
+    counted = threading.Thread(target=count)
 
     def begin_to_count() -> None:
         counted.start()

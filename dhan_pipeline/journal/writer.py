@@ -89,6 +89,8 @@ class JournalWriter:
         counts = [1] * len(payloads) if counts is None else counts
         if not len(received_ns) == len(connection) == len(text) == len(payloads) == len(counts) > 0:
             raise ValueError("a block needs messages, each with time, connection, kind and payload")
+        if any(count < 1 or len(payload) % count for payload, count in zip(payloads, counts, strict=True)):
+            raise ValueError("the messages of a payload are at least one, and of equal size")
         received = np.maximum.accumulate(np.maximum(np.asarray(received_ns, np.int64), self.last_received_ns))
         first_ns, last_ns = int(received[0]), int(received[-1])
         hour_ns = hour_start_ns(first_ns)

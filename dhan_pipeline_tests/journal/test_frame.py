@@ -1,13 +1,17 @@
 import os
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dhan_pipeline.journal.block import Block
-from dhan_pipeline.journal.frame import SCHEMA_MESSAGE, Message, encode, find_message, read_message
+from dhan_pipeline.journal.frame import SCHEMA, SCHEMA_MESSAGE, Message, encode, find_message, read_message
 
 messages = st.lists(
     st.tuples(st.integers(0, 2**62), st.integers(0, 255), st.booleans(), st.binary(max_size=300)),
@@ -49,6 +53,33 @@ def test_a_block_comes_back_as_it_was(
     assert message.end == len(data)
     assert len(data) % 8 == 0
     assert same_block(message.block(), block)
+
+
+@pytest.mark.parametrize("sizes", [[162] * 3000, [16, 0, 50, 162], [0], [7]])
+def test_a_message_has_the_bytes_that_arrow_writes(sizes: list[int]) -> None:
+    random = np.random.default_rng(0)
+    block = Block(
+        block_id=7 << 42 | 1_795_147_200_000,
+        received_ns=np.arange(len(sizes)) + 1_795_147_200_000_000_000,
+        connection=np.arange(len(sizes)).astype(np.uint8),
+        text=random.random(len(sizes)) < 0.5,
+        payload=random.bytes(sum(sizes)),
+        offsets=np.array([0, *np.cumsum(sizes)]),
+    )
+    data = bytes(encode(block))
+    stamp = re.search(rb"\d{19} \d{10} \d{10} \d{10} [0-9a-f]{8}", data)
+    assert stamp is not None
+    columns = [block.received_ns, block.connection, block.text]
+    payload = [block.payload[start:end] for start, end in pairwise(block.offsets.tolist())]
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(values, field.type) for values, field in zip([*columns, payload], SCHEMA, strict=True)],
+        schema=SCHEMA,
+    )
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1))
+    with pa.ipc.new_stream(sink, SCHEMA, options=options) as stream:
+        stream.write_batch(batch, {"block": stamp[0]})
+    assert SCHEMA_MESSAGE + data == sink.getvalue().to_pybytes()[:-8]
 
 
 def test_a_message_is_found_behind_bytes_that_look_like_the_beginning_of_one(tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ from benchmarks.material import START_NS, HandClock, Packets, database, instrume
 from benchmarks.report import ROUNDS, arguments, publish, take_turns, wrong
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.journal.reader import JournalReader
+from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ledger import redrives
 from dhan_pipeline.store.partitions import ensure_partitions
-from dhan_pipeline.store.ticks import StoredBlock, write_blocks
+from dhan_pipeline.store.ticks import StoredBlocks, write_blocks
 from dhan_pipeline.ticks import COLUMNS, NULL_INT, TickBatch
 
 SIZES = (200, 1000, 4000, 20_000)
@@ -79,7 +80,8 @@ class Contenders:
         self._rows = [[row for block in blocks for row in rows_of(block)] for blocks in theirs]
         started = time.perf_counter()
         for blocks in transactions:
-            if len(write_blocks(self._conn, blocks, self._clock, self._redrives)) != len(blocks):
+            count = sum(len(part.stretch.block_ids) for part in blocks)
+            if len(write_blocks(self._conn, blocks, self._clock, self._redrives)) != count:
                 wrong("a block was not written, though it was new")
         took = time.perf_counter() - started
         self.written += size * len(transactions)
@@ -111,15 +113,15 @@ class Source:
         self._packets = Packets(RATE, tokens=tokens)
         self._processor = BlockProcessor(tokens)
 
-    def blocks(self, size: int) -> list[StoredBlock]:
+    def blocks(self, size: int) -> list[StoredBlocks]:
         """The next `size` ticks."""
         for start in range(0, size, IN_BLOCK):
             self._packets.take(min(IN_BLOCK, size - start)).append_to(self._journal)
-        return [self._processor.process(block) for block in self._reader.blocks()]
+        return [self._processor.process(stretch) for stretch in joined(self._reader.blocks())]
 
 
-def rows_of(block: StoredBlock) -> list[Row]:
-    """The rows of a block as psycopg2 takes them."""
+def rows_of(block: StoredBlocks) -> list[Row]:
+    """The rows of blocks as psycopg2 takes them."""
     return [row for batch in block.enriched.ticks for row in zip(*_columns(batch), strict=True)]
 
 

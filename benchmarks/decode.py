@@ -231,7 +231,14 @@ class Contenders:
         """The rows."""
         self._block_id += 1
         decoded = decode(batch.payload, batch.offsets)
-        return enrich(decoded, self._block_id, batch.received_ns, self._instruments, self._state)
+        return enrich(
+            decoded,
+            np.array([self._block_id]),
+            np.array([0, len(batch.received_ns)]),
+            batch.received_ns,
+            self._instruments,
+            self._state,
+        )
 
     @property
     def all(self) -> dict[str, Callable[[Batch], int]]:

@@ -108,7 +108,14 @@ class Contenders:
     def enrich(self, batch: Parsed) -> Enriched:
         """Ours."""
         self._block_id += 1
-        return enrich(batch.decoded, self._block_id, batch.received_ns, self._index, self._state)
+        return enrich(
+            batch.decoded,
+            np.array([self._block_id]),
+            np.array([0, len(batch.received_ns)]),
+            batch.received_ns,
+            self._index,
+            self._state,
+        )
 
     def enrich_all(self, batch: Parsed) -> list[EnrichedTick | None]:
         """The replaced design's; None for what is no tick."""

@@ -15,7 +15,7 @@ The difference is the price of the format, and what it saves on disk. CPU is tha
 - `write`: MB (10^6 bytes of payload) and messages a second; CPU us a message; ms a block, most of it the disk's; bytes
   on disk a message;
 - `read`: messages a second out of `read_blocks`, and out of the plain file with a loop over its records;
-- `stretches`: the same out of `read_stretches`, which serves who needs only the packets;
+- `stretches`: the same out of `read_stretches`, which serves who needs many blocks at once;
 - `fold`: `resume`, which is that and what packets say about later ones: what a start or a rebuild has to do first;
 - `recover`: ms until the journal's writer is open again on a file that ends in half a block.
 
@@ -155,8 +155,7 @@ class Sizes:
         found = {
             "read_blocks": digest((block.received_ns, np.diff(block.offsets), block.payload) for block in blocks),
             "the plain file": digest(self._plain_messages()),
-            # Its parts have no times.
-            "read_stretches": (written[0], *digest(([], np.diff(s.offsets), s.payload) for s in stretches)[1:]),
+            "read_stretches": digest((s.received_ns, np.diff(s.offsets), s.payload) for s in stretches),
         }
         return [
             f"blocks of {self.in_block}: {name} gives other messages than were written"

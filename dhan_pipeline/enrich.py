@@ -1,8 +1,8 @@
-"""Raw ticks -> enriched ticks, a block at a time: identity, clean prices, times, and what each row owes to state.
+"""Raw ticks -> enriched ticks, blocks at a time: identity, clean prices, times, and what each row owes to state.
 
-Rows are a pure function of the blocks of an IST day so far and of the instrument table. Whatever a row takes from
-another packet of its instrument comes from packets *before* it, by their place in the journal, and never from one after
-it, be it in the same block.
+Rows are a pure function of the blocks of an IST day so far and of the instrument table, however many blocks are
+enriched at once. Whatever a row takes from another packet of its instrument comes from packets *before* it, by their
+place in the journal, and never from one after it, be it in the same block.
 """
 
 from dataclasses import dataclass, replace
@@ -106,44 +106,87 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Events:
-    """What packets of the block say about instruments, by instrument and then by position."""
+    """What packets say about instruments, by instrument and then by position."""
 
     index: Ints
     key: Ints
     value: NDArray[Any]
 
 
-def enrich(
-    decoded: Decoded, block_id: int, received_ns: Ints, instruments: InstrumentIndex, state: MarketState
-) -> Enriched:
-    """The rows of a block, and `state` moved past it. The blocks of a day come in order, to a state that began empty.
+class _Places:
+    """Where the packets that were decoded together lie in the journal."""
 
-    `received_ns` is when each message arrived: Unix nanoseconds, UTC. Previous close is what a previous-close packet
-    said, else the row's own close field, else the latest close field seen; open interest of a quote row is what an
-    open-interest packet said. Packets with an unknown instrument, an impossible price or a trade time in the future
-    join the rejected, with their bytes; of these only the last kind has a close field that counts. Never raises for
-    what a packet holds.
+    def __init__(self, decoded: Decoded, block_ids: Ints, first_messages: Ints) -> None:
+        self._block_ids = block_ids
+        self._starts = decoded.message.searchsorted(first_messages)
+        """Position of each block's first packet; the last is the number of packets."""
+        self.packets: Ints = self._starts[1:] - self._starts[:-1]
+        self._block = np.arange(len(block_ids)).repeat(self.packets)
+        """Index of the block that each packet is in."""
+        first_ids = (block_ids << POSITION_BITS) - self._starts[:-1]
+        self.tick_ids: Ints = first_ids.take(self._block) + np.arange(len(self._block))
+        """The place of each packet as a tick id."""
+
+    def count(self, positions: list[Ints]) -> Ints:
+        """How many of the positions are in each block."""
+        if not positions:
+            return np.zeros(len(self._block_ids), np.int64)
+        all_ = positions[0] if len(positions) == 1 else np.concatenate(positions)
+        return np.bincount(self._block.take(all_), minlength=len(self._block_ids))
+
+    def of(self, rejection: Rejection) -> Rejection:
+        """The same with its block, and its position among the packets of that block."""
+        at = self._block[rejection.position]
+        return replace(
+            rejection, position=rejection.position - int(self._starts[at]), block_id=int(self._block_ids[at])
+        )
+
+
+def enrich(
+    decoded: Decoded,
+    block_ids: Ints,
+    first_messages: Ints,
+    received_ns: Ints,
+    instruments: InstrumentIndex,
+    state: MarketState,
+) -> Enriched:
+    """The rows of blocks, and `state` moved past them. Those of a day come in order, to a state that began empty.
+
+    Block `i` has the messages from `first_messages[i]` on and before `first_messages[i + 1]`. `received_ns` is when
+    each message arrived: Unix nanoseconds, UTC. Previous close is what a previous-close packet said, else the row's own
+    close field, else the latest close field seen; open interest of a quote row is what an open-interest packet said.
+    Packets with an unknown instrument, an impossible price or a trade time in the future join the rejected, with their
+    bytes; of these only the last kind has a close field that counts. Never raises for what a packet holds.
     """
+    places = _Places(decoded, block_ids, first_messages)
     rejected = list(decoded.rejected)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         accepted = _accept(decoded, instruments, rejected)
         previous_close, open_interest, updates = _read_state(decoded, instruments, rejected)
         _set_previous_close(accepted, previous_close, state)
         received_us = received_ns // 1000
-        ticks = []
+        ticks, positions = [], []
         for rows in accepted:
-            first_id = block_id << POSITION_BITS
-            batch = _batch(rows, first_id, received_us, instruments, state, open_interest, decoded.payload, rejected)
-            if len(batch):
-                ticks.append(batch)
+            rows, columns = _timed(rows, received_us, decoded.payload, rejected)
+            if len(rows.index):
+                positions.append(rows.raw.position)
+                columns["tick_id"] = places.tick_ids.take(rows.raw.position)
+                ticks.append(_batch(rows, columns, instruments, state, open_interest))
     _set_open_interest(open_interest, state)
     if rejected:
         rejected.sort(key=lambda rejection: rejection.position)
-    return Enriched(decoded.packets, ticks, updates, sum(decoded.control.values()), rejected)
+    return Enriched(
+        ticks=ticks,
+        rejected=[places.of(rejection) for rejection in rejected],
+        packets=places.packets,
+        rows=places.count(positions),
+        state=places.count(updates),
+        control=places.count(list(decoded.control_positions.values())),
+    )
 
 
 def fold(decoded: Decoded, instruments: InstrumentIndex, state: MarketState) -> None:
-    """Move `state` past a block exactly as `enrich` does, without making its rows."""
+    """Move `state` past blocks exactly as `enrich` does, without making their rows."""
     with np.errstate(invalid="ignore", over="ignore"):
         previous_close, open_interest, _ = _read_state(decoded, instruments, [])
         _set_previous_close(_accept(decoded, instruments, []), previous_close, state)
@@ -227,7 +270,7 @@ def _events(index: Ints, position: Ints, value: NDArray[Any]) -> _Events:
 
 
 def _as_of(events: _Events, index: Ints, position: Ints, before: NDArray[Any]) -> NDArray[Any]:
-    """Value of the instrument's latest event up to each position; `before` where the block has none by then."""
+    """Value of the instrument's latest event up to each position; `before` where there is none by then."""
     at = events.key.searchsorted(index << 32 | position, side="right") - 1
     found = (at >= 0) & (events.index[at] == index)
     return np.where(found, events.value[at], before)
@@ -235,10 +278,10 @@ def _as_of(events: _Events, index: Ints, position: Ints, before: NDArray[Any]) -
 
 def _read_state(
     decoded: Decoded, instruments: InstrumentIndex, rejected: list[Rejection]
-) -> tuple[_Events | None, _Events | None, int]:
-    """(previous closes, open interest, packets accepted); None for none."""
+) -> tuple[_Events | None, _Events | None, list[Ints]]:
+    """(previous closes, open interest, positions of the packets accepted); None for none."""
     announcements = open_interest = None
-    accepted = 0
+    accepted = []
     if len(updates := decoded.previous_close):
         index = instruments.lookup(updates.instrument_token).astype(np.int64)
         value = updates.value.astype(np.float64)
@@ -247,7 +290,7 @@ def _read_state(
         _reject(updates, unknown, UNKNOWN_INSTRUMENT, decoded.payload, rejected)
         _reject(updates, impossible, IMPOSSIBLE_PRICE, decoded.payload, rejected)
         keep = ~(unknown | impossible)
-        accepted += int(np.count_nonzero(keep))
+        accepted.append(updates.position[keep])
         scale = instruments.scale.take(index[keep])
         value[keep] = np.rint(value[keep] * scale) / scale
         keep &= value > 0  # no price: says nothing
@@ -258,14 +301,14 @@ def _read_state(
         unknown = index < 0
         _reject(updates, unknown, UNKNOWN_INSTRUMENT, decoded.payload, rejected)
         keep = ~unknown
-        accepted += int(np.count_nonzero(keep))
+        accepted.append(updates.position[keep])
         if np.count_nonzero(keep):
             open_interest = _events(index[keep], updates.position[keep], updates.value[keep].astype(np.int64))
     return announcements, open_interest, accepted
 
 
 def _set_previous_close(accepted: list[_Rows], announcements: _Events | None, state: MarketState) -> None:
-    """Replace the close field of all rows by their previous close, and move the state past the block."""
+    """Replace the close field of all rows by their previous close, and move the state past them."""
     news = False
     known = []
     for rows in accepted:
@@ -303,28 +346,31 @@ def _set_open_interest(events: _Events | None, state: MarketState) -> None:
         state.open_interest[events.index] = events.value
 
 
+def _timed(
+    rows: _Rows, received_us: Ints, payload: bytes, rejected: list[Rejection]
+) -> tuple[_Rows, dict[str, NDArray[Any]]]:
+    """The rows whose trade time is not in the future, and both of their times; the others are rejected."""
+    time = received_us.take(rows.raw.message)
+    trade_time = np.multiply(rows.raw.columns["last_trade_time"], 1_000_000, dtype=np.int64)
+    future = trade_time > time + FUTURE_TOLERANCE_US
+    if np.count_nonzero(future):
+        _reject(rows.raw, future, FUTURE_TRADE_TIME, payload, rejected)
+        keep = ~future
+        time, trade_time = time[keep], trade_time[keep]
+        rows = _Rows(_select(rows.raw, keep), rows.layout, rows.index[keep], rows.scale[keep], rows.prices[:, keep])
+    np.copyto(trade_time, NULL_INT, where=trade_time <= 0)
+    return rows, {"time": time, "last_trade_time": trade_time}
+
+
 def _batch(
     rows: _Rows,
-    first_id: int,
-    received_us: Ints,
+    columns: dict[str, NDArray[Any]],
     instruments: InstrumentIndex,
     state: MarketState,
     open_interest: _Events | None,
-    payload: bytes,
-    rejected: list[Rejection],
 ) -> TickBatch:
-    """The rows with everything that is derived. Those with a trade time in the future are rejected instead."""
+    """The rows with everything that is derived, beside the columns that are there."""
     raw, layout, index, prices = rows.raw, rows.layout, rows.index, rows.prices
-    time = received_us.take(raw.message)
-    trade_time = np.multiply(raw.columns["last_trade_time"], 1_000_000, dtype=np.int64)
-    future = trade_time > time + FUTURE_TOLERANCE_US
-    if np.count_nonzero(future):
-        _reject(raw, future, FUTURE_TRADE_TIME, payload, rejected)
-        keep = ~future
-        rest = _Rows(_select(raw, keep), layout, index[keep], rows.scale[keep], prices[:, keep])
-        return _batch(rest, first_id, received_us, instruments, state, open_interest, payload, rejected)
-    np.copyto(trade_time, NULL_INT, where=trade_time <= 0)
-
     derived, close = prices[: layout.close], prices[layout.close]
     np.subtract(prices[layout.last], close, out=derived[0])
     np.divide(derived[0], close, out=derived[1])
@@ -337,10 +383,7 @@ def _batch(
     derived /= layout.divisor
     derived += 0.0  # turns -0.0 into 0.0
 
-    columns: dict[str, NDArray[Any]] = dict(zip(layout.names, prices, strict=False))
-    columns["tick_id"] = raw.position + first_id
-    columns["time"] = time
-    columns["last_trade_time"] = trade_time
+    columns.update(zip(layout.names, prices, strict=False))
     columns["instrument_token"] = raw.instrument_token
     columns["tradable"] = instruments.tradable.take(index)
     for name in layout.quantities:

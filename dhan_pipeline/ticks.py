@@ -1,6 +1,6 @@
 """THE tick schema: names, types, units, and the batches in which ticks travel. Everything reads them from here.
 
-A *decoded* batch is what a feed makes of a journal block; an *enriched* batch is what is stored. Both are columnar:
+A *decoded* batch is what a feed makes of journal blocks; an *enriched* batch is what is stored. Both are columnar:
 one NumPy array a column, one batch a mode (ticker, quote, full), because each mode carries its own set of columns.
 """
 
@@ -104,11 +104,13 @@ class Rejection:
     """A packet that could not become a tick, kept whole."""
 
     position: int
-    """Place among the packets of its block."""
+    """Place among the packets that were decoded together; once they are enriched, among those of its block."""
     message: int
-    """Index of the message that carried it."""
+    """Index of the message that carried it, among those that were decoded together."""
     reason: str
     payload: bytes
+    block_id: int = -1
+    """The block that it came in; -1 until it is enriched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +123,12 @@ class RawTicks:
 
     mode: Mode
     position: NDArray[np.int64]
+    """Place among the packets that were decoded together."""
     message: NDArray[np.int64]
     instrument_token: NDArray[np.int64]
     columns: Mapping[str, NDArray[Any]]
     start: NDArray[np.int64]
-    """Offset of each packet in the block's payload."""
+    """Offset of each packet in the payload."""
     size: NDArray[np.int64]
     """Bytes of each packet."""
 
@@ -138,11 +141,12 @@ class StateUpdates:
     """Packets that say something about later ticks of their instrument: open interest, or previous close."""
 
     position: NDArray[np.int64]
+    """Place among the packets that were decoded together."""
     message: NDArray[np.int64]
     instrument_token: NDArray[np.int64]
     value: NDArray[Any]
     start: NDArray[np.int64]
-    """Offset of each packet in the block's payload."""
+    """Offset of each packet in the payload."""
     size: NDArray[np.int64]
     """Bytes of each packet."""
 
@@ -152,16 +156,27 @@ class StateUpdates:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Everything a feed made of one block. `packets = ticks + state + control + rejected`, always."""
+    """Everything a feed made of a block, or of several. `packets = ticks + state + control + rejected`, always."""
 
     payload: bytes
-    packets: int
+    message: NDArray[np.int64]
+    """Index of the message that carried each packet, by the packet's position. It never steps back."""
     ticks: list[RawTicks]
     open_interest: StateUpdates
     previous_close: StateUpdates
-    control: dict[str, int] = field(default_factory=dict)
-    """Packets that are neither data nor state, counted by name: heartbeat, market_status, disconnect."""
+    control_positions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Of the packets that are neither data nor state, by name: heartbeat, market_status, disconnect, text."""
     rejected: list[Rejection] = field(default_factory=list)
+
+    @property
+    def packets(self) -> int:
+        """Number of packets."""
+        return len(self.message)
+
+    @property
+    def control(self) -> dict[str, int]:
+        """How many packets are neither data nor state, by name."""
+        return {name: len(positions) for name, positions in self.control_positions.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,15 +199,14 @@ class TickBatch:
 
 @dataclass(frozen=True, slots=True)
 class Enriched:
-    """One block, ready to be stored, with the counts that its ledger row keeps."""
+    """Blocks, ready to be stored: the rows of all, and the counts of each that the ledger keeps, shape (blocks,)."""
 
-    packets: int
     ticks: list[TickBatch]
-    state: int
-    control: int
+    """At most one batch a mode."""
     rejected: list[Rejection]
-
-    @property
-    def rows(self) -> int:
-        """Ticks that become rows."""
-        return sum(map(len, self.ticks))
+    """By block and position."""
+    packets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    """Ticks that become rows."""
+    state: NDArray[np.int64]
+    control: NDArray[np.int64]

@@ -15,7 +15,7 @@ from dhan_pipeline.quality.silence import SilenceWatch
 from dhan_pipeline.quality.trade_clock import TradeClock, Verdict
 from dhan_pipeline.sessions import in_closing_auction, packets_due_throughout
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store.ticks import StoredBlock
+from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline.ticks import NULL_INT, Mode
 
 #: How often (ns, of the packets' own times) silence is looked for.
@@ -84,23 +84,24 @@ class Liveliness:
         self._parts = SilenceWatch(self._part_connection, common=1.0)
         self._clock = TradeClock(self._offset_s)
 
-    def see(self, block: StoredBlock) -> None:
-        """Take account of a stored block."""
-        for _, note in block.notes:
+    def see(self, blocks: StoredBlocks) -> None:
+        """Take account of stored blocks. What is noted in them is taken for what came first."""
+        for _, note in blocks.notes:
             if isinstance(note, Gap) and note.cause is not Cause.SILENT:
                 # A connection that was away says nothing about its instruments.
                 self._catch_up()
                 self._forget(note.connection)
-        for batch in block.enriched.ticks:
+        for batch in blocks.enriched.ticks:
             columns = batch.columns
             self._waiting.append((batch.mode, columns["instrument_token"], columns["time"], columns["last_trade_time"]))
-        self._waiting_rows += block.enriched.rows
-        check = block.last_received_ns >= self._check_ns
+        self._waiting_rows += int(blocks.enriched.rows.sum())
+        last_ns = blocks.stretch.last_received_ns
+        check = last_ns >= self._check_ns
         if check or self._waiting_rows > _WAITING_ROWS:
             self._catch_up()
         if check:
-            self._check_ns = block.last_received_ns + CHECK_NS
-            self._check(block.last_received_ns)
+            self._check_ns = last_ns + CHECK_NS
+            self._check(last_ns)
 
     def _catch_up(self) -> None:
         """Take account of what waits: packets of an instrument count as one interval with several at its end."""

@@ -1,4 +1,4 @@
-"""One journal block -> the rows that are stored. The live writer and the rebuild of an hour both come through here.
+"""Journal blocks -> the rows that are stored. The live writer and the rebuild of an hour both come through here.
 
 The rows of a block depend on the block, on the blocks of its capture before it on the same IST day (previous close and
 open interest are remembered), and on the known instruments; on nothing else.
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from dhan_pipeline.enrich import MarketState, enrich, fold
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.instruments import InstrumentIndex
-from dhan_pipeline.journal.block import Block, first_block_id, split_block_id
+from dhan_pipeline.journal.block import first_block_id, split_block_id
 from dhan_pipeline.journal.notes import notes
 from dhan_pipeline.journal.reader import read_stretches
 from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import IST_OFFSET_S, day_start_ns
-from dhan_pipeline.store.ticks import StoredBlock
+from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline.ticks import Decoded
 
 
@@ -47,35 +47,32 @@ class BlockProcessor:
         for name in ("previous_close", "announced", "open_interest"):
             getattr(self._state, name)[at[kept]] = getattr(old, name)[kept]
 
-    def _decode(self, block: Block | Stretch) -> Decoded:
-        return decode(block.payload, block.offsets, block.text, self._trade_time_offset_s)
+    def _decode(self, stretch: Stretch) -> Decoded:
+        return decode(stretch.payload, stretch.offsets, stretch.text, self._trade_time_offset_s)
 
-    def _enter_day(self, received_ns: int) -> None:
-        day_ns = day_start_ns(received_ns)
+    def _enter_day(self, stretch: Stretch) -> None:
+        day_ns = day_start_ns(int(stretch.received_ns[0]))
         if day_ns != self._day_ns:
             self._day_ns = day_ns
             self._state = MarketState(len(self._instruments))
 
     def fold(self, stretch: Stretch) -> None:
         """Take over what blocks say about later ones, without making rows: the state is that after each in turn."""
-        self._enter_day(stretch.hour_ns)
+        self._enter_day(stretch)
         fold(self._decode(stretch), self._instruments, self._state)
 
-    def process(self, block: Block) -> StoredBlock:
-        """The rows of a block, and what its ledger row says."""
-        self._enter_day(block.first_received_ns)
-        enriched = enrich(self._decode(block), block.block_id, block.received_ns, self._instruments, self._state)
-        return StoredBlock(
-            block_id=block.block_id,
-            messages=block.messages,
-            payload_bytes=len(block.payload),
-            first_received_ns=block.first_received_ns,
-            last_received_ns=block.last_received_ns,
-            enriched=enriched,
-            received_ns=block.received_ns,
-            connection=block.connection,
-            notes=tuple(notes(block)),
+    def process(self, stretch: Stretch) -> StoredBlocks:
+        """The rows of blocks, and what the ledger row of each says. However many come at once, they are the same."""
+        self._enter_day(stretch)
+        enriched = enrich(
+            self._decode(stretch),
+            stretch.block_ids,
+            stretch.first_messages,
+            stretch.received_ns,
+            self._instruments,
+            self._state,
         )
+        return StoredBlocks(stretch, enriched, tuple(notes(stretch)))
 
 
 def resume(
@@ -94,6 +91,5 @@ def resume(
     for stretch in read_stretches(journal_dir, capture, after=midnight - 1, until=block_id):
         if give_up():
             return False
-        assert isinstance(stretch, Stretch)
         processor.fold(stretch)
     return True

@@ -11,12 +11,11 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.journal.block import first_block_id
 from dhan_pipeline.journal.reader import captures, hour_path, read_stretches
-from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
-from dhan_pipeline.store.ticks import StoredBlock, replace_hour
+from dhan_pipeline.store.ticks import StoredBlocks, replace_hour
 
 
 class HourRefusedError(PipelineError):
@@ -42,17 +41,14 @@ def rebuild_hour(settings: Settings, database_url: str, hour: str, clock: Clock)
         return replace_hour(conn, hour, blocks, clock)
 
 
-def _stored_blocks(settings: Settings, capture: int, hour: str, tokens: NDArray[np.int64]) -> Iterator[StoredBlock]:
+def _stored_blocks(settings: Settings, capture: int, hour: str, tokens: NDArray[np.int64]) -> Iterator[StoredBlocks]:
     """The hour's blocks of one capture, after the state that the day's earlier blocks leave."""
     processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
-    hour_ns = parse_hour_key(hour)
-    midnight, first = first_block_id(capture, day_start_ns(hour_ns)), first_block_id(capture, hour_ns)
-    for block in read_stretches(settings.journal_dir, capture, after=midnight - 1, whole=lambda id_: id_ >= first):
-        if isinstance(block, Stretch):
-            processor.fold(block)
-            continue
-        if block.hour > hour:
+    midnight = first_block_id(capture, day_start_ns(parse_hour_key(hour)))
+    for stretch in read_stretches(settings.journal_dir, capture, after=midnight - 1):
+        if stretch.hour > hour:
             return
-        stored = processor.process(block)
-        if block.hour == hour:  # ids may run ahead of the hour
-            yield stored
+        if stretch.hour == hour:
+            yield processor.process(stretch)
+        else:
+            processor.fold(stretch)

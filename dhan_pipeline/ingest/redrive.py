@@ -16,14 +16,13 @@ from psycopg2.extensions import connection
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.journal.block import first_block_id, split_block_id
-from dhan_pipeline.journal.reader import read_blocks, read_stretches
-from dhan_pipeline.journal.stretch import Stretch
+from dhan_pipeline.journal.reader import read_stretches
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
-from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlock, replace_blocks
+from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, replace_blocks
 
 _DAY_NS = 24 * HOUR_NS
 
@@ -113,18 +112,18 @@ def _redrive_day(
     first = None
     found = driven = 0
     processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
-    for block in read_stretches(
-        settings.journal_dir, capture, after=midnight - 1, until=max(rejected), whole=rejected.__contains__
-    ):
-        if isinstance(block, Stretch):
-            processor.fold(block)
+    for stretch in read_stretches(settings.journal_dir, capture, after=midnight - 1, until=max(rejected)):
+        here = [block_id for block_id in stretch.block_ids.tolist() if block_id in rejected]
+        if not here:
+            processor.fold(stretch)
             continue
-        still = {rejection.position for rejection in processor.process(block).enriched.rejected}
-        accepted = len(before[block.block_id] - still)
-        found += rejected[block.block_id]
-        driven += accepted
-        if accepted and first is None:
-            first = block.block_id
+        still = {(again.block_id, again.position) for again in processor.process(stretch).enriched.rejected}
+        for block_id in here:
+            accepted = sum((block_id, position) not in still for position in before[block_id])
+            found += rejected[block_id]
+            driven += accepted
+            if accepted and first is None:
+                first = block_id
     examined = sum(rejected.values())
     result = RedriveResult(examined, driven, found - driven, no_journal=examined - found)
     if first is None:
@@ -133,11 +132,11 @@ def _redrive_day(
     resume(processor, settings.journal_dir, capture, first - 1)
     renewed = 0
 
-    def renew(first: int, last: int) -> Iterator[StoredBlock]:
+    def renew(first: int, last: int) -> Iterator[StoredBlocks]:
         nonlocal renewed
-        for block in read_blocks(settings.journal_dir, capture, after=first - 1, until=last):
-            renewed += 1
-            yield processor.process(block)
+        for stretch in read_stretches(settings.journal_dir, capture, after=first - 1, until=last):
+            renewed += len(stretch.block_ids)
+            yield processor.process(stretch)
 
     replace_blocks(conn, first, next_midnight, renew, clock)
     return replace(result, blocks=renewed)

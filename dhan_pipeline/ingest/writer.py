@@ -20,6 +20,7 @@ from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.journal.block import Block, split_block_id
+from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
@@ -93,7 +94,7 @@ class Writer:
         self._learn_at_s = 0.0
         self._processor: BlockProcessor | None = None
         """Its state is that after the last block that was processed; None where it is not known to be."""
-        self._pending: list[ticks.StoredBlock] = []
+        self._pending: list[ticks.StoredBlocks] = []
         """Processed, but not known to be committed."""
         self._committed: int | None = None
         """The last block that is."""
@@ -168,7 +169,7 @@ class Writer:
         tokens = load_tokens(conn, self._settings.data_source)  # no fewer than the redrives knew
         conn.commit()
         # Whether the pending blocks were committed or not, the state is that after them, and no block is stored twice.
-        ours = {self._committed, *(block.block_id for block in self._pending[-1:])}
+        ours = {self._committed, *(part.stretch.last_block_id for part in self._pending[-1:])}
         if (
             self._processor is None
             or committed not in ours
@@ -184,8 +185,8 @@ class Writer:
             self._processor, self._redrives = processor, redrives
             self.liveliness.know(processor.instruments)
         if self._pending:
-            last = self._pending[-1]
-            self._backlog.start_after(last.block_id, last.last_received_ns)
+            last = self._pending[-1].stretch
+            self._backlog.start_after(last.last_block_id, last.last_received_ns)
         else:
             self._backlog.start_after(committed, received_ns)
         return True
@@ -217,23 +218,23 @@ class Writer:
     def _process(self, blocks: list[Block]) -> None:
         processor, self._processor = self._processor, None  # a mistake leaves a state that is none
         assert processor is not None
-        self._pending = [processor.process(block) for block in blocks]
+        self._pending = [processor.process(stretch) for stretch in joined(blocks)]
         self._processor = processor
 
     def _commit(self, conn: connection) -> None:
         stored = self._pending
-        written = set(ticks.write_blocks(conn, stored, self._clock, self._redrives))
-        self._pending, self._committed = [], stored[-1].block_id
+        written = ticks.write_blocks(conn, stored, self._clock, self._redrives)
+        self._pending, self._committed = [], stored[-1].stretch.last_block_id
         self._count(stored, written)
-        for block in stored:
-            self.liveliness.see(block)
+        for part in stored:
+            self.liveliness.see(part)
         self._learn(conn, stored)
 
-    def _learn(self, conn: connection, stored: list[ticks.StoredBlock]) -> None:
+    def _learn(self, conn: connection, stored: list[ticks.StoredBlocks]) -> None:
         """Where packets came of unknown instruments, see whether they were synced since. `redrive` has the rest."""
         processor = self._processor
         assert processor is not None
-        unknown = any(r.reason == UNKNOWN_INSTRUMENT for block in stored for r in block.enriched.rejected)
+        unknown = any(r.reason == UNKNOWN_INSTRUMENT for part in stored for r in part.enriched.rejected)
         if not unknown or time.monotonic() < self._learn_at_s:
             return
         self._learn_at_s = time.monotonic() + LEARN_S
@@ -243,21 +244,21 @@ class Writer:
             processor.learn(tokens)
             self.liveliness.know(processor.instruments)
 
-    def _count(self, blocks: list[ticks.StoredBlock], written: set[int]) -> None:
+    def _count(self, stored: list[ticks.StoredBlocks], written: list[int]) -> None:
         now_ns, counts = self._clock.now_ns(), self.counts
-        for block in blocks:
-            if block.block_id not in written:
-                continue
-            assert block.received_ns is not None
-            self.latency.add((now_ns - block.received_ns) / (1e6 * self._clock.speed))
-            counts.blocks += 1
-            counts.packets += block.enriched.packets
-            counts.ticks += block.enriched.rows
-            counts.state += block.enriched.state
-            counts.control += block.enriched.control
-            counts.rejected += len(block.enriched.rejected)
-        counts.hours |= {block.hour for block in blocks}
-        counts.committed_through_ns = blocks[-1].last_received_ns
+        counts.blocks += len(written)
+        for part in stored:
+            stretch, enriched = part.stretch, part.enriched
+            new = np.isin(stretch.block_ids, written)
+            of_new = new.repeat(np.diff(stretch.first_messages))
+            self.latency.add((now_ns - stretch.received_ns[of_new]) / (1e6 * self._clock.speed))
+            counts.packets += int(enriched.packets[new].sum())
+            counts.ticks += int(enriched.rows[new].sum())
+            counts.state += int(enriched.state[new].sum())
+            counts.control += int(enriched.control[new].sum())
+            counts.rejected += sum(rejection.block_id in written for rejection in enriched.rejected)
+        counts.hours |= {part.stretch.hour for part in stored}
+        counts.committed_through_ns = stored[-1].stretch.last_received_ns
 
 
 def _require_the_same_journal(conn: connection, capture: int, last: int | None, committed: int | None) -> None:

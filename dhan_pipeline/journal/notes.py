@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.stretch import Stretch
 
 #: Stands in a block's `connection` where a message is a note. Feeds number theirs from 0.
 NOTE_CONNECTION = 255
@@ -73,9 +72,11 @@ def decode_note(payload: bytes) -> Note | None:
     return None
 
 
-def notes(block: Block) -> Iterator[tuple[int, Note]]:
-    """The block's notes in order, each with its receive time (ns since the Unix epoch, UTC)."""
-    for at in np.flatnonzero((block.connection == NOTE_CONNECTION) & block.text).tolist():
+def notes(block: Block | Stretch) -> Iterator[tuple[int, Note]]:
+    """The notes in order, each with its receive time (ns since the Unix epoch, UTC)."""
+    for at in block.text.nonzero()[0].tolist():
+        if block.connection[at] != NOTE_CONNECTION:
+            continue
         note = decode_note(block.payload[block.offsets[at] : block.offsets[at + 1]])
         if note is not None:
             yield int(block.received_ns[at]), note

@@ -206,17 +206,13 @@ def read_blocks(
 
 
 def read_stretches(
-    journal_dir: Path,
-    capture: int,
-    after: int | None = None,
-    until: int | None = None,
-    whole: Callable[[int], bool] = lambda block_id: False,
-) -> Iterator[Block | Stretch]:
-    """The same blocks, those whose id is `whole` as they are, and the others merged into stretches, which is faster."""
+    journal_dir: Path, capture: int, after: int | None = None, until: int | None = None
+) -> Iterator[Stretch]:
+    """The same blocks, merged into stretches, which is faster."""
     messages = JournalReader(journal_dir, capture, after).messages()
     wanted = takewhile(lambda found: until is None or found[1].block_id <= until, messages)
-    for path, of_file in groupby(wanted, itemgetter(0)):
-        yield from stretches((message for _, message in of_file), _home(path)[1], whole)
+    for _, of_file in groupby(wanted, itemgetter(0)):
+        yield from stretches(message for _, message in of_file)
 
 
 def read_hour(

@@ -1,16 +1,16 @@
-"""Many blocks read as one, for who needs only their packets: what costs is not the bytes of a block, but the calls."""
+"""Many blocks as one: what costs is not the bytes of a block, but the calls."""
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.frame import Message
+from dhan_pipeline.sessions import hour_key, hour_start_ns
 
 #: Payload of a stretch, at least, where that much lies side by side. More is no faster, and needs its memory.
 STRETCH_BYTES = 1 << 20
@@ -19,7 +19,7 @@ _ZSTD = pa.Codec("zstd")
 
 #: Offset and length of each buffer of a record batch: three columns of two, and one of three.
 _BUFFERS = struct.Struct("<18q")
-_TEXT, _OFFSETS, _PAYLOAD = 5, 7, 8
+_RECEIVED, _CONNECTION, _TEXT, _OFFSETS, _PAYLOAD = 1, 3, 5, 7, 8
 
 #: Before the bytes of a compressed buffer stands how many they were.
 _LENGTH_BYTES = 8
@@ -27,57 +27,133 @@ _LENGTH_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """The messages of consecutive blocks, as if they were those of one. Message `i` is as in a `Block`."""
+    """Consecutive blocks of one capture and one hour, with their messages as if they were those of one block.
 
-    hour_ns: int
-    """Start of the hour in which all of it was received: ns since the Unix epoch, UTC."""
+    Block `i` has the messages from `first_messages[i]` on and before `first_messages[i + 1]`; never none. Messages are
+    as in a `Block`.
+    """
+
+    block_ids: NDArray[np.int64]
+    first_messages: NDArray[np.int64]
+    """Shape (blocks + 1,)."""
+    received_ns: NDArray[np.int64]
+    connection: NDArray[np.uint8]
     text: NDArray[np.bool_]
     payload: bytes
     offsets: NDArray[np.int64]
 
+    @property
+    def capture(self) -> int:
+        """Number of the capture that received it."""
+        return split_block_id(int(self.block_ids[0]))[0]
 
-def stretches(messages: Iterable[Message], hour_ns: int, whole: Callable[[int], bool]) -> Iterator[Block | Stretch]:
-    """Blocks of one hour in order: those whose id is `whole` as they are, the others merged with their neighbours."""
+    @property
+    def hour_ns(self) -> int:
+        """Start of the hour of receipt (IST): ns since the Unix epoch, UTC."""
+        return hour_start_ns(int(self.received_ns[0]))
+
+    @property
+    def last_block_id(self) -> int:
+        """Id of the last block."""
+        return int(self.block_ids[-1])
+
+    @property
+    def last_received_ns(self) -> int:
+        """Receive time of the last message."""
+        return int(self.received_ns[-1])
+
+    @property
+    def hour(self) -> str:
+        """Partition key of the hour of receipt (IST)."""
+        return hour_key(int(self.received_ns[0]))
+
+
+def join(blocks: Sequence[Block]) -> Stretch:
+    """Consecutive blocks of one hour, at least one."""
+    if len(blocks) == 1:
+        [block] = blocks
+        return Stretch(
+            np.array([block.block_id]),
+            np.array([0, block.messages]),
+            block.received_ns,
+            block.connection,
+            block.text,
+            block.payload,
+            block.offsets,
+        )
+    first_messages = np.array([0, *(block.messages for block in blocks)]).cumsum()
+    starts = np.array([0, *(len(block.payload) for block in blocks)]).cumsum()
+    offsets = np.concatenate([block.offsets[:-1] for block in blocks]) + starts[:-1].repeat(np.diff(first_messages))
+    return Stretch(
+        block_ids=np.array([block.block_id for block in blocks]),
+        first_messages=first_messages,
+        received_ns=np.concatenate([block.received_ns for block in blocks]),
+        connection=np.concatenate([block.connection for block in blocks]),
+        text=np.concatenate([block.text for block in blocks]),
+        payload=b"".join([block.payload for block in blocks]),
+        offsets=np.append(offsets, starts[-1]),
+    )
+
+
+def joined(blocks: Iterable[Block]) -> Iterator[Stretch]:
+    """Consecutive blocks in order, as few stretches as they need: a new one begins with each hour, and with each text.
+
+    So what the capture notes stands before all of a stretch that came after it.
+    """
+    waiting: list[Block] = []
+    for block in blocks:
+        if waiting and (block.text.any() or block.hour != waiting[0].hour):
+            yield join(waiting)
+            waiting = []
+        waiting.append(block)
+    if waiting:
+        yield join(waiting)
+
+
+def stretches(messages: Iterable[Message]) -> Iterator[Stretch]:
+    """Blocks of one hour in order, merged with their neighbours."""
     waiting: list[Message] = []
     size = 0
     for message in messages:
-        alone = whole(message.block_id)
-        if not alone:
-            waiting.append(message)
-            size += message.payload_bytes
-        if waiting and (alone or size >= STRETCH_BYTES):
-            yield merge(waiting, hour_ns)
+        waiting.append(message)
+        size += message.payload_bytes
+        if size >= STRETCH_BYTES:
+            yield merge(waiting)
             waiting, size = [], 0
-        if alone:
-            yield message.block()
     if waiting:
-        yield merge(waiting, hour_ns)
+        yield merge(waiting)
 
 
-def merge(messages: Sequence[Message], hour_ns: int) -> Stretch:
-    """The packets of intact blocks, in the order given."""
+def merge(messages: Sequence[Message]) -> Stretch:
+    """Intact blocks of one hour, in the order given."""
     # A call of zstd takes 8 us, whatever its bytes, but as many frames as there are.
-    parts: tuple[list[Any], ...] = ([], [], [])
+    parts: dict[int, list[bytes]] = {buffer: [] for buffer in (_RECEIVED, _CONNECTION, _TEXT, _OFFSETS, _PAYLOAD)}
     for message in messages:
         body, places = _buffers(message.data)
-        for part, buffer in zip(parts, (_TEXT, _OFFSETS, _PAYLOAD), strict=True):
+        for buffer, part in parts.items():
             offset, length = places[2 * buffer : 2 * buffer + 2]
             part.append(message.data[body + offset + _LENGTH_BYTES : body + offset + length])
     counts = np.array([message.messages for message in messages])
+    first_messages = np.zeros(len(counts) + 1, np.int64)
+    counts.cumsum(out=first_messages[1:])
+    total = int(first_messages[-1])
     octets = (counts + 7) // 8
-    bits = np.frombuffer(_decompress(parts[0], int(octets.sum())), np.uint8)
+    bits = np.frombuffer(_decompress(parts[_TEXT], int(octets.sum())), np.uint8)
     # Each block's bits begin with a new byte.
     skipped = octets.cumsum() - octets
-    bit = np.arange(counts.sum()) + (8 * skipped - (counts.cumsum() - counts)).repeat(counts)
-    ends = np.frombuffer(_decompress(parts[1], 4 * int((counts + 1).sum())), np.int32)
+    bit = np.arange(total) + (8 * skipped - first_messages[:-1]).repeat(counts)
+    ends = np.frombuffer(_decompress(parts[_OFFSETS], 4 * (total + len(counts))), np.int32)
     # Each block's offsets begin with 0: the difference to it is no message's size.
     sizes = np.delete(np.diff(ends), (counts + 1).cumsum()[:-1] - 1)
     offsets = np.zeros(len(sizes) + 1, np.int64)
     sizes.cumsum(dtype=np.int64, out=offsets[1:])
     return Stretch(
-        hour_ns=hour_ns,
+        block_ids=np.array([message.block_id for message in messages]),
+        first_messages=first_messages,
+        received_ns=np.frombuffer(_decompress(parts[_RECEIVED], 8 * total), np.int64),
+        connection=np.frombuffer(_decompress(parts[_CONNECTION], total), np.uint8),
         text=np.unpackbits(bits, bitorder="little").take(bit).astype(np.bool_),
-        payload=_decompress(parts[2], sum(message.payload_bytes for message in messages)),
+        payload=_decompress(parts[_PAYLOAD], sum(message.payload_bytes for message in messages)),
         offsets=offsets,
     )
 

@@ -3,8 +3,10 @@
 A block's rows, its rejected packets and its ledger row share one transaction, so the ledger row proves all of them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from io import BytesIO
 from typing import Any
@@ -17,27 +19,47 @@ from psycopg2.extras import execute_values
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.journal.block import split_block_id
+from dhan_pipeline.journal.block import NUMBER_BITS, split_block_id
 from dhan_pipeline.journal.notes import Note
-from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
+from dhan_pipeline.journal.stretch import Stretch
+from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import begin_blocks, count_redrive, hour_bounds, last_block, last_ledger_block
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
-from dhan_pipeline.ticks import POSITION_BITS, Enriched
+from dhan_pipeline.ticks import POSITION_BITS, Enriched, TickBatch
 
 _COPY = f"COPY tick_rows ({', '.join(STORED)}) FROM STDIN (FORMAT binary)"
-_COPY_BUFFER_BYTES = 1 << 20
 
 #: First number of the advisory lock, beside those of `partitions`, that lets one redrive of a capture run at a time.
 _REDRIVE_LOCK = 0x6468_0004
 
-#: Rows that a rebuild copies at once: enough for full speed, a few megabytes of memory.
-_REBUILD_ROWS = 20_000
+#: What the ledger says of a block, and as what the server is told. Times are microseconds since the Unix epoch.
+_BOOKS = {
+    "block_id": "bigint",
+    "capture": "smallint",
+    "hour": "bigint",
+    "messages": "integer",
+    "packets": "integer",
+    "ticks": "integer",
+    "state": "integer",
+    "control": "integer",
+    "rejected": "integer",
+    "payload_bytes": "integer",
+    "first_received": "bigint",
+    "last_received": "bigint",
+}
+_TIMES = ("hour", "first_received", "last_received")
 
-_LEDGER_COLUMNS = (
-    "block_id, capture, hour, messages, packets, ticks, state, control, rejected, payload_bytes, "
-    "first_received, last_received, stored_at, rebuilt_at, latency_ms"
+# An array a column, in words: of 800 blocks, each takes 12 us. As a row of values it takes 55, and alone no less.
+_ADD_BOOKS = (
+    f"INSERT INTO ingest_ledger ({', '.join(_BOOKS)}, latency_ms, stored_at, rebuilt_at) SELECT "
+    + ", ".join(f"'epoch'::timestamptz + {name} * interval '1 us'" if name in _TIMES else name for name in _BOOKS)
+    + f", latency_ms, %s, %s FROM unnest({', '.join(f'%s::{kind}[]' for kind in _BOOKS.values())}, %s::real[])"
+    + f" AS books ({', '.join(_BOOKS)}, latency_ms)"
+)
+_RENEW_BOOKS = f"{_ADD_BOOKS} ON CONFLICT (block_id) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in (*_BOOKS, "rebuilt_at") if name not in ("block_id", "capture", "hour")
 )
 
 
@@ -50,86 +72,74 @@ class JournalIncompleteError(PipelineError):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredBlock:
-    """One journal block as it is stored. Times are nanoseconds since the Unix epoch, UTC."""
+class StoredBlocks:
+    """Consecutive journal blocks of one hour as they are stored."""
 
-    block_id: int
-    messages: int
-    payload_bytes: int
-    first_received_ns: int
-    last_received_ns: int
+    stretch: Stretch
     enriched: Enriched
-    received_ns: NDArray[np.int64] | None = None
-    """Receive time of each message; without it, rejected packets carry that of the first."""
-    connection: NDArray[np.uint8] | None = None
-    """Connection of each message; without it, rejected packets carry none."""
     notes: tuple[tuple[int, Note], ...] = ()
-    """What the capture noted in it, each with its receive time."""
+    """What the capture noted in them, each with its receive time (ns since the Unix epoch, UTC)."""
 
-    @property
-    def capture(self) -> int:
-        """Number of the capture that received it."""
-        return split_block_id(self.block_id)[0]
 
-    @property
-    def hour(self) -> str:
-        """Partition key of the hour in which all of it was received."""
-        return hour_key(self.first_received_ns)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What blocks become in the database."""
+
+    books: dict[str, NDArray[np.int64]]
+    """The columns of `_BOOKS`."""
+    ticks: bytes
+    """COPY's; empty for none."""
+    rejected: list[tuple[Any, ...]]
 
 
 def write_blocks(
-    conn: connection, blocks: Sequence[StoredBlock], clock: Clock, redrives: int | None = None
+    conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redrives: int | None = None
 ) -> list[int]:
-    """Store the blocks that are not stored yet, in one transaction, and commit. Returns their ids.
+    """Store those of a capture's blocks that are not stored yet, in one transaction, and commit. Returns their ids.
 
     Blocks that any transaction committed before are skipped: a redelivered or repeated block writes nothing, and its
     notes change nothing. A missing partition is made. Raises psycopg2.Error, having stored nothing; and RedrivenError
     where `redrives`, the capture's number when its state was made, is no longer the ledger's.
     """
-    unique = {block.block_id: block for block in blocks}
-    while unique:
+    while blocks:
         try:
-            return _write(conn, unique, clock, redrives)
+            return _write(conn, blocks, clock, redrives)
         except errors.CheckViolation:  # no partition holds the rows
-            for start_ns in {hour_start_ns(block.first_received_ns) for block in unique.values()}:
+            for start_ns in {part.stretch.hour_ns for part in blocks}:
                 ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
         except errors.UniqueViolation:  # another transaction stored some of them meanwhile: those are skipped next
             continue
     return []
 
 
-def _write(conn: connection, blocks: dict[int, StoredBlock], clock: Clock, redrives: int | None) -> list[int]:
-    first = next(iter(blocks.values()))
-    starts_ns = {hour_start_ns(block.first_received_ns) for block in blocks.values()}
+def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redrives: int | None) -> list[int]:
+    capture = blocks[0].stretch.capture
+    block_ids = [block_id for part in blocks for block_id in part.stretch.block_ids.tolist()]
     with conn, conn.cursor() as cur:
-        count, stored = begin_blocks(conn, first.capture, starts_ns, blocks)
+        count, skip = begin_blocks(conn, capture, {part.stretch.hour_ns for part in blocks}, block_ids)
         if redrives is not None and count != redrives:
             raise RedrivenError("Rejected packets of this capture were driven again.")
-        written = sorted(blocks.keys() - stored)
-        if written:
-            _copy(cur, [blocks[block_id] for block_id in written])
-            # Measured after the rows are in, so that the latency leaves out nothing but the commit itself.
-            now = clock.now()
-            execute_values(
-                cur,
-                f"INSERT INTO ingest_ledger ({_LEDGER_COLUMNS}) VALUES %s",
-                [
-                    (*_ledger_row(blocks[block_id]), now, None, _latency_ms(blocks[block_id], clock))
-                    for block_id in written
-                ],
-                page_size=len(written),
-            )
+        new: list[_Rows] = []
+        for part in blocks:
+            new.append(_rows(part, skip))
+            skip.update(part.stretch.block_ids.tolist())
+            _copy(cur, new[-1])
+        # Measured after the rows are in, so that the latency leaves out nothing but the commit itself.
+        now, now_ns = clock.now(), clock.now_ns()
+        for rows in new:
+            latency_ms = (now_ns - 1000 * rows.books["first_received"]) / (1e6 * clock.speed)
+            cur.execute(_ADD_BOOKS, (now, None, *map(_words, rows.books.values()), _words(latency_ms)))
         # Also of blocks that a rebuild stored before: it has no eye for notes.
-        for block in blocks.values():
-            apply_notes(cur, block.capture, block.notes)
-    return written
+        for part in blocks:
+            apply_notes(cur, capture, part.notes)
+    return [block_id for rows in new for block_id in rows.books["block_id"].tolist()]
 
 
-def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlock], clock: Clock) -> int:
+def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlocks], clock: Clock) -> int:
     """Replace all rows of an hour, of every capture, by those of `blocks`, in one transaction. Returns the new rows.
 
     Readers see the old rows or the new ones, and never wait; writers of the same hour wait. The ledger keeps when each
-    block was first stored. `blocks` is consumed a few megabytes at a time.
+    block was first stored. `blocks` is consumed in another thread, one at most before it is needed.
 
     Raises JournalIncompleteError where the ledger has blocks of the hour that are not among `blocks`, ValueError for a
     block of another hour, and whatever `blocks` raises; nothing is changed then.
@@ -139,10 +149,11 @@ def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlock], clo
     ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
     with conn, conn.cursor() as cur:
         cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
-        cur.execute("DELETE FROM tick_rows WHERE time >= %s AND time < %s", (start, end))
-        cur.execute("DELETE FROM rejected_packets WHERE received >= %s AND received < %s", (start, end))
-        now = clock.now()
-        rows = _rebuild(cur, (_of_hour(block, hour) for block in blocks), now)
+        with _rows_ahead(_of_hour(part, hour) for part in blocks) as new:
+            cur.execute("DELETE FROM tick_rows WHERE time >= %s AND time < %s", (start, end))
+            cur.execute("DELETE FROM rejected_packets WHERE received >= %s AND received < %s", (start, end))
+            now = clock.now()
+            rows = _renew(cur, new, now)
         cur.execute(
             "SELECT count(*) FROM ingest_ledger WHERE hour = %s AND rebuilt_at IS DISTINCT FROM %s", (start, now)
         )
@@ -157,14 +168,14 @@ def replace_blocks(
     conn: connection,
     first_block_id: int,
     before_block_id: int,
-    renew: Callable[[int, int], Iterable[StoredBlock]],
+    renew: Callable[[int, int], Iterable[StoredBlocks]],
     clock: Clock,
 ) -> int:
     """Replace the rows of one capture's stored blocks from the first id on, in one transaction. Returns the new rows.
 
     `before_block_id` ends the day, and so what its blocks say about later ones. `renew` makes the blocks from an id to
-    another as the journal has them; it is asked twice. The writer goes on meanwhile: while it is in that day, it waits
-    only until those blocks are replaced that it stored since, and then gets RedrivenError.
+    another as the journal has them, in another thread; it is asked twice. The writer goes on meanwhile: while it is in
+    that day, it waits only until those blocks are replaced that it stored since, and then gets RedrivenError.
 
     Raises JournalIncompleteError where the ledger has blocks of that range that are not among the renewed, and whatever
     `renew` raises; nothing is changed then.
@@ -199,8 +210,8 @@ def _hours(conn: connection, first_block_id: int, before_block_id: int) -> list[
         return [int(hour.timestamp()) * 1_000_000_000 for (hour,) in cur.fetchall()]
 
 
-def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[StoredBlock], now: datetime) -> int:
-    with conn.cursor() as cur:
+def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[StoredBlocks], now: datetime) -> int:
+    with _rows_ahead(blocks) as new, conn.cursor() as cur:
         for start_ns in _hours(conn, first, last + 1):
             # Shared: it keeps out who rebuilds the hour, and not the writer, who only adds newer blocks.
             cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
@@ -209,7 +220,7 @@ def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[St
                 (instant(start_ns), instant(start_ns + HOUR_NS), first << POSITION_BITS, (last + 1) << POSITION_BITS),
             )
         cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first, last))
-        rows = _rebuild(cur, blocks, now)
+        rows = _renew(cur, new, now)
         cur.execute(
             "SELECT count(*) FROM ingest_ledger WHERE block_id BETWEEN %s AND %s AND rebuilt_at IS DISTINCT FROM %s",
             (first, last, now),
@@ -221,87 +232,110 @@ def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[St
     return rows
 
 
-def _of_hour(block: StoredBlock, hour: str) -> StoredBlock:
-    if block.hour != hour:
-        raise ValueError(f"block {block.block_id} belongs to {block.hour}, not to {hour}")
-    return block
+def _of_hour(part: StoredBlocks, hour: str) -> StoredBlocks:
+    if part.stretch.hour != hour:
+        raise ValueError(f"block {part.stretch.block_ids[0]} belongs to {part.stretch.hour}, not to {hour}")
+    return part
 
 
-def _rebuild(cur: cursor, blocks: Iterable[StoredBlock], now: Any) -> int:
-    """Write the blocks, a few megabytes at a time. Returns the rows."""
-    rows = 0
-    chunk: list[StoredBlock] = []
-    chunk_rows = 0
-    for block in blocks:
-        chunk.append(block)
-        chunk_rows += block.enriched.rows
-        if chunk_rows >= _REBUILD_ROWS:
-            rows += _rebuild_chunk(cur, chunk, now)
-            chunk, chunk_rows = [], 0
-    return rows + _rebuild_chunk(cur, chunk, now)
+@contextmanager
+def _rows_ahead(blocks: Iterable[StoredBlocks]) -> Iterator[Iterator[_Rows]]:
+    """What blocks become, each made by a thread while the server takes the one before."""
+    made = map(_rows, blocks)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, made, None)
+
+        def each() -> Iterator[_Rows]:
+            nonlocal following
+            while (rows := following.result()) is not None:
+                following = pool.submit(next, made, None)
+                yield rows
+
+        yield each()
 
 
-def _rebuild_chunk(cur: cursor, blocks: list[StoredBlock], now: Any) -> int:
-    if not blocks:
-        return 0
-    counts = "messages packets ticks state control rejected payload_bytes first_received last_received rebuilt_at"
-    execute_values(
-        cur,
-        f"INSERT INTO ingest_ledger ({_LEDGER_COLUMNS}) VALUES %s ON CONFLICT (block_id) DO UPDATE SET "
-        + ", ".join(f"{name} = excluded.{name}" for name in counts.split()),
-        [(*_ledger_row(block), now, now, None) for block in blocks],
-        page_size=len(blocks),
+def _renew(cur: cursor, new: Iterable[_Rows], now: datetime) -> int:
+    """Write what blocks become, whether or not they were stored before. Returns the rows of ticks."""
+    ticks = 0
+    for rows in new:
+        _copy(cur, rows)
+        cur.execute(_RENEW_BOOKS, (now, now, *map(_words, rows.books.values()), None))
+        ticks += int(rows.books["ticks"].sum())
+    return ticks
+
+
+def _rows(part: StoredBlocks, skip: Collection[int] = ()) -> _Rows:
+    """What blocks become, but for some of them."""
+    books, ticks, rejected = _books(part), part.enriched.ticks, part.enriched.rejected
+    if skip:
+        new = ~np.isin(books["block_id"], list(skip))
+        if not new.all():
+            books = {name: values[new] for name, values in books.items()}
+            ticks = [_of_blocks(batch, books["block_id"]) for batch in ticks]
+            rejected = [rejection for rejection in rejected if rejection.block_id not in skip]
+    received_ns, connection_ = part.stretch.received_ns, part.stretch.connection
+    return _Rows(
+        books=books,
+        ticks=tick_copy(ticks) if any(map(len, ticks)) else b"",
+        rejected=[
+            (
+                rejection.block_id,
+                rejection.position,
+                instant(int(received_ns[rejection.message])),
+                int(connection_[rejection.message]),
+                rejection.reason,
+                rejection.payload,
+            )
+            for rejection in rejected
+        ],
     )
-    _copy(cur, blocks)
-    return sum(block.enriched.rows for block in blocks)
 
 
-def _ledger_row(block: StoredBlock) -> tuple[Any, ...]:
-    enriched = block.enriched
-    return (
-        block.block_id,
-        block.capture,
-        instant(hour_start_ns(block.first_received_ns)),
-        block.messages,
-        enriched.packets,
-        enriched.rows,
-        enriched.state,
-        enriched.control,
-        len(enriched.rejected),
-        block.payload_bytes,
-        instant(block.first_received_ns),
-        instant(block.last_received_ns),
-    )
+def _books(part: StoredBlocks) -> dict[str, NDArray[np.int64]]:
+    stretch, enriched = part.stretch, part.enriched
+    firsts, ends = stretch.first_messages[:-1], stretch.first_messages[1:]
+    rejected = np.zeros(len(firsts), np.int64)
+    if enriched.rejected:
+        block_ids = np.array([rejection.block_id for rejection in enriched.rejected])
+        rejected += np.bincount(stretch.block_ids.searchsorted(block_ids), minlength=len(firsts))
+    return {
+        "block_id": stretch.block_ids,
+        "capture": stretch.block_ids >> NUMBER_BITS,
+        "hour": np.full(len(firsts), stretch.hour_ns // 1000),
+        "messages": ends - firsts,
+        "packets": enriched.packets,
+        "ticks": enriched.rows,
+        "state": enriched.state,
+        "control": enriched.control,
+        "rejected": rejected,
+        "payload_bytes": stretch.offsets[ends] - stretch.offsets[firsts],
+        "first_received": stretch.received_ns[firsts] // 1000,
+        "last_received": stretch.received_ns[ends - 1] // 1000,
+    }
 
 
-def _latency_ms(block: StoredBlock, clock: Clock) -> float:
-    return (clock.now_ns() - block.first_received_ns) / (1e6 * clock.speed)
+def _of_blocks(batch: TickBatch, block_ids: NDArray[np.int64]) -> TickBatch:
+    """The rows of some blocks."""
+    keep = np.isin(batch.columns["tick_id"] >> POSITION_BITS, block_ids)
+    columns = {name: values[keep] for name, values in batch.columns.items()}
+    return replace(batch, columns=columns, scale=None if batch.scale is None else batch.scale[keep])
 
 
-def _copy(cur: cursor, blocks: Sequence[StoredBlock]) -> None:
-    """Insert the ticks and the rejected packets of blocks."""
-    batches = [batch for block in blocks for batch in block.enriched.ticks if len(batch)]
-    if batches:
-        cur.copy_expert(_COPY, BytesIO(tick_copy(batches)), size=_COPY_BUFFER_BYTES)
-    rejected = [
-        (
-            block.block_id,
-            rejection.position,
-            instant(
-                block.first_received_ns if block.received_ns is None else int(block.received_ns[rejection.message])
-            ),
-            None if block.connection is None else int(block.connection[rejection.message]),
-            rejection.reason,
-            rejection.payload,
-        )
-        for block in blocks
-        for rejection in block.enriched.rejected
-    ]
-    if rejected:
+def _words(values: NDArray[Any]) -> str:
+    """An array as PostgreSQL reads it."""
+    return f"{{{str(values.tolist())[1:-1]}}}"
+
+
+def _copy(cur: cursor, rows: _Rows) -> None:
+    """Insert ticks and rejected packets."""
+    if rows.ticks:
+        # In one piece: for each, the interpreter would have to be had from the thread that makes the next.
+        cur.copy_expert(_COPY, BytesIO(rows.ticks), size=len(rows.ticks))
+    if rows.rejected:
         execute_values(
             cur,
             "INSERT INTO rejected_packets (block_id, position, received, connection, reason, payload) VALUES %s",
-            rejected,
+            rows.rejected,
             page_size=1000,
         )
 

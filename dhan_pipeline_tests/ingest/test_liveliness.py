@@ -11,6 +11,7 @@ from dhan_pipeline.ingest.liveliness import Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.instruments import InstrumentIndex, generate_instrument_token
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, encode_note
+from dhan_pipeline.journal.stretch import join
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import IST_OFFSET_S, parse_hour_key
 from dhan_pipeline.settings import Settings
@@ -52,7 +53,7 @@ class Shown:
         times = [at_ns + n for n in range(len(messages))]
         text = [connection == NOTE_CONNECTION] * len(messages)
         block = self.journal.append(times, [connection] * len(messages), text, messages)
-        self.liveliness.see(self.processor.process(block))
+        self.liveliness.see(self.processor.process(join([block])))
 
     def trade(self, start_ns: int, seconds: int, *instruments: tuple[int, int]) -> int:
         """A packet a second of each; returns when it ended."""
@@ -153,7 +154,8 @@ def test_gathered_over_blocks_it_says_the_same_as_block_by_block(
 
     def see(at_ns: int, *sent: bytes, connection: int = 3) -> None:
         text = [connection == NOTE_CONNECTION] * len(sent)
-        block = gathered.processor.process(journal.append([at_ns] * len(sent), [connection] * len(sent), text, sent))
+        appended = journal.append([at_ns] * len(sent), [connection] * len(sent), text, sent)
+        block = gathered.processor.process(join([appended]))
         for shown, waiting_rows in ((gathered, 1 << 14), (one_by_one, -1)):
             monkeypatch.setattr(module, "_WAITING_ROWS", waiting_rows)
             shown.liveliness.see(block)

@@ -7,6 +7,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour
 from dhan_pipeline.ingest.writer import Writer
+from dhan_pipeline.journal import stretch
 from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
@@ -56,10 +57,19 @@ def damage(conn: connection) -> None:
         cursor.execute("DELETE FROM rejected_packets")
 
 
+@pytest.mark.parametrize("stretch_bytes", [1, 3000, stretch.STRETCH_BYTES])
 @pytest.mark.parametrize("restarts", [1, 4])
 def test_a_rebuilt_hour_has_the_rows_of_the_live_one_to_the_byte(
-    settings: Settings, database_url: str, journal: JournalWriter, clock: HandClock, conn: connection, restarts: int
+    settings: Settings,
+    database_url: str,
+    journal: JournalWriter,
+    clock: HandClock,
+    conn: connection,
+    monkeypatch: pytest.MonkeyPatch,
+    restarts: int,
+    stretch_bytes: int,
 ) -> None:
+    monkeypatch.setattr(stretch, "STRETCH_BYTES", stretch_bytes)
     record(journal, [previous_close(EQUITY, 90.0), open_interest(FUTURE, 777)], START_NS)
     store(settings, database_url, journal, clock)
     for part in range(restarts):  # the last of them begins in the middle of the second hour

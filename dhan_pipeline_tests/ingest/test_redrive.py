@@ -13,12 +13,13 @@ from dhan_pipeline.ingest.rebuild import rebuild_hour
 from dhan_pipeline.ingest.redrive import RedriveResult, redrive
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import generate_instrument_token
+from dhan_pipeline.journal import stretch
 from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlock, hour_digest, replace_blocks
+from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, hour_digest, replace_blocks
 from dhan_pipeline_tests.ingest.feed import (
     EQUITY,
     HOUR,
@@ -52,20 +53,20 @@ def store(settings: Settings, database_url: str, journal: JournalWriter) -> None
 
 
 def interrupted(at: int, then: Callable[[], None]) -> Callable[..., int]:
-    """A `replace_blocks` during which something happens, before its block number `at`."""
+    """A `replace_blocks` during which something happens, before its stretch of blocks number `at`."""
 
     def replace(
-        conn: connection, first: int, before: int, renew: Callable[[int, int], Iterable[StoredBlock]], clock: Clock
+        conn: connection, first: int, before: int, renew: Callable[[int, int], Iterable[StoredBlocks]], clock: Clock
     ) -> int:
         number = 0
 
-        def renewed(first: int, last: int) -> Iterator[StoredBlock]:
+        def renewed(first: int, last: int) -> Iterator[StoredBlocks]:
             nonlocal number
-            for block in renew(first, last):
+            for part in renew(first, last):
                 if number == at:
                     then()
                 number += 1
-                yield block
+                yield part
 
         return replace_blocks(conn, first, before, renewed, clock)
 
@@ -175,6 +176,7 @@ def test_interrupted_it_has_changed_nothing(
     conn.rollback()
     conn.close()
     know_the_unknown(database_url)
+    monkeypatch.setattr(stretch, "STRETCH_BYTES", 1)
     monkeypatch.setattr(module, "replace_blocks", interrupted(20, lambda: end_sessions(postgres_url, database_url)))
     with pytest.raises(psycopg2.Error):
         redrive(settings, database_url, AFTER)
@@ -198,6 +200,7 @@ def test_the_capture_goes_on_meanwhile_and_all_its_rows_are_those_of_a_rebuild(
             backlog.put(block)
         until(lambda: writer.counts.committed_through_ns == journal.last_received_ns)
 
+    monkeypatch.setattr(stretch, "STRETCH_BYTES", 1)
     # The writer stores in the hours that are being renewed, and does not wait.
     monkeypatch.setattr(module, "replace_blocks", interrupted(5, lambda: go_on(START_NS + 30 * SECOND_NS)))
     with running(writer, backlog):

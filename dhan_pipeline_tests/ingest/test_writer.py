@@ -17,13 +17,14 @@ from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.reader import hour_path
+from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded, ledger
 from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
-from dhan_pipeline.store.ticks import StoredBlock
+from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline_tests.ingest.feed import (
     EQUITY,
     HOUR,
@@ -294,8 +295,8 @@ def test_a_lost_connection_costs_no_fold_whether_the_last_commit_came_through_or
     write_blocks = writer_module.ticks.write_blocks
     losses = iter([True])
 
-    def lose(conn: connection, blocks: list[StoredBlock], *rest: Any) -> list[int]:
-        lost = blocks[-1].last_received_ns >= START_NS + 2 * SECOND_NS and next(losses, False)
+    def lose(conn: connection, blocks: list[StoredBlocks], *rest: Any) -> list[int]:
+        lost = blocks[-1].stretch.last_received_ns >= START_NS + 2 * SECOND_NS and next(losses, False)
         if lost and not committed:
             conn.close()
         written = write_blocks(conn, blocks, *rest)
@@ -325,9 +326,9 @@ def test_a_state_that_is_in_doubt_is_folded_again(
     process = BlockProcessor.process
     mistakes = iter([True])
 
-    def process_half(self: BlockProcessor, block: Block) -> StoredBlock:
-        stored = process(self, block)
-        if block.first_received_ns >= START_NS + SECOND_NS and next(mistakes, False):
+    def process_half(self: BlockProcessor, stretch: Stretch) -> StoredBlocks:
+        stored = process(self, stretch)
+        if stretch.last_received_ns >= START_NS + SECOND_NS and next(mistakes, False):
             raise ZeroDivisionError("a mistake")
         return stored
 
@@ -394,10 +395,10 @@ def test_a_mistake_in_processing_stops_neither_thread_nor_later_blocks(
     process = BlockProcessor.process
     mistakes = iter(range(3))
 
-    def process_badly(self: BlockProcessor, block: Block) -> StoredBlock:
+    def process_badly(self: BlockProcessor, stretch: Stretch) -> StoredBlocks:
         if writing.writer.counts.blocks >= 10 and next(mistakes, None) is not None:
             raise ZeroDivisionError("a mistake")
-        return process(self, block)
+        return process(self, stretch)
 
     monkeypatch.setattr(BlockProcessor, "process", process_badly)
     with running(writing.writer, writing.backlog):

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.block import make_block_id
+from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import parse_hour_key
-from dhan_pipeline.store.ticks import StoredBlock
+from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline.ticks import COLUMNS, NULL_INT, POSITION_BITS, Enriched, Mode, Rejection, TickBatch
 
 
@@ -48,7 +49,7 @@ def make_block(
     at_s: float = 0.0,
     hour: str = "2026-11-20T09:00",
     price: float = 100.05,
-) -> StoredBlock:
+) -> StoredBlocks:
     """Block `number` of a capture: `ticks` full and as many ticker ticks, received `at_s` into the hour."""
     received_ns = parse_hour_key(hour) + int(at_s * 1e9)
     block_id = make_block_id(capture, number)
@@ -61,19 +62,20 @@ def make_block(
         columns["tradable"] = np.ones(ticks, bool)
         batches.append(TickBatch(mode, columns, np.full(ticks, 100.0)))
     enriched = Enriched(
-        packets=2 * ticks + rejected + 3,
         ticks=batches,
-        state=2,
-        control=1,
-        rejected=[Rejection(2 * ticks + n, 1, f"reason {n}", bytes([n])) for n in range(rejected)],
+        rejected=[Rejection(2 * ticks + n, 1, f"reason {n}", bytes([n]), block_id) for n in range(rejected)],
+        packets=np.array([2 * ticks + rejected + 3]),
+        rows=np.array([2 * ticks]),
+        state=np.array([2]),
+        control=np.array([1]),
     )
-    return StoredBlock(
-        block_id=block_id,
-        messages=2,
-        payload_bytes=162 * ticks,
-        first_received_ns=received_ns,
-        last_received_ns=received_ns + 1_000_000,
-        enriched=enriched,
+    stretch = Stretch(
+        block_ids=np.array([block_id]),
+        first_messages=np.array([0, 2]),
         received_ns=np.array([received_ns, received_ns + 1_000_000]),
         connection=np.array([0, 3], np.uint8),
+        text=np.zeros(2, np.bool_),
+        payload=bytes(162 * ticks),
+        offsets=np.array([0, 0, 162 * ticks]),
     )
+    return StoredBlocks(stretch, enriched)

@@ -155,14 +155,14 @@ def test_a_writer_of_two_hours_waits_for_the_rebuild_of_either(
     written: list[int] = []
     late = threading.Thread(target=lambda: written.extend(write_blocks(other, list(blocks.values()), CLOCK)))
 
-    def renewed() -> Iterator[ticks.StoredBlock]:
+    def renewed() -> Iterator[ticks.StoredBlocks]:
         late.start()
         until(lambda: somebody_waits(database_url))
         yield blocks[hour]
 
     assert replace_hour(conn, hour, renewed(), CLOCK) == 6
     late.join()
-    assert written == [block.block_id for key, block in blocks.items() if key != hour]
+    assert written == [block.stretch.last_block_id for key, block in blocks.items() if key != hour]
     assert contents(database_url) == ([1, 2], 12, 0)
 
 
@@ -171,7 +171,7 @@ def test_a_writer_does_not_wait_for_the_rebuild_of_another_hour(
 ) -> None:
     ensure_partitions(conn, NINE, NINE + 2 * HOUR_NS)
 
-    def renewed() -> Iterator[ticks.StoredBlock]:
+    def renewed() -> Iterator[ticks.StoredBlocks]:
         assert write_blocks(other, [make_block(2, hour="2026-11-20T10:00")], CLOCK) == [2]
         yield make_block(1)
 

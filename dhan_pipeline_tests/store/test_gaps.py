@@ -105,7 +105,7 @@ def test_notes_are_committed_with_their_block_and_also_with_one_that_a_rebuild_s
 ) -> None:
     block = make_block(1)
     clock = StandingClock(10)
-    assert write_blocks(conn, [block], clock) == [block.block_id]
+    assert write_blocks(conn, [block], clock) == [1]
     assert table(conn) == []
     with_notes = replace(block, notes=((OPENED.gap_id, OPENED), (OPENED.gap_id, ENDED)))
     assert write_blocks(conn, [with_notes], clock) == []

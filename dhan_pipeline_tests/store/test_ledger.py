@@ -107,7 +107,7 @@ def test_a_capture_keeps_one_row_with_its_latest_status(conn: connection) -> Non
 def test_the_last_receive_time_of_a_block_is_kept_to_the_microsecond(conn: connection) -> None:
     block = make_block(5, at_s=0.123456)
     write_blocks(conn, [block], StandingClock(1))
-    assert ledger.last_received_ns(conn, 5) == block.last_received_ns // 1000 * 1000
+    assert ledger.last_received_ns(conn, 5) == block.stretch.last_received_ns // 1000 * 1000
 
 
 def test_redrives_are_counted_from_none_for_each_capture(conn: connection) -> None:

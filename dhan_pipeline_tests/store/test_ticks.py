@@ -4,26 +4,32 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.ingest.process import BlockProcessor
+from dhan_pipeline.journal.stretch import join
+from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
-from dhan_pipeline.store import ledger, ticks
+from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.partitions import ensure_partitions, instant
 from dhan_pipeline.store.ticks import (
     JournalIncompleteError,
     RedrivenError,
-    StoredBlock,
+    StoredBlocks,
     hour_digest,
     replace_blocks,
     replace_hour,
     write_blocks,
 )
+from dhan_pipeline_tests.ingest.feed import TOKENS, market_messages, record
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 
 HOUR = "2026-11-20T09:00"
@@ -86,6 +92,30 @@ def test_redelivered_blocks_write_nothing_and_new_ones_beside_them_are_written(c
     assert (_count(conn, "ticks"), _count(conn, "ingest_ledger"), _count(conn, "rejected_packets")) == (18, 3, 1)
 
 
+def test_of_blocks_that_come_together_those_that_are_stored_are_skipped(conn: connection, tmp_path: Path) -> None:
+    with closing(JournalWriter(tmp_path, 0)) as journal:
+        blocks = record(journal, market_messages(100), NINE, in_block=20)
+    one_by_one, at_once = BlockProcessor(np.array(TOKENS)), BlockProcessor(np.array(TOKENS))
+    parts = [one_by_one.process(join([block])) for block in blocks]
+    together = at_once.process(join(blocks))
+    ids = [block.block_id for block in blocks]
+    assert write_blocks(conn, [parts[1], parts[3]], CLOCK) == [ids[1], ids[3]]
+    assert write_blocks(conn, [together, parts[0], together], CLOCK) == [ids[0], ids[2], ids[4]]
+    everything = "SELECT {} FROM {} ORDER BY 1, 2"
+    kept = [("tick_id, last_price, oi", "ticks"), ("block_id, position, reason", "rejected_packets")]
+    found = [_all(conn, everything.format(*names)) for names in kept]
+    books = _all(
+        conn, "SELECT block_id, messages, packets, ticks, state, control, rejected FROM ingest_ledger ORDER BY 1"
+    )
+    _all(conn, "TRUNCATE tick_rows, rejected_packets, ingest_ledger; SELECT 1")
+    write_blocks(conn, parts, CLOCK)
+    assert found == [_all(conn, everything.format(*names)) for names in kept]
+    assert books == _all(
+        conn, "SELECT block_id, messages, packets, ticks, state, control, rejected FROM ingest_ledger ORDER BY 1"
+    )
+    assert min(map(len, found)) > 5
+
+
 def test_a_block_of_nothing_but_state_is_booked(conn: connection) -> None:
     assert write_blocks(conn, [make_block(1, ticks=0)], CLOCK) == [1]
     assert ledger.last_block(conn, 0) == 1
@@ -129,7 +159,7 @@ def test_competing_writers_store_every_block_exactly_once(database_url: str, con
     blocks = [make_block(number, ticks=20, rejected=1) for number in range(1, 41)]
     written: list[int] = []
 
-    def work(order: list[StoredBlock]) -> None:
+    def work(order: list[StoredBlocks]) -> None:
         with closing(connect(database_url)) as own:
             for start in range(0, len(order), 4):
                 written.extend(write_blocks(own, order[start : start + 4], CLOCK))
@@ -155,7 +185,6 @@ def test_a_rebuilt_hour_has_the_same_rows_and_remembers_when_it_was_first_stored
 
 
 def test_an_hour_rebuilt_in_several_chunks_is_whole(conn: connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ticks, "_REBUILD_ROWS", 15)
     blocks = [make_block(number) for number in range(1, 12)]
     assert replace_hour(conn, HOUR, blocks, CLOCK) == 66
     assert ledger.hour_totals(conn, HOUR).rows == 66
@@ -178,7 +207,7 @@ def test_a_reader_sees_the_old_rows_until_the_rebuild_commits_and_never_waits(
         def look() -> None:
             seen.extend(_all(reader, "SELECT count(*), min(last_price), max(last_price) FROM ticks"))
 
-        def blocks() -> Iterator[StoredBlock]:
+        def blocks() -> Iterator[StoredBlocks]:
             yield make_block(1, ticks=20_000, price=2.0)
             look()
             yield make_block(2, ticks=20_000, price=2.0)
@@ -193,7 +222,7 @@ def test_a_failing_rebuild_changes_nothing(conn: connection) -> None:
     write_blocks(conn, [make_block(1), make_block(2)], CLOCK)
     before = (hour_digest(conn, HOUR), _all(conn, "SELECT * FROM ingest_ledger ORDER BY 1"))
 
-    def breaks() -> Iterator[StoredBlock]:
+    def breaks() -> Iterator[StoredBlocks]:
         yield make_block(1, ticks=30_000)
         raise OSError("the disk is gone")
 
@@ -220,7 +249,7 @@ def test_a_late_writer_of_the_hour_waits_for_the_rebuild_and_then_writes_nothing
     written: list[int] = []
     with closing(connect(database_url)) as other, closing(connect(database_url)) as watcher:
 
-        def blocks() -> Iterator[StoredBlock]:
+        def blocks() -> Iterator[StoredBlocks]:
             late.start()
             while not _all(watcher, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
                 pass
@@ -248,7 +277,7 @@ def test_rows_are_renewed_while_the_writer_goes_on_and_it_learns_of_it(database_
             except RedrivenError as error:
                 outdated.append(type(error))
 
-        def renew(first: int, last: int) -> Iterator[StoredBlock]:
+        def renew(first: int, last: int) -> Iterator[StoredBlocks]:
             asked.append((first, last))
             if first == 2:  # the same hour: nobody waits
                 assert write_blocks(other, [make_block(3)], CLOCK, redrives) == [3]

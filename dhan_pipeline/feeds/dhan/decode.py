@@ -1,5 +1,6 @@
 """Journal blocks of the live feed -> columns. Vectorised, zero-copy where the bytes allow it, and it never raises.
 
+Blocks may come one by one, or many consecutive ones as if they were one: what costs is not the bytes, but the calls.
 Nearly every block holds one packet a message, often all of one kind: then the block itself is the array. Messages of
 several equal packets are expanded by arithmetic. Only what remains (mixed, grown, torn or unknown) is walked packet by
 packet, by the rules of `framing`.
@@ -98,12 +99,12 @@ class _Columns(Mapping[str, NDArray[Any]]):
 def decode(
     payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None, trade_time_offset_s: int = IST_OFFSET_S
 ) -> Decoded:
-    """Everything in a block's messages: `payload[offsets[i]:offsets[i + 1]]` is message i. Never raises.
+    """Everything in the messages of blocks: `payload[offsets[i]:offsets[i + 1]]` is message i. Never raises.
 
     Trade times on the wire are ahead of UTC by `trade_time_offset_s`: they are India's wall clock.
     `text` marks messages that arrived as text; each counts as one control packet "text". An empty binary message counts
-    as one rejected packet, so that every message leaves a mark. Positions number all packets of the block in arrival
-    order, the rejected ones included. Heartbeat, market status and disconnect packets are control; index packets
+    as one rejected packet, so that every message leaves a mark. Positions number all packets in arrival order, the
+    rejected ones included. Heartbeat, market status and disconnect packets are control; index packets
     (code 1, layout undocumented), depth packets of version 1 (code 3) and unknown codes are rejected with their bytes.
     The arrays may be read-only views of `payload`, and share memory with each other.
     """
@@ -118,13 +119,13 @@ def decode(
         position = np.arange(len(start))
 
     ticks: list[RawTicks] = []
-    control: dict[str, int] = {}
+    control: dict[str, Ints] = {}
     open_interest, previous_close = _NO_OPEN_INTEREST, _NO_PREVIOUS_CLOSE
     codes = code.tobytes()
     alike = codes.count(codes[:1]) == len(codes)
     for kind in codes[:1] if alike else sorted(set(codes)):
         if kind in _CONTROL:
-            control[_CONTROL[kind]] = codes.count(kind)
+            control[_CONTROL[kind]] = position if alike else (code == kind).nonzero()[0]
             continue
         if kind == _REJECTED:
             continue
@@ -142,7 +143,7 @@ def decode(
             open_interest = StateUpdates(positions, messages, tokens, rows["oi"], starts, sizes)
         else:
             previous_close = StateUpdates(positions, messages, tokens, rows["prev_close"], starts, sizes)
-    return Decoded(payload, len(position), ticks, open_interest, previous_close, control, rejected)
+    return Decoded(payload, message, ticks, open_interest, previous_close, control, rejected)
 
 
 def _first_bytes(payload: bytes, start: Ints) -> Codes:

@@ -236,7 +236,7 @@ def test_good_packets_come_out_the_same_whatever_unreadable_ones_share_their_mes
 
 def enrich_messages(decoded: Decoded, state: MarketState, messages: int) -> Enriched:
     received_ns = AT_NS + np.arange(messages, dtype=np.int64) * 1_000_000
-    return enrich(decoded, BLOCK_ID, received_ns, INDEX, state)
+    return enrich(decoded, np.array([BLOCK_ID]), np.array([0, messages]), received_ns, INDEX, state)
 
 
 @settings(BOUNDED, max_examples=100)

@@ -1,6 +1,5 @@
 """Many blocks as one: what costs is not the bytes of a block, but the calls."""
 
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +16,8 @@ STRETCH_BYTES = 1 << 20
 
 _ZSTD = pa.Codec("zstd")
 
-#: Offset and length of each buffer of a record batch: three columns of two, and one of three.
-_BUFFERS = struct.Struct("<18q")
+#: Buffers of a record batch: three columns of two, and one of three.
+_BUFFERS = 9
 _RECEIVED, _CONNECTION, _TEXT, _OFFSETS, _PAYLOAD = 1, 3, 5, 7, 8
 
 #: Before the bytes of a compressed buffer stands how many they were.
@@ -126,55 +125,64 @@ def stretches(messages: Iterable[Message]) -> Iterator[Stretch]:
 
 def merge(messages: Sequence[Message]) -> Stretch:
     """Intact blocks of one hour, in the order given."""
-    # A call of zstd takes 8 us, whatever its bytes, but as many frames as there are.
-    parts: dict[int, list[bytes]] = {buffer: [] for buffer in (_RECEIVED, _CONNECTION, _TEXT, _OFFSETS, _PAYLOAD)}
-    for message in messages:
-        body, places = _buffers(message.data)
-        for buffer, part in parts.items():
-            offset, length = places[2 * buffer : 2 * buffer + 2]
-            part.append(message.data[body + offset + _LENGTH_BYTES : body + offset + length])
+    data = b"".join([message.data for message in messages])
+    lengths = np.array([len(message.data) for message in messages])
+    begins, ends = _buffers(data, lengths.cumsum() - lengths)
+
+    def buffer(number: int, size: int) -> bytes:
+        """A buffer of all blocks, of so many bytes together."""
+        # A call of zstd takes 8 us, whatever its bytes, but as many frames as there are.
+        places = zip(begins[:, number].tolist(), ends[:, number].tolist(), strict=True)
+        frames = b"".join([data[begin:end] for begin, end in places])
+        found: bytes = _ZSTD.decompress(frames, size, asbytes=True) if size else b""
+        return found
+
     counts = np.array([message.messages for message in messages])
     first_messages = np.zeros(len(counts) + 1, np.int64)
     counts.cumsum(out=first_messages[1:])
     total = int(first_messages[-1])
     octets = (counts + 7) // 8
-    bits = np.frombuffer(_decompress(parts[_TEXT], int(octets.sum())), np.uint8)
+    bits = np.frombuffer(buffer(_TEXT, int(octets.sum())), np.uint8)
     # Each block's bits begin with a new byte.
     skipped = octets.cumsum() - octets
     bit = np.arange(total) + (8 * skipped - first_messages[:-1]).repeat(counts)
-    ends = np.frombuffer(_decompress(parts[_OFFSETS], 4 * (total + len(counts))), np.int32)
+    bounds = np.frombuffer(buffer(_OFFSETS, 4 * (total + len(counts))), np.int32)
     # Each block's offsets begin with 0: the difference to it is no message's size.
-    sizes = np.delete(np.diff(ends), (counts + 1).cumsum()[:-1] - 1)
+    sizes = np.delete(np.diff(bounds), (counts + 1).cumsum()[:-1] - 1)
     offsets = np.zeros(len(sizes) + 1, np.int64)
     sizes.cumsum(dtype=np.int64, out=offsets[1:])
     return Stretch(
         block_ids=np.array([message.block_id for message in messages]),
         first_messages=first_messages,
-        received_ns=np.frombuffer(_decompress(parts[_RECEIVED], 8 * total), np.int64),
-        connection=np.frombuffer(_decompress(parts[_CONNECTION], total), np.uint8),
+        received_ns=np.frombuffer(buffer(_RECEIVED, 8 * total), np.int64),
+        connection=np.frombuffer(buffer(_CONNECTION, total), np.uint8),
         text=np.unpackbits(bits, bitorder="little").take(bit).astype(np.bool_),
-        payload=_decompress(parts[_PAYLOAD], sum(message.payload_bytes for message in messages)),
+        payload=buffer(_PAYLOAD, sum(message.payload_bytes for message in messages)),
         offsets=offsets,
     )
 
 
-def _decompress(frames: list[bytes], size: int) -> bytes:
-    data: bytes = _ZSTD.decompress(b"".join(frames), size, asbytes=True) if size else b""
-    return data
+def _buffers(data: bytes, starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the compressed bytes of the buffers of record batch messages begin and end in `data`, shape (blocks, 9).
 
-
-def _buffers(data: bytes) -> tuple[int, tuple[int, ...]]:
-    """Where the body of a record batch begins, and offset and length of each buffer in it.
-
-    Arrow does not tell, its metadata does: a flatbuffer.
+    Arrow does not tell, the metadata does: a flatbuffer.
     """
 
-    def field(table: int, number: int) -> int:
-        """Where that begins which a field of a table refers to."""
-        (vtable,) = struct.unpack_from("<i", data, table)
-        (place,) = struct.unpack_from("<H", data, table - vtable + 4 + 2 * number)
-        return table + int(place) + int(struct.unpack_from("<I", data, table + place)[0])
+    def read(kind: str, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number at each place."""
+        size = np.dtype(kind).itemsize
+        windows = np.ndarray((len(data) - size + 1,), f"V{size}", data, strides=(1,))
+        return windows[at].view(kind).astype(np.int64)
 
-    (metadata_length, root) = struct.unpack_from("<II", data, 4)
-    batch = field(8 + root, 2)  # Message.header
-    return 8 + metadata_length, _BUFFERS.unpack_from(data, field(batch, 2) + 4)  # RecordBatch.buffers
+    def field(table: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """Where that begins which a field of a table refers to."""
+        place = table + read("<u2", table - read("<i4", table) + 4 + 2 * number)
+        return place + read("<u4", place)
+
+    metadata = starts + 8
+    batch = field(metadata + read("<u4", metadata), 2)  # Message.header
+    first = field(batch, 2) + 4  # RecordBatch.buffers: offset and length of each, in the body
+    numbers = first[:, None] + 8 * np.arange(2 * _BUFFERS)
+    places = read("<i8", numbers.ravel()).reshape(len(starts), _BUFFERS, 2)
+    begins = (metadata + read("<u4", starts + 4))[:, None] + places[:, :, 0]
+    return begins + _LENGTH_BYTES, begins + places[:, :, 1]

@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RESULTS := data/benchmarks
 UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
-.PHONY: help setup demo test lint types format bench soak lock clean
+.PHONY: help setup demo test lint types format bench bench-long soak lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,8 +30,17 @@ format: $(VENV)/.dev ## Rewrite to the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Measure
-	$(BIN)/python benchmarks/decode.py
+BENCHMARKS := decode enrich journal receive copy_rows rebuild catch_up instruments end_to_end
+
+bench: $(VENV)/.dev ## Measure everything beside what it replaces, in under a quarter of an hour; JSON into data/benchmarks
+	@mkdir -p $(RESULTS)
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json > $(RESULTS)/$$name.json; done
+
+bench-long: $(VENV)/.dev ## Measure ten minutes at 50,000 ticks/s, an outage, growth, and the rebuild of a whole day
+	@mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/endurance.py --json > $(RESULTS)/endurance.json
+	$(BIN)/python benchmarks/growth.py --json > $(RESULTS)/growth.json
+	$(BIN)/python benchmarks/rebuild.py --day --json > $(RESULTS)/rebuild_day.json
 
 soak: $(VENV)/.dev ## Random faults against the running system, for SOAK_MINUTES (10); is anything lost?
 	$(BIN)/python -m dhan_pipeline_tests.soak $(ARGS)

@@ -28,8 +28,8 @@ from dhan_pipeline.store.engine import database_url
 PULSE_S = 0.005
 
 
-#: What the threads of a capture do, by their names.
-_STAGES = {"MainThread": "receive", "journal": "journal", "writer": "decode, enrich, send"}
+#: What threads of a capture do, by their names. The others decode, enrich, and send to the database.
+_STAGES = {"MainThread": "receive", "journal": "journal"}
 
 
 class Pauses:
@@ -81,9 +81,9 @@ async def main() -> None:
             "latency_counts": capture.latency.counts.tolist(),
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "cpu_s_by_thread": {
-                name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+                stage: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
                 for thread in threading.enumerate()
-                if (name := _STAGES.get(thread.name)) and thread.ident
+                if (stage := _STAGES.get(thread.name)) and thread.ident
             },
             **pauses.read(),
         }

@@ -124,7 +124,7 @@ class Contenders:
 
     def measure_ours(self, batch: Parsed) -> int:
         """Returns the packets enriched."""
-        return self.enrich(batch).packets
+        return int(self.enrich(batch).packets.sum())
 
     def measure_replaced(self, batch: Parsed) -> int:
         """The same; gives up each tick at once."""

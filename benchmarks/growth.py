@@ -4,7 +4,8 @@
 
 A capture of 50,000 full packets a second, as in `end_to_end`, over 100, 5,000 and 25,000 instruments; and over 5,000
 with 1, 5 and 20 trading days of 10 million rows in the database. Those days are there by size: seven hourly partitions
-a day, whose files are as long as they would be, with nothing in them; and in the ledger is a row for each block. So what is shown is what their number and size cost, in plans, locks and searches.
+a day, whose files are as long as they would be, with nothing in them; and in the ledger is a row for each block. So
+what is shown is what their number and size cost, in plans, locks and searches.
 """
 
 import asyncio

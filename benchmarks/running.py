@@ -216,6 +216,9 @@ async def measure(
     ticks = measured["sent"]
     whole_s = measured["seconds"] + behind_s
     cpu_s = {"capture": after["cpu_s"] - before["cpu_s"], "postgres": spent_s}
+    stages_s = {name: spent - before["cpu_s_by_thread"][name] for name, spent in after["cpu_s_by_thread"].items()}
+    stages_s["decode, enrich, send"] = cpu_s["capture"] - sum(stages_s.values())
+    stages_s["postgres"] = spent_s
     return {
         "rate": int(rate),
         "achieved": round((then["ticks"] - before["ticks"]) / measured["seconds"]),
@@ -228,13 +231,7 @@ async def measure(
             "generator": round(100 * measured["cpu_s"] / measured["seconds"], 1),
         },
         "cpu_us_per_tick": round(1e6 * sum(cpu_s.values()) / ticks, 2),
-        "cpu_us_by_stage": {
-            **{
-                name: round(1e6 * (spent - before["cpu_s_by_thread"][name]) / ticks, 2)
-                for name, spent in after["cpu_s_by_thread"].items()
-            },
-            "postgres": round(1e6 * spent_s / ticks, 2),
-        },
+        "cpu_us_by_stage": {name: round(1e6 * spent / ticks, 2) for name, spent in stages_s.items()},
         "rss_mb": highest.rss_mb,
         "loop_pause_ms": round(highest.loop_pause_ms, 2),
         "gc_pause_ms": round(highest.gc_pause_ms, 2),

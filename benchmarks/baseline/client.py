@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-import pika  # type: ignore[import-untyped]
+import pika
 from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 

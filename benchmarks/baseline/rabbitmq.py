@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import pika  # type: ignore[import-untyped]
-from pika.exceptions import AMQPError  # type: ignore[import-untyped]
+import pika
+from pika.exceptions import AMQPError
 
 #: Where Debian keeps the script itself; the command of that name refuses to run for most users.
 _DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pika  # type: ignore[import-untyped]
+import pika
 import psycopg2
 
 from benchmarks.baseline.client import QUEUE

@@ -10,7 +10,7 @@ import threading
 import time
 
 import numpy as np
-import pika  # type: ignore[import-untyped]
+import pika
 import psycopg2
 from psycopg2.extensions import connection
 from psycopg2.extras import execute_batch

@@ -121,6 +121,12 @@ class Backlog:
             return None if self._pending else self._last_received_ns
 
     @property
+    def waiting(self) -> bool:
+        """Whether durable blocks wait to be taken."""
+        with self._ready:
+            return self._pending
+
+    @property
     def last_durable(self) -> int | None:
         """The journal's last block, None while it is empty."""
         with self._ready:

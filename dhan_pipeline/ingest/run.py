@@ -55,8 +55,8 @@ _SUSPENDED_S = 5.0
 #: The machine's clock may be slewed; by this much within a second it was set.
 _CLOCK_STEP_S = 2.0
 
-#: How soon a thread gets the interpreter from another that computes. With Python's 5 ms, each answer of the database may
-#: wait for that long: the p99 of 20,000 ticks/s fell from 47 to 32 ms on a busy machine.
+#: How soon a thread gets the interpreter from another that computes. With Python's 5 ms, each answer of the database
+#: may wait for that long: the p99 of 20,000 ticks/s fell from 47 to 32 ms on a busy machine.
 _SWITCH_INTERVAL_S = 0.0005
 
 #: While the writer is behind, packets are gathered into a journal block for up to so many flush intervals.

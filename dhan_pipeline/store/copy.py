@@ -4,8 +4,8 @@ Format: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format". 
 each field's length in bytes and its value, big endian; a NULL has length -1 and no value. So rows with NULLs are
 shorter: all are laid out as if nothing were NULL, and the bytes of absent values are left out at the end.
 
-Only what the view `ticks` cannot compute is stored, and the six arrays of depth are one field of bytes: with its indexes
-a row takes 290 bytes instead of 600, and half of the time. sql/0006_tick_rows.sql says what the bytes are.
+What the view `ticks` can compute is not stored, and the six arrays of depth are one field of bytes: with its indexes a
+row takes 290 bytes instead of 600, and half of the time. sql/0006_tick_rows.sql says what the bytes are.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from io import BytesIO
 from typing import Any
 
@@ -72,6 +73,17 @@ class JournalIncompleteError(PipelineError):
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """What blocks become in the database."""
+
+    books: dict[str, NDArray[np.int64]]
+    """The columns of `_BOOKS`."""
+    ticks: bytes
+    """COPY's; empty for none."""
+    rejected: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
 class StoredBlocks:
     """Consecutive journal blocks of one hour as they are stored."""
 
@@ -80,16 +92,10 @@ class StoredBlocks:
     notes: tuple[tuple[int, Note], ...] = ()
     """What the capture noted in them, each with its receive time (ns since the Unix epoch, UTC)."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """What blocks become in the database."""
-
-    books: dict[str, NDArray[np.int64]]
-    """The columns of `_BOOKS`."""
-    ticks: bytes
-    """COPY's; empty for none."""
-    rejected: list[tuple[Any, ...]]
+    @cached_property
+    def rows(self) -> Rows:
+        """What they become; whoever asks ahead of time spares `write_blocks` from making it."""
+        return _rows(self)
 
 
 def write_blocks(
@@ -101,15 +107,16 @@ def write_blocks(
     notes change nothing. A missing partition is made. Raises psycopg2.Error, having stored nothing; and RedrivenError
     where `redrives`, the capture's number when its state was made, is no longer the ledger's.
     """
-    while blocks:
-        try:
-            return _write(conn, blocks, clock, redrives)
-        except errors.CheckViolation:  # no partition holds the rows
-            for start_ns in {part.stretch.hour_ns for part in blocks}:
-                ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
-        except errors.UniqueViolation:  # another transaction stored some of them meanwhile: those are skipped next
-            continue
-    return []
+    if not blocks:
+        return []
+    try:
+        return _write(conn, blocks, clock, redrives)
+    except errors.CheckViolation:  # no partition holds the rows
+        for start_ns in {part.stretch.hour_ns for part in blocks}:
+            ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
+    except errors.UniqueViolation:  # another transaction stored some of them meanwhile: those are skipped now
+        pass
+    return _write(conn, blocks, clock, redrives)
 
 
 def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redrives: int | None) -> list[int]:
@@ -119,9 +126,9 @@ def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redri
         count, skip = begin_blocks(conn, capture, {part.stretch.hour_ns for part in blocks}, block_ids)
         if redrives is not None and count != redrives:
             raise RedrivenError("Rejected packets of this capture were driven again.")
-        new: list[_Rows] = []
+        new: list[Rows] = []
         for part in blocks:
-            new.append(_rows(part, skip))
+            new.append(part.rows if skip.isdisjoint(part.stretch.block_ids.tolist()) else _rows(part, skip))
             skip.update(part.stretch.block_ids.tolist())
             _copy(cur, new[-1])
         # Measured after the rows are in, so that the latency leaves out nothing but the commit itself.
@@ -239,13 +246,13 @@ def _of_hour(part: StoredBlocks, hour: str) -> StoredBlocks:
 
 
 @contextmanager
-def _rows_ahead(blocks: Iterable[StoredBlocks]) -> Iterator[Iterator[_Rows]]:
+def _rows_ahead(blocks: Iterable[StoredBlocks]) -> Iterator[Iterator[Rows]]:
     """What blocks become, each made by a thread while the server takes the one before."""
     made = map(_rows, blocks)
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, made, None)
 
-        def each() -> Iterator[_Rows]:
+        def each() -> Iterator[Rows]:
             nonlocal following
             while (rows := following.result()) is not None:
                 following = pool.submit(next, made, None)
@@ -254,7 +261,7 @@ def _rows_ahead(blocks: Iterable[StoredBlocks]) -> Iterator[Iterator[_Rows]]:
         yield each()
 
 
-def _renew(cur: cursor, new: Iterable[_Rows], now: datetime) -> int:
+def _renew(cur: cursor, new: Iterable[Rows], now: datetime) -> int:
     """Write what blocks become, whether or not they were stored before. Returns the rows of ticks."""
     ticks = 0
     for rows in new:
@@ -264,7 +271,7 @@ def _renew(cur: cursor, new: Iterable[_Rows], now: datetime) -> int:
     return ticks
 
 
-def _rows(part: StoredBlocks, skip: Collection[int] = ()) -> _Rows:
+def _rows(part: StoredBlocks, skip: Collection[int] = ()) -> Rows:
     """What blocks become, but for some of them."""
     books, ticks, rejected = _books(part), part.enriched.ticks, part.enriched.rejected
     if skip:
@@ -274,7 +281,7 @@ def _rows(part: StoredBlocks, skip: Collection[int] = ()) -> _Rows:
             ticks = [_of_blocks(batch, books["block_id"]) for batch in ticks]
             rejected = [rejection for rejection in rejected if rejection.block_id not in skip]
     received_ns, connection_ = part.stretch.received_ns, part.stretch.connection
-    return _Rows(
+    return Rows(
         books=books,
         ticks=tick_copy(ticks) if any(map(len, ticks)) else b"",
         rejected=[
@@ -326,7 +333,7 @@ def _words(values: NDArray[Any]) -> str:
     return f"{{{str(values.tolist())[1:-1]}}}"
 
 
-def _copy(cur: cursor, rows: _Rows) -> None:
+def _copy(cur: cursor, rows: Rows) -> None:
     """Insert ticks and rejected packets."""
     if rows.ticks:
         # In one piece: for each, the interpreter would have to be had from the thread that makes the next.

@@ -12,7 +12,8 @@ The journal is filled with full packets, one a message. A writer stores it first
 
 Every figure is of rows that are there already: to delete them is part of it, and so is reading what the day said before
 the hour. Before each, VACUUM removes what the last one deleted, as the server does by itself in time. CPU seconds are
-those of this process, which decodes and builds the rows, and of PostgreSQL, all its processes together.
+those of this process, which decodes and builds the rows, and of PostgreSQL, all its processes together. Both work at
+the same time: with two cores to themselves, the slower of them sets the pace.
 
 Row counts and fingerprints of every hour have to be the same before and after. A difference is a failure (exit code 1).
 A time never is.

@@ -268,16 +268,17 @@ class Writer:
     def _count(self, stored: list[ticks.StoredBlocks], written: list[int]) -> None:
         now_ns, counts = self._clock.now_ns(), self.counts
         counts.blocks += len(written)
+        ids = set(written)
         for part in stored:
             stretch, enriched = part.stretch, part.enriched
-            new = np.isin(stretch.block_ids, written)
+            new = np.array([block_id in ids for block_id in stretch.block_ids.tolist()])
             of_new = new.repeat(np.diff(stretch.first_messages))
             self.latency.add((now_ns - stretch.received_ns[of_new]) / (1e6 * self._clock.speed))
             counts.packets += int(enriched.packets[new].sum())
             counts.ticks += int(enriched.rows[new].sum())
             counts.state += int(enriched.state[new].sum())
             counts.control += int(enriched.control[new].sum())
-            counts.rejected += sum(rejection.block_id in written for rejection in enriched.rejected)
+            counts.rejected += sum(rejection.block_id in ids for rejection in enriched.rejected)
         counts.hours |= {part.stretch.hour for part in stored}
         counts.committed_through_ns = stored[-1].stretch.last_received_ns
 

@@ -14,6 +14,9 @@ from dhan_pipeline.sessions import hour_key, hour_start_ns
 #: Payload of a stretch, at least, where that much lies side by side. More is no faster, and needs its memory.
 STRETCH_BYTES = 1 << 20
 
+#: Blocks in memory are joined as long as they begin within this time (ns), so that who looks at stretches sees it pass.
+JOINED_NS = 1_000_000_000
+
 _ZSTD = pa.Codec("zstd")
 
 #: Buffers of a record batch: three columns of two, and one of three.
@@ -95,13 +98,17 @@ def join(blocks: Sequence[Block]) -> Stretch:
 
 
 def joined(blocks: Iterable[Block]) -> Iterator[Stretch]:
-    """Consecutive blocks in order, as few stretches as they need: a new one begins with each hour, and with each text.
+    """Consecutive blocks in order, as stretches that lie within an hour and within `JOINED_NS`.
 
-    So what the capture notes stands before all of a stretch that came after it.
+    Each text begins one, too: so what the capture notes stands before all of a stretch that came after it.
     """
     waiting: list[Block] = []
     for block in blocks:
-        if waiting and (block.text.any() or block.hour != waiting[0].hour):
+        if waiting and (
+            block.first_received_ns - waiting[0].first_received_ns >= JOINED_NS
+            or block.text.any()
+            or block.hour != waiting[0].hour
+        ):
             yield join(waiting)
             waiting = []
         waiting.append(block)

@@ -95,12 +95,18 @@ def test_stretches_reach_across_damage(tmp_path: Path, start_ns: int) -> None:
     assert of_blocks(stretch) == as_written(intact)
 
 
-def test_blocks_in_memory_are_joined_up_to_the_next_hour_and_the_next_text(tmp_path: Path, start_ns: int) -> None:
-    blocks = make_journal(tmp_path, start_ns, hours=2)
+def test_blocks_in_memory_are_joined_within_a_second_an_hour_and_up_to_the_next_text(
+    tmp_path: Path, start_ns: int
+) -> None:
+    second = 1_000_000_000
+    begins = [0, 0, second - 1, second, second + 5, 9 * second, HOUR_NS - 5, HOUR_NS, HOUR_NS + 1, HOUR_NS + 2]
+    text = [False] * 8 + [True, False]
+    with closing(JournalWriter(tmp_path, 0)) as writer:
+        blocks = [
+            writer.append([start_ns + at, start_ns + at + 1], [0, 1], [False, is_text], [b"a", b"bc"])
+            for at, is_text in zip(begins, text, strict=True)
+        ]
     found = list(joined(blocks))
     assert [block for part in found for block in of_blocks(part)] == as_written(blocks)
-    firsts = {int(part.block_ids[0]) for part in found}
-    assert firsts == {
-        block.block_id for at, block in enumerate(blocks) if block.text.any() or at in (0, len(blocks) // 2)
-    }
+    assert [len(part.block_ids) for part in found] == [3, 2, 1, 1, 1, 2]
     assert not list(joined([]))

@@ -252,5 +252,7 @@ def test_blocks_become_the_same_however_many_of_them_come_at_once(groups: list[l
     assert books["block_id"] == [block.block_id for block in blocks]
     assert books["messages"] == [block.messages for block in blocks]
     assert books["payload_bytes"] == [len(block.payload) for block in blocks]
+    assert books["first_received"] == [block.first_received_ns // 1000 for block in blocks]
+    assert books["last_received"] == [block.last_received_ns // 1000 for block in blocks]
     others = zip(*(books[name] for name in ("ticks", "state", "control", "rejected")), strict=True)
     assert books["packets"] == list(map(sum, others))

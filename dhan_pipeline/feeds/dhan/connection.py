@@ -238,7 +238,8 @@ class FeedConnection:
         due_since: float | None = None
         suspected = False
         while True:
-            if self._packets_due({split_instrument_token(token)[0] for token in self.subscriptions}):
+            segments = {token >> 32 << 32 for token in self.subscriptions}
+            if self._packets_due({split_instrument_token(token)[0] for token in segments}):
                 # What was silent before the session was not silent in it.
                 due_since = loop.time() if due_since is None else due_since
                 heard_at = max(socket.message_at, due_since)

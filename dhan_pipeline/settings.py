@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     capture: int = Field(default=0, ge=0, le=31)
     """Number of this capture (shard). It is part of every tick_id."""
 
-    flush_interval_ms: int = Field(default=10, ge=1, le=1000)
+    flush_interval_ms: int = Field(default=8, ge=1, le=1000)
     """How long packets are gathered into a journal block; up to five times as long while the database is behind."""
 
     sessions: Literal["exchange", "always"] = "exchange"

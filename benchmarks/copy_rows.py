@@ -7,7 +7,7 @@ Three contenders write the same ticks (full packets) in turn, five rounds each, 
 - `write_blocks`: ours, as the capture calls it. In one transaction the rows, built into a binary COPY, and their ledger
   rows; blocks of at most 1000 messages.
 - `execute_batch` and `execute_values` of psycopg2, 1000 rows a page, into a plain table with the columns that `ticks`
-  shows and its primary key. Their rows are tuples of Python values already when the time begins; ours are arrays, as
+  shows and a primary key. Their rows are tuples of Python values already when the time begins; ours are arrays, as
   decoding leaves them. They get fewer rows, since only the rate counts, and their table stays the smaller one.
 
 Time runs from the first statement to the end of the last commit. Afterwards the rows of every table are compared by

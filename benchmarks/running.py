@@ -218,7 +218,10 @@ async def measure(
     cpu_s = {"capture": after["cpu_s"] - before["cpu_s"], "postgres": spent_s}
     stages_s = {name: spent - before["cpu_s_by_thread"][name] for name, spent in after["cpu_s_by_thread"].items()}
     stages_s["decode, enrich, send"] = cpu_s["capture"] - sum(stages_s.values())
-    stages_s["postgres"] = spent_s
+    if outage_s:  # the server's time began anew
+        del cpu_s["postgres"]
+    else:
+        stages_s["postgres"] = spent_s
     return {
         "rate": int(rate),
         "achieved": round((then["ticks"] - before["ticks"]) / measured["seconds"]),

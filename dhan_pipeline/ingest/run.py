@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
@@ -59,6 +61,9 @@ _CLOCK_STEP_S = 2.0
 #: may wait for that long: the p99 of 20,000 ticks/s fell from 47 to 32 ms on a busy machine.
 _SWITCH_INTERVAL_S = 0.0005
 
+#: Of glibc's malloc.h.
+_M_ARENA_MAX = -8
+
 #: While the writer is behind, packets are gathered into a journal block for up to so many flush intervals.
 _LONGEST_FLUSHES = 5
 _FLUSH_POLL_S = 0.002
@@ -81,6 +86,16 @@ def _last_gap_id(journal: JournalWriter) -> int:
     if journal.last_block_id is None:
         return 0
     return max(journal.last_received_ns, (split_block_id(journal.last_block_id)[1] + 2) * 1_000_000)
+
+
+def _share_memory() -> None:
+    """Let all threads allocate from one place: what one has freed, the next may have.
+
+    They hand arrays of megabytes to one another, block by block. Catching up at 100,000 ticks/s took 220 MB without.
+    """
+    pa.set_memory_pool(pa.system_memory_pool())
+    with contextlib.suppress(AttributeError):  # an allocator that is not glibc's
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 class ClockBehindError(PipelineError):
@@ -178,6 +193,7 @@ class Ingest:
         written.
         """
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        _share_memory()
         journal = threading.Thread(target=self._receiver.run, name="journal")
         # A database that no longer answers must not keep the process from ending.
         writer = threading.Thread(target=self._writer.run, name="writer", daemon=True)

@@ -159,7 +159,8 @@ def test_the_view_has_every_column_as_it_was_enriched_to_the_last_bit(conn: conn
     received_ns = np.full(len(messages), START_NS + SECOND_NS)
     instruments = InstrumentIndex(TOKENS)
     decoded = decode(b"".join(messages), offsets)
-    enriched = enrich(decoded, 1, received_ns, instruments, MarketState(len(instruments)))
+    state = MarketState(len(instruments))
+    enriched = enrich(decoded, np.array([1]), np.array([0, len(messages)]), received_ns, instruments, state)
     expected: dict[int, dict[str, Any]] = {}
     for batch in enriched.ticks:
         for at, tick_id in enumerate(batch.columns["tick_id"].tolist()):

@@ -30,7 +30,7 @@ format: $(VENV)/.dev ## Rewrite to the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-BENCHMARKS := decode enrich journal receive copy_rows rebuild catch_up instruments end_to_end
+BENCHMARKS := end_to_end decode enrich journal receive copy_rows rebuild catch_up instruments
 
 bench: $(VENV)/.dev ## Measure everything beside what it replaces, in under a quarter of an hour; JSON into data/benchmarks
 	@mkdir -p $(RESULTS)

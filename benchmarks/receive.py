@@ -1,6 +1,6 @@
 """What receiving costs: our client beside plain `websockets` and picows, each stamping and keeping every message.
 
-    python benchmarks/receive.py [--json] [--rates 10000 50000 200000]
+    python benchmarks/receive.py [--json] [--rates 10000 200000]
 
 All run on uvloop in this process, in turn, on one connection; the generator is a process of its own and is not counted.
 Every contender has to come up with the number and the sizes of the messages that were sent, else the benchmark fails.
@@ -25,7 +25,7 @@ from dhan_pipeline.feeds.dhan.connection import FeedConnection
 from dhan_pipeline.feeds.dhan.requests import subscribe_messages
 from dhan_pipeline.ticks import Mode
 
-RATES = (10_000, 50_000, 200_000)
+RATES = (10_000, 200_000)
 SECONDS = 1.0
 INSTRUMENTS = 100
 MESSAGE_BYTES = 162

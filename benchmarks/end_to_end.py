@@ -44,7 +44,7 @@ SECONDS_AT_HIGHEST = 60.0
 HELD_MS = 250.0
 TRY_S = 6.0
 STEP = 1.15
-MOST_STEPS = 5
+MOST_STEPS = 7
 
 #: Where both designs are measured side by side, in ticks a second; and for how long each time.
 BOTH_RATE = 1_000

@@ -38,7 +38,6 @@ _READ_OPTIONS = ipc.IpcReadOptions(use_threads=False)
 
 _MARKER = b"\xff\xff\xff\xff"
 _PREFIX = struct.Struct("<4sI")
-_END_OF_STREAM = _PREFIX.pack(_MARKER, 0)
 _STAMP = re.compile(rb"(\d{19}) (\d{10}) (\d{10}) (\d{10}) ([0-9a-f]{8})\0")
 _UNSTAMPED = b"%019d %010d %010d %010d 00000000" % (0, 0, 0, 0)
 _CRC_DIGITS = 8

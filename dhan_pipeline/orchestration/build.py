@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration import assets
+from dhan_pipeline.orchestration.assets.hours import build_hourly_assets, live_feed
+from dhan_pipeline.orchestration.assets.reference import instruments, scrip_master, subscriptions
 from dhan_pipeline.orchestration.checks import build_checks
 from dhan_pipeline.orchestration.ingest import build_ingest_job
 from dhan_pipeline.orchestration.partitions import hourly_partitions
@@ -36,11 +37,11 @@ def build_defs(
     ingest_job = build_ingest_job(settings, hours)
     return dg.Definitions(
         assets=[
-            assets.scrip_master,
-            assets.instruments,
-            assets.subscriptions,
-            assets.live_feed,
-            *assets.build_hourly_assets(hours),
+            scrip_master,
+            instruments,
+            subscriptions,
+            live_feed,
+            *build_hourly_assets(hours),
         ],
         asset_checks=build_checks(hours),
         jobs=[ingest_job, instrument_sync_job, retention_job, token_refresh_job],

@@ -1,10 +1,14 @@
-"""Asset keys and run tags that more than one of these modules writes or reads."""
+"""Asset keys, groups and run tags that more than one of these modules writes or reads."""
 
 import dagster as dg
 
 RAW_PACKETS = dg.AssetKey("raw_packets")
 TICKS = dg.AssetKey("ticks")
 LIVE_FEED = dg.AssetKey("live_feed")
+
+#: Groups, and who owns all assets.
+REFERENCE, MARKET_DATA = "reference", "market_data"
+OWNERS = ("team:market-data",)
 
 #: `ingest` on runs of the ingest job.
 ROLE_TAG = "dhan/role"

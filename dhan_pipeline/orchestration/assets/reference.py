@@ -1,11 +1,9 @@
-"""The assets: what exists, from what it follows, and how a person makes it anew.
+"""The reference data: the scrip master, the instruments, and which of them to capture.
 
-Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work, and the
-reports of the running capture (`ingest.py`), which materialises the same hourly assets when an hour is complete.
+Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work.
 """
 
 import hashlib
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,32 +11,14 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.scrip_master import download_instruments_csv, parse_dhan_csv
-from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour
-from dhan_pipeline.orchestration.metadata import Metadata, raw_packets_metadata, ticks_metadata, ticks_schema
-from dhan_pipeline.orchestration.names import LIVE_FEED, RAW_PACKETS, TICKS
+from dhan_pipeline.orchestration.metadata import Metadata
+from dhan_pipeline.orchestration.names import OWNERS, REFERENCE
 from dhan_pipeline.orchestration.resources import explained
-from dhan_pipeline.quality.gap_words import gap_in_words
-from dhan_pipeline.quality.gaps import GapPart
-from dhan_pipeline.quality.hours import hour_gaps, measure_hour
-from dhan_pipeline.sessions import IST, hour_key
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.instruments import read_instruments, sync_to_database
 from dhan_pipeline.subscriptions import load_rules, resolve, write_subscriptions
-
-REFERENCE, MARKET_DATA = "reference", "market_data"
-OWNERS = ("team:market-data",)
-
-live_feed = dg.AssetSpec(
-    LIVE_FEED,
-    deps=["subscriptions"],
-    group_name=MARKET_DATA,
-    owners=OWNERS,
-    kinds={"websocket"},
-    description="What is happening now. The broker's feed as the running capture sees it: its checks are reported when"
-    " their state changes and every five minutes. Run them here to ask again. The hours that are over are judged on"
-    " `ticks`.",
-)
 
 
 @dg.asset(
@@ -132,75 +112,6 @@ def subscriptions(
             "file": dg.MetadataValue.path(str(settings.subscriptions_path)),
         }
     )
-
-
-def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """`raw_packets` and `ticks`. Without a backfill policy, so that each hour is a run and its checks land on it."""
-
-    @dg.asset(
-        key=RAW_PACKETS,
-        deps=[subscriptions],
-        partitions_def=hours,
-        group_name=MARKET_DATA,
-        owners=OWNERS,
-        kinds={"arrow"},
-        description="The journal's hour: every message as it came from the socket, with its time of receipt. The ingest"
-        " run observes the open hour each minute and materialises it when it is over; materialising it by hand verifies"
-        " and counts it again.",
-    )
-    def raw_packets(
-        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
-    ) -> dg.MaterializeResult[None]:
-        hour = context.partition_key
-        if hour >= hour_key(clock.now_ns()):
-            raise dg.Failure(
-                description=f"The hour {hour} is still open: it can be verified once it is over.", allow_retries=False
-            )
-        measures = measure_hour(settings, hour)
-        if not measures.journal_blocks:
-            raise dg.Failure(
-                description=f"The journal holds nothing of the hour {hour}.{_missed(measures.gaps)}",
-                allow_retries=False,
-            )
-        for sentence in measures.journal_damage:
-            context.log.error(sentence)
-        return dg.MaterializeResult(metadata=raw_packets_metadata(measures))
-
-    @dg.asset(
-        key=TICKS,
-        deps=[RAW_PACKETS],
-        partitions_def=hours,
-        group_name=MARKET_DATA,
-        owners=OWNERS,
-        kinds={"postgres", "table"},
-        metadata={
-            "dagster/table_name": "ticks",
-            "dagster/column_schema": ticks_schema(),
-        },
-        description="The hour's ticks in PostgreSQL. The ingest run writes them as they come and materialises the hour"
-        " when it is over; materialising it by hand replaces it, in one transaction, by what the journal says: the same"
-        " rows.",
-    )
-    def ticks(
-        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
-    ) -> dg.MaterializeResult[None]:
-        hour = context.partition_key
-        with explained():
-            try:
-                rebuild_hour(settings, database_url(settings), hour, clock)
-            except HourRefusedError as error:
-                over = hour < hour_key(clock.now_ns())
-                raise HourRefusedError(f"{error}{_missed(hour_gaps(settings, hour)) if over else ''}") from error
-        return dg.MaterializeResult(metadata=ticks_metadata(measure_hour(settings, hour)))
-
-    return [raw_packets, ticks]
-
-
-def _missed(gaps: Sequence[GapPart]) -> str:
-    """A sentence on why nothing came; empty where no gap is known."""
-    if not gaps:
-        return ""
-    return f" Nothing came {gap_in_words(max(gaps, key=lambda gap: gap.seconds))}."
 
 
 def _master_path(settings: Settings) -> Path:

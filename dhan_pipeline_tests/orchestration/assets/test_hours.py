@@ -1,12 +1,7 @@
-"""Each asset, materialised for real: a file, a database, a journal."""
+"""The hourly assets, materialised for real: a database, a journal."""
 
 import struct
-import threading
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -18,83 +13,10 @@ from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration.names import RAW_PACKETS, TICKS
 from dhan_pipeline.quality.measures import HOUR_CHECKS
 from dhan_pipeline.sessions import parse_hour_key
-from dhan_pipeline.subscriptions import read_subscriptions
 from dhan_pipeline_tests.orchestration.conftest import HOUR, OPEN_HOUR, Pipeline, Record
+from dhan_pipeline_tests.orchestration.materialising import materialize, metadata, run_job, why_failed
 
-MASTER = """\
-SEM_EXM_EXCH_ID,SEM_SEGMENT,SEM_SMST_SECURITY_ID,SEM_INSTRUMENT_NAME,SEM_EXPIRY_CODE,SEM_TRADING_SYMBOL,SEM_LOT_UNITS,\
-SEM_CUSTOM_SYMBOL,SEM_EXPIRY_DATE,SEM_STRIKE_PRICE,SEM_OPTION_TYPE,SEM_TICK_SIZE,SEM_EXPIRY_FLAG,SEM_EXCH_INSTRUMENT_TYPE,\
-SEM_SERIES,SM_SYMBOL_NAME
-NSE,E,2885,EQUITY,0,RELIANCE,1.0,Reliance Industries,,,XX,10.0000,NA,ES,EQ,RELIANCE INDUSTRIES LTD
-NSE,E,11536,EQUITY,0,TCS,1.0,Tata Consultancy,,,XX,5.0000,NA,ES,EQ,TATA CONSULTANCY SERV LT
-NSE,I,13,INDEX,0,NIFTY,1.0,Nifty 50,,,XX,5.0000,NA,INDEX,X,NIFTY
-"""
 RELIANCE = 2885
-
-Materialize = Callable[..., dg.ExecuteInProcessResult]
-
-
-class Master(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = MASTER.encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
-@pytest.fixture(scope="module")
-def master_url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Master) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/master.csv"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def pipeline(pipeline: Pipeline, master_url: str, tmp_path: Path) -> Pipeline:
-    rules = tmp_path / "subscriptions.yaml"
-    rules.write_text("rules:\n  - indices: [NIFTY]\n  - symbols: [RELIANCE, NOBODY]\n")
-    settings = pipeline.settings.model_copy(update={"dhan_scrip_master_url": master_url, "subscriptions_file": rules})
-    return Pipeline(settings, pipeline.instance)
-
-
-def run_job(pipeline: Pipeline, name: str) -> dg.ExecuteInProcessResult:
-    return (
-        pipeline.definitions()
-        .resolve_job_def(name)
-        .execute_in_process(instance=pipeline.instance, raise_on_error=False)
-    )
-
-
-def materialize(pipeline: Pipeline, key: dg.AssetKey, hour: str) -> dg.ExecuteInProcessResult:
-    """As the UI does: the asset, and every check on it."""
-    selection = dg.AssetSelection.assets(key)
-    definitions = dg.Definitions.merge(
-        pipeline.definitions(), dg.Definitions(jobs=[dg.define_asset_job("by_hand", selection=selection)])
-    )
-    return definitions.resolve_job_def("by_hand").execute_in_process(
-        instance=pipeline.instance, partition_key=hour, raise_on_error=False
-    )
-
-
-def why_failed(result: dg.ExecuteInProcessResult) -> str:
-    (event,) = result.filter_events(lambda event: event.is_step_failure)
-    data = event.step_failure_data.user_failure_data
-    assert data is not None
-    return data.description or ""
-
-
-def metadata(result: dg.ExecuteInProcessResult, key: str) -> dict[str, Any]:
-    for event in result.get_asset_materialization_events():
-        if event.asset_key == dg.AssetKey(key):
-            return {name: value.value for name, value in event.materialization.metadata.items()}
-    raise AssertionError(f"{key} was not materialised")
 
 
 def capture(pipeline: Pipeline, hour: str, *prices: float) -> None:
@@ -105,24 +27,6 @@ def capture(pipeline: Pipeline, hour: str, *prices: float) -> None:
             trade_time = start_ns // 10**9 + 19_800 + i
             packet = struct.pack("<BHBIfI", 2, 16, ExchangeSegment.NSE_EQ, RELIANCE, price, trade_time)
             writer.append([start_ns + i * 10**9], [0], [False], [packet])
-
-
-def test_the_instrument_sync_downloads_loads_and_resolves(pipeline: Pipeline) -> None:
-    result = run_job(pipeline, "instrument_sync_job")
-    assert result.success
-    master = metadata(result, "scrip_master")
-    assert (master["dagster/row_count"], master["layout"], master["quarantined"]) == (3, "compact", 0)
-    assert "| NSE_EQ | 2 |" in master["segments"]
-    assert metadata(result, "instruments")["inserted"] == 3
-    subscriptions = metadata(result, "subscriptions")
-    assert (subscriptions["dagster/row_count"], subscriptions["missing"]) == (2, 1)
-    assert [s.symbol for s in read_subscriptions(pipeline.settings.subscriptions_path)] == ["NIFTY", "RELIANCE"]
-
-
-def test_what_a_person_can_mend_is_said_in_one_sentence(pipeline: Pipeline) -> None:
-    pipeline.settings.subscriptions_file.unlink()
-    result = run_job(pipeline, "instrument_sync_job")
-    assert why_failed(result).startswith("There is no file of rules")
 
 
 def test_an_hour_of_the_journal_is_verified_and_counted(pipeline: Pipeline) -> None:

@@ -1,0 +1,101 @@
+"""The feed now, and the hours that were captured: `live_feed`, `raw_packets`, `ticks`.
+
+Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work, and the
+reports of the running capture (`ingest.py`), which materialises the same hourly assets when an hour is complete.
+"""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour
+from dhan_pipeline.orchestration.metadata import raw_packets_metadata, ticks_metadata, ticks_schema
+from dhan_pipeline.orchestration.names import LIVE_FEED, MARKET_DATA, OWNERS, RAW_PACKETS, TICKS
+from dhan_pipeline.orchestration.resources import explained
+from dhan_pipeline.quality.gap_words import gap_in_words
+from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.quality.hours import hour_gaps, measure_hour
+from dhan_pipeline.sessions import hour_key
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.engine import database_url
+
+live_feed = dg.AssetSpec(
+    LIVE_FEED,
+    deps=["subscriptions"],
+    group_name=MARKET_DATA,
+    owners=OWNERS,
+    kinds={"websocket"},
+    description="What is happening now. The broker's feed as the running capture sees it: its checks are reported when"
+    " their state changes and every five minutes. Run them here to ask again. The hours that are over are judged on"
+    " `ticks`.",
+)
+
+
+def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """`raw_packets` and `ticks`. Without a backfill policy, so that each hour is a run and its checks land on it."""
+
+    @dg.asset(
+        key=RAW_PACKETS,
+        deps=["subscriptions"],
+        partitions_def=hours,
+        group_name=MARKET_DATA,
+        owners=OWNERS,
+        kinds={"arrow"},
+        description="The journal's hour: every message as it came from the socket, with its time of receipt. The ingest"
+        " run observes the open hour each minute and materialises it when it is over; materialising it by hand verifies"
+        " and counts it again.",
+    )
+    def raw_packets(
+        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+    ) -> dg.MaterializeResult[None]:
+        hour = context.partition_key
+        if hour >= hour_key(clock.now_ns()):
+            raise dg.Failure(
+                description=f"The hour {hour} is still open: it can be verified once it is over.", allow_retries=False
+            )
+        measures = measure_hour(settings, hour)
+        if not measures.journal_blocks:
+            raise dg.Failure(
+                description=f"The journal holds nothing of the hour {hour}.{_missed(measures.gaps)}",
+                allow_retries=False,
+            )
+        for sentence in measures.journal_damage:
+            context.log.error(sentence)
+        return dg.MaterializeResult(metadata=raw_packets_metadata(measures))
+
+    @dg.asset(
+        key=TICKS,
+        deps=[RAW_PACKETS],
+        partitions_def=hours,
+        group_name=MARKET_DATA,
+        owners=OWNERS,
+        kinds={"postgres", "table"},
+        metadata={
+            "dagster/table_name": "ticks",
+            "dagster/column_schema": ticks_schema(),
+        },
+        description="The hour's ticks in PostgreSQL. The ingest run writes them as they come and materialises the hour"
+        " when it is over; materialising it by hand replaces it, in one transaction, by what the journal says: the same"
+        " rows.",
+    )
+    def ticks(
+        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+    ) -> dg.MaterializeResult[None]:
+        hour = context.partition_key
+        with explained():
+            try:
+                rebuild_hour(settings, database_url(settings), hour, clock)
+            except HourRefusedError as error:
+                over = hour < hour_key(clock.now_ns())
+                raise HourRefusedError(f"{error}{_missed(hour_gaps(settings, hour)) if over else ''}") from error
+        return dg.MaterializeResult(metadata=ticks_metadata(measure_hour(settings, hour)))
+
+    return [raw_packets, ticks]
+
+
+def _missed(gaps: Sequence[GapPart]) -> str:
+    """A sentence on why nothing came; empty where no gap is known."""
+    if not gaps:
+        return ""
+    return f" Nothing came {gap_in_words(max(gaps, key=lambda gap: gap.seconds))}."

@@ -21,6 +21,7 @@ from psycopg2.extensions import connection, cursor
 
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.records import read_records
 
 if TYPE_CHECKING:  # the capture needs `load_tokens` only, and pandas would be a quarter of its memory
     import pandas as pd
@@ -214,13 +215,8 @@ def _one(cur: cursor) -> tuple[int, ...]:
 
 def load_tokens(conn: connection, source: str) -> NDArray[np.int64]:
     """Tokens of all instruments ever known of a source, active or not, ascending."""
-    query = "COPY (SELECT instrument_token FROM instruments WHERE source = {} ORDER BY 1) TO STDOUT (FORMAT binary)"
-    with conn.cursor() as cur:
-        buffer = BytesIO()
-        cur.copy_expert(sql.SQL(query).format(sql.Literal(source)), buffer)
-    # 19 bytes of header, then rows of one bigint: field count (2), length (4), value (8); 2 bytes of trailer.
-    row = np.dtype([("fields", ">i2"), ("length", ">i4"), ("token", ">i8")])
-    return np.frombuffer(buffer.getvalue()[19:-2], row)["token"].astype(np.int64)
+    query = "SELECT instrument_token FROM instruments WHERE source = %s ORDER BY 1"
+    return read_records(conn, query, [source], {"instrument_token": "int8"})["instrument_token"]
 
 
 def read_instruments(conn: connection, source: str = "dhan") -> "pd.DataFrame":

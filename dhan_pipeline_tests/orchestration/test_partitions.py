@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from dagster._core.definitions.partitions.context import partition_loading_context
 
-from dhan_pipeline.orchestration.partitions import DEFAULT_DAYS, hourly_partitions
+from dhan_pipeline.orchestration.partitions import DEFAULT_DAYS, daily_partitions, hourly_partitions
 from dhan_pipeline.sessions import IST, hour_key
 from dhan_pipeline.settings import Settings
 
@@ -28,3 +28,17 @@ def test_without_a_start_the_last_thirty_days_are_partitions() -> None:
     today = datetime.now(IST).date()
     first = hourly_partitions(Settings(_env_file=None)).get_first_partition_key()
     assert first in {f"{day - timedelta(days=DEFAULT_DAYS)}T00:00" for day in (today, today + timedelta(days=1))}
+
+
+def test_a_day_is_an_ist_date_and_today_is_the_last_of_them() -> None:
+    days = daily_partitions(Settings(_env_file=None, partitions_start=date(2026, 11, 18)))
+    window = days.time_window_for_partition_key("2026-11-20")
+    assert window.start == datetime(2026, 11, 19, 18, 30, tzinfo=UTC)
+    assert window.end == datetime(2026, 11, 20, 18, 30, tzinfo=UTC)
+    with partition_loading_context(effective_dt=datetime(2026, 11, 20, 0, 30, tzinfo=IST)):
+        assert days.get_partition_keys() == ["2026-11-18", "2026-11-19", "2026-11-20"]
+
+
+def test_days_begin_with_the_hours() -> None:
+    settings = Settings(_env_file=None)
+    assert hourly_partitions(settings).start.date() == daily_partitions(settings).start.date()

@@ -6,9 +6,18 @@
     └── DhanError
         ├── CredentialsError             permanent: a person has to mend the token file or the settings
         │   ├── TokenExpiredError        permanent: the same, the token's time is over
+        │   ├── TokenRejectedError       permanent: REST does not take the token (DH-901, DH-906, 807-810)
         │   └── TokenError               permanent: no new token could be made, and why (`token`)
         │       └── TokenLostError       permanent: one was made and could not be kept (`token`)
         ├── SubscriptionLimitError       permanent: more instruments than the account's connections take
+        ├── RestError                    a request to REST failed (`code`); permanent unless it says otherwise
+        │   ├── BusyError                retryable: too many requests (DH-904, 805, HTTP 429)
+        │   ├── UnavailableError         retryable: no answer, an empty one, or a fault of the server's
+        │   ├── BadRequestError          permanent: there is no such instrument, page or range (DH-905)
+        │   ├── NoDataError              permanent: there is nothing to give (DH-907); `history` makes no bars of it
+        │   ├── NoDataPlanError          permanent: the account has no data APIs (DH-902, 806)
+        │   ├── AnswerError              permanent: the answer is not what the documentation says
+        │   └── RequestsUsedUpError      permanent until tomorrow: as many requests as a day has were made
         └── FeedError                    retryable: the connection was lost, or could not be made
             ├── RestingError             retryable after the rest that the server asked of another connection
             ├── HandshakeError           retryable: the server's answer to the handshake was none
@@ -51,8 +60,60 @@ class TokenExpiredError(CredentialsError):
     """The access token's time is over."""
 
 
+class TokenRejectedError(CredentialsError):
+    """REST does not take the access token, though it was read again."""
+
+
 class SubscriptionLimitError(DhanError):
     """More instruments than the broker allows an account."""
+
+    cause = Cause.LIMIT
+
+
+class RestError(DhanError):
+    """A request to the REST API was not answered with what it asked for."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        """Dhan's error code (`DH-905`, `805`) or `HTTP 502`; "" if there was none."""
+
+
+class BusyError(RestError):
+    """More requests than Dhan takes, and waiting did not help."""
+
+    retryable = True
+    cause = Cause.LIMIT
+    retry_after_s = 0.0
+    """How long the server asked to be left alone, in seconds; 0 if it did not say."""
+
+
+class UnavailableError(RestError):
+    """The server cannot be reached, answers with nothing, or says that the fault is its own."""
+
+    retryable = True
+
+
+class BadRequestError(RestError):
+    """Dhan takes no such request: the instrument, its type or the range is none that it knows."""
+
+
+class NoDataError(RestError):
+    """Dhan has nothing of the kind."""
+
+
+class NoDataPlanError(RestError):
+    """The account has no data APIs."""
+
+    cause = Cause.PLAN
+
+
+class AnswerError(RestError):
+    """The answer has another shape than the documentation says, or numbers that are none."""
+
+
+class RequestsUsedUpError(RestError):
+    """As many requests as Dhan takes in a day were made."""
 
     cause = Cause.LIMIT
 

@@ -7,11 +7,13 @@ Two contenders get the same packets in turn, microseconds a packet:
 - `replaced`: the design that we replace. From a parsed packet to an enriched Pydantic model, one at a time, with the
   instrument from a dictionary.
 - `enrich`: ours, whole batches. It takes its columns from the packets' bytes as it needs them, which is counted here.
+  Not counted are the five columns that follow from others: they are not stored, but computed by who reads.
 
-First every value of every tick is compared. Both round prices to the instrument's decimals, changes and the spread to
-4, the mid price to 5, so that these are equal. A percentage is rounded to 4 decimals from quotients that differ in
-their last bit, and may differ by one in the last; an average price keeps 4 decimals in one and 2 in the other where the
-wire has no more, and may differ by half a paisa. Any other difference is a failure (exit code 1). A time never is.
+First every value of every tick is compared, those five, too. Both round prices to the instrument's decimals, changes
+and the spread to 4, the mid price to 5, so that these are equal. A percentage is rounded to 4 decimals from quotients
+that differ in their last bit, and may differ by one in the last; an average price keeps 4 decimals in one and 2 in the
+other where the wire has no more, and may differ by half a paisa. Any other difference is a failure (exit code 1). A
+time never is.
 
 Then instruments are looked up: our tables beside a dictionary of Pydantic models, their memory and look-ups a second.
 """
@@ -19,7 +21,7 @@ Then instruments are looked up: our tables beside a dictionary of Pydantic model
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
@@ -46,12 +48,12 @@ from benchmarks.decode import (
     previous_closes,
 )
 from benchmarks.report import arguments, publish, take_turns, wrong
-from dhan_pipeline.enrich import MarketState, enrich
+from dhan_pipeline.enrich import MarketState, derived, enrich
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.instruments import ExchangeSegment, InstrumentIndex, generate_instrument_token
-from dhan_pipeline.ticks import COLUMNS, NULL_INT, Decoded, Enriched, Mode, TickBatch
+from dhan_pipeline.ticks import COLUMNS, NULL_INT, Decoded, Enriched, Mode
 
 KINDS = (*Mode, "mixed")
 
@@ -153,20 +155,21 @@ def check(contenders: Contenders, batches: Sequence[Parsed]) -> list[str]:
             continue
         for ours in enriched.ticks:
             of_mode = [tick for tick in theirs if tick.mode == ours.mode]
+            columns = {**ours.columns, **derived(ours.columns)}
             for column in COLUMNS:
                 if column.name in ("tick_id", "mode"):
                     continue
-                problem = _compare(column.name, of_mode, ours)
+                problem = _compare(column.name, of_mode, columns)
                 if problem:
                     problems.append(f"{ours.mode}: {problem}")
     return problems
 
 
-def _compare(name: str, theirs: Sequence[EnrichedTick], ours: TickBatch) -> str | None:
+def _compare(name: str, theirs: Sequence[EnrichedTick], ours: Mapping[str, NDArray[Any]]) -> str | None:
     """What is different in a column."""
     found = [_numbers(getattr(tick, name)) for tick in theirs]
     expected = np.array(found, np.float64)
-    column = ours.columns.get(name)
+    column = ours.get(name)
     if column is None:
         actual = np.full(expected.shape, np.nan)
     else:

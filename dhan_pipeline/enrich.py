@@ -5,6 +5,7 @@ enriched at once. Whatever a row takes from another packet of its instrument com
 place in the journal, and never from one after it, be it in the same block.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,25 +57,17 @@ class _Layout:
     """How a batch of one mode keeps its prices: as the rows of one matrix, so that one call cleans all of them."""
 
     def __init__(self, *, session: bool, depth: bool) -> None:
-        # Derived columns are rounded to 4 decimals, the mid price to 5: half of a currency's tick. Each has the number
-        # that it is multiplied by first: a percentage comes as a ratio, the mid price as the sum of both sides.
-        self.close = 4 if depth else 2
-        self.multiplier = np.array([1e4, 1e6, 1e4, 5e4][: self.close])[:, None]
-        self.divisor = np.array([1e4, 1e4, 1e4, 1e5][: self.close])[:, None]
-        derived = ("change", "change_percent", "bid_ask_spread", "mid_price")[: self.close]
-
-        self.last = self.close + 1
         self.session = session
-        self.average = self.last + 4
-        prices = ("last_price", "day_open", "day_high", "day_low", "average_traded_price")[: 5 if session else 1]
-        self.names = (*derived, "day_close", *prices)
+        names = ("day_close", "last_price", "day_open", "day_high", "day_low", "average_traded_price")
+        self.names = names if session else names[:2]
+        self.close, self.average = 0, 5
 
         self.depth = depth
         self.bid = len(self.names)
         self.ask = self.bid + DEPTH_LEVELS
         self.height = self.ask + DEPTH_LEVELS if depth else self.bid
         # What comes from the wire; a ticker packet has no close field.
-        self.wire = slice(self.close if session else self.last, self.height)
+        self.wire = slice(0 if session else 1, self.height)
         self.wire_names = self.names[self.wire]
 
         self.quantities: tuple[str, ...] = ()
@@ -101,7 +94,7 @@ class _Rows:
     index: Ints
     scale: Floats
     prices: Floats
-    """A row a column, as `layout` says; `day_close` is still the packet's close field, derived ones are not yet set."""
+    """A row a column, as `layout` says; `day_close` is still the packet's close field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,29 +362,13 @@ def _batch(
     state: MarketState,
     open_interest: _Events | None,
 ) -> TickBatch:
-    """The rows with everything that is derived, beside the columns that are there."""
+    """The rows with all columns that are stored, beside those that are there."""
     raw, layout, index, prices = rows.raw, rows.layout, rows.index, rows.prices
-    derived, close = prices[: layout.close], prices[layout.close]
-    np.subtract(prices[layout.last], close, out=derived[0])
-    np.divide(derived[0], close, out=derived[1])
-    if layout.depth:
-        bid, ask = prices[layout.bid], prices[layout.ask]
-        np.subtract(ask, bid, out=derived[2])
-        np.add(ask, bid, out=derived[3])
-    derived *= layout.multiplier
-    np.rint(derived, out=derived)
-    derived /= layout.divisor
-    derived += 0.0  # turns -0.0 into 0.0
-
     columns.update(zip(layout.names, prices, strict=False))
     columns["instrument_token"] = raw.instrument_token
     columns["tradable"] = instruments.tradable.take(index)
     for name in layout.quantities:
         columns[name] = raw.columns[name]
-    if layout.session:
-        buy, sell = columns["total_buy_quantity"], columns["total_sell_quantity"]
-        surplus, total = np.subtract(buy, sell, dtype=np.int64), np.add(buy, sell, dtype=np.int64)
-        columns["order_imbalance"] = surplus / total
     if layout.depth:
         columns["bid_prices"] = prices[layout.bid : layout.ask].T
         columns["ask_prices"] = prices[layout.ask :].T
@@ -399,3 +376,33 @@ def _batch(
         oi = state.open_interest.take(index)
         columns["oi"] = oi if open_interest is None else _as_of(open_interest, index, raw.position, oi)
     return TickBatch(raw.mode, columns, rows.scale)
+
+
+#: The columns of `ticks` that follow from others of the same row. They are not stored: who reads rows computes them.
+DERIVED = ("change", "change_percent", "bid_ask_spread", "mid_price", "order_imbalance")
+
+
+def derived(columns: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+    """The columns of `DERIVED`, of those of a `TickBatch`: shape (rows,), NaN where absent; none that nothing leads to.
+
+    Rounded to 4 decimals, the mid price to 5 (half of a currency's tick), the order imbalance not at all. The view
+    `ticks` (sql/0006_tick_rows.sql) says the same in SQL, to the last bit.
+    """
+    found: dict[str, Floats] = {}
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if "day_close" in columns and "last_price" in columns:
+            change = columns["last_price"] - columns["day_close"]
+            found["change"] = np.rint(change * 1e4) / 1e4
+            found["change_percent"] = np.rint(change / columns["day_close"] * 1e6) / 1e4
+        if "bid_prices" in columns and "ask_prices" in columns:
+            bid, ask = columns["bid_prices"][:, 0], columns["ask_prices"][:, 0]
+            found["bid_ask_spread"] = np.rint((ask - bid) * 1e4) / 1e4
+            found["mid_price"] = np.rint((ask + bid) * 5e4) / 1e5
+        for values in found.values():
+            values += 0.0  # turns -0.0 into 0.0
+        if "total_buy_quantity" in columns and "total_sell_quantity" in columns:
+            buy, sell = columns["total_buy_quantity"], columns["total_sell_quantity"]
+            surplus, total = np.subtract(buy, sell, dtype=np.int64), np.add(buy, sell, dtype=np.int64)
+            absent = (total == 0) | (buy == NULL_INT) | (sell == NULL_INT)
+            found["order_imbalance"] = np.where(absent, np.nan, surplus / total)
+    return found

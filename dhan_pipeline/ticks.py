@@ -183,9 +183,9 @@ class Decoded:
 class TickBatch:
     """Enriched ticks of one mode: a column of `COLUMNS` each, NULL_INT or NaN where absent.
 
-    Times are int64 microseconds since the Unix epoch, UTC. Columns that are NULL in every row of the mode are absent.
-    `tradable` is bool; `mode` is not in `columns`. Quantities may be views of the wire, unsigned and as narrow: widen
-    them before subtracting.
+    Times are int64 microseconds since the Unix epoch, UTC. Columns that are NULL in every row of the mode are absent,
+    and so are those that follow from others (`enrich.DERIVED`). `tradable` is bool; `mode` is not in `columns`.
+    Quantities may be views of the wire, unsigned and as narrow: widen them before subtracting.
     """
 
     mode: Mode

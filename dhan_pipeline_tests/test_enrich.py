@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dhan_pipeline.enrich import MarketState, enrich, fold
+from dhan_pipeline.enrich import MarketState, derived, enrich, fold
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.instruments import InstrumentIndex, split_instrument_token
 from dhan_pipeline.instruments import generate_instrument_token as token_of
@@ -123,12 +123,13 @@ class Day:
 
 
 def rows_of(enriched: Enriched) -> list[dict[str, Any]]:
-    """Every column of every row, None where NULL, in order of position."""
+    """Every column of every row, None where NULL, in order of position; with those that follow from others."""
     rows = []
     for batch in enriched.ticks:
+        columns = {**batch.columns, **derived(batch.columns)}
         for at in range(len(batch)):
             row: dict[str, Any] = {column.name: None for column in COLUMNS} | {"mode": batch.mode.value}
-            for name, values in batch.columns.items():
+            for name, values in columns.items():
                 value = values[at].tolist()
                 row[name] = [plain(item) for item in value] if isinstance(value, list) else plain(value)
             rows.append(row)

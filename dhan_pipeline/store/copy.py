@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dhan_pipeline.enrich import DERIVED
 from dhan_pipeline.ticks import COLUMNS, DEPTH_LEVELS, NULL_INT, Kind, Mode, TickBatch
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # no flags, no extension
@@ -29,7 +30,8 @@ _ROWS_AT_ONCE = 1000
 _NULL = -1
 _TYPES: dict[Kind, str] = {"bool": "?", "int8": ">i8", "float8": ">f8", "timestamptz": ">i8"}
 
-_DEPTH = np.dtype(
+#: The bytes of `depth`, as sql/0006_tick_rows.sql says.
+DEPTH = np.dtype(
     [
         ("scale", ">u2"),
         ("bid_prices", ">u4", DEPTH_LEVELS),
@@ -40,13 +42,10 @@ _DEPTH = np.dtype(
         ("ask_orders", ">u2", DEPTH_LEVELS),
     ]
 )
-_PRICES = ("bid_prices", "ask_prices")
-_NUMBERS = ("bid_quantities", "ask_quantities", "bid_orders", "ask_orders")
+DEPTH_PRICES = ("bid_prices", "ask_prices")
+DEPTH_NUMBERS = ("bid_quantities", "ask_quantities", "bid_orders", "ask_orders")
 
-#: What the view `ticks` computes from other columns of the row: not storing it saves a tenth of a row's cost.
-_DERIVED = ("change", "change_percent", "bid_ask_spread", "mid_price", "order_imbalance")
-
-_PLAIN = [column for column in COLUMNS if column.name not in (*_PRICES, *_NUMBERS, *_DERIVED)]
+_PLAIN = [column for column in COLUMNS if column.name not in (*DEPTH_PRICES, *DEPTH_NUMBERS, *DERIVED)]
 
 #: Columns of `tick_rows`, in the order of the stream.
 STORED = (*(column.name for column in _PLAIN), "depth")
@@ -73,9 +72,9 @@ def _template(mode: Mode, present: frozenset[str]) -> NDArray[np.void]:
             constants[length] = np.dtype(_TYPES[column.kind]).itemsize
     fields.append(("depth length", ">i4"))
     constants["depth length"] = _NULL
-    if _PRICES[0] in present:
-        fields.append(("depth", _DEPTH))
-        constants["depth length"] = _DEPTH.itemsize
+    if DEPTH_PRICES[0] in present:
+        fields.append(("depth", DEPTH))
+        constants["depth length"] = DEPTH.itemsize
     template = np.zeros(1, fields)
     for name, value in constants.items():
         template[name] = value
@@ -140,7 +139,7 @@ def _rows(template: NDArray[np.void], batch: TickBatch, some: slice) -> memoryvi
             kept_rows = kept.view(template.dtype)[:, 0]
         np.copyto(kept_rows[name], 0, where=null)
         np.copyto(rows[f"{name} length"], _NULL, where=null)
-    if _PRICES[0] in columns:
+    if DEPTH_PRICES[0] in columns:
         assert batch.scale is not None
         _pack_depth(rows["depth"], columns, batch.scale[some])
     return (laid_out if kept is None else laid_out[kept]).data
@@ -148,9 +147,9 @@ def _rows(template: NDArray[np.void], batch: TickBatch, some: slice) -> memoryvi
 
 def _pack_depth(depth: NDArray[np.void], columns: Mapping[str, NDArray[Any]], scale: NDArray[np.float64]) -> None:
     depth["scale"] = scale
-    for name in _PRICES:
+    for name in DEPTH_PRICES:
         prices = np.rint(columns[name] * scale[:, None])
         np.copyto(prices, 0, where=np.isnan(prices))
         depth[name] = prices
-    for name in _NUMBERS:
+    for name in DEPTH_NUMBERS:
         depth[name] = columns[name]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
-from dhan_pipeline.enrich import MarketState, enrich
+from dhan_pipeline.enrich import MarketState, derived, enrich
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.instruments import InstrumentIndex
 from dhan_pipeline.store.copy import STORED, tick_copy
@@ -163,8 +163,9 @@ def test_the_view_has_every_column_as_it_was_enriched_to_the_last_bit(conn: conn
     enriched = enrich(decoded, np.array([1]), np.array([0, len(messages)]), received_ns, instruments, state)
     expected: dict[int, dict[str, Any]] = {}
     for batch in enriched.ticks:
-        for at, tick_id in enumerate(batch.columns["tick_id"].tolist()):
-            row = {name: values[at].tolist() for name, values in batch.columns.items()}
+        columns = {**batch.columns, **derived(batch.columns)}
+        for at, tick_id in enumerate(columns["tick_id"].tolist()):
+            row = {name: values[at].tolist() for name, values in columns.items()}
             expected[tick_id] = dict.fromkeys((c.name for c in COLUMNS), None) | row | {"mode": batch.mode.value}
     with conn.cursor() as cursor:
         ensure_partitions(conn, START_NS, START_NS + 1)

@@ -36,9 +36,15 @@ CREATE TABLE IF NOT EXISTS ticks (
     PRIMARY KEY (instrument_token, "time", tick_id)
 ) PARTITION BY RANGE ("time");
 
-CREATE OR REPLACE VIEW ticks_with_symbols AS
-SELECT t.*, i.trading_symbol, i.exchange, i.instrument_type
-FROM ticks t
-LEFT JOIN instruments i USING (instrument_token);
+DO $$
+BEGIN
+    -- 0009 gives it more columns, which a second run of this file must not take away.
+    IF to_regclass('ticks_with_symbols') IS NULL THEN
+        CREATE VIEW ticks_with_symbols AS
+        SELECT t.*, i.trading_symbol, i.exchange, i.instrument_type
+        FROM ticks t
+        LEFT JOIN instruments i USING (instrument_token);
+    END IF;
+END $$;
 
 COMMENT ON VIEW ticks_with_symbols IS 'Ticks with the symbol, exchange and type that their instrument has now';

@@ -147,10 +147,16 @@ SELECT
         / nullif(total_buy_quantity + total_sell_quantity, 0) AS order_imbalance
 FROM tick_rows;
 
-CREATE OR REPLACE VIEW ticks_with_symbols AS
-SELECT t.*, i.trading_symbol, i.exchange, i.instrument_type
-FROM ticks t
-LEFT JOIN instruments i USING (instrument_token);
+DO $$
+BEGIN
+    -- 0009 gives it more columns, which a second run of this file must not take away.
+    IF to_regclass('ticks_with_symbols') IS NULL THEN
+        CREATE VIEW ticks_with_symbols AS
+        SELECT t.*, i.trading_symbol, i.exchange, i.instrument_type
+        FROM ticks t
+        LEFT JOIN instruments i USING (instrument_token);
+    END IF;
+END $$;
 
 COMMENT ON VIEW ticks IS 'One row a packet that carries a price. An hour of it is a pure function of the journal''s hour.';
 COMMENT ON COLUMN ticks.tick_id IS 'place in the journal: capture, block, position of the packet';

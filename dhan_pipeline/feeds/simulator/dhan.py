@@ -1,4 +1,4 @@
-"""A server that speaks Dhan's live feed over a synthetic market.
+"""A server that speaks Dhan's live feed: of any packets, and over a synthetic market.
 
 What the documentation says, and what was observed where it is silent: parameters in the URL, JSON requests without
 acknowledgement, one packet a WebSocket message, a snapshot upon subscribing, the limits with their disconnect codes.
@@ -17,13 +17,14 @@ import random
 import socket
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypedDict, Unpack
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -64,7 +65,7 @@ PONG_TIMEOUT_S = 40.0
 STATUS_INTERVAL_S = 30.0
 
 #: Time between two bursts of packets.
-_SLICE_S = 0.010
+SLICE_S = 0.010
 #: The market moves this far ahead of what is sent, up to so many events: making few packets costs as much as many.
 _AHEAD_S = 0.05
 _MAX_AHEAD_EVENTS = 2000
@@ -82,10 +83,10 @@ _ARRIVAL_S = 0.05
 _HUGE_BYTES = 4 << 20
 
 #: Unsent bytes above which a connection is given no further packets until it has read some.
-_HIGH_WATER_BYTES = 4 << 20
+HIGH_WATER_BYTES = 4 << 20
 
 #: Which packets a connection gets of an instrument, as bits: it may have asked for several.
-_MODE_BITS = {ResponseCode.TICKER: 1, ResponseCode.QUOTE: 2, ResponseCode.FULL: 4}
+MODE_BITS = {ResponseCode.TICKER: 1, ResponseCode.QUOTE: 2, ResponseCode.FULL: 4}
 
 _SUBSCRIBE = {
     RequestCode.SUBSCRIBE_TICKER: ResponseCode.TICKER,
@@ -104,6 +105,19 @@ _websocket_log.setLevel(logging.WARNING)
 
 #: Judges (client id, token): None to let in, else the disconnect code.
 Accept = Callable[[str, str], int | None]
+
+
+class CurrentPackets(Protocol):
+    """What is known of each instrument now, as packets. Instruments go by their index."""
+
+    def __len__(self) -> int:
+        """How many there are places for."""
+
+    def packets(self, code: ResponseCode, index: NDArray[np.intp]) -> NDArray[Any]:
+        """The current packets of these instruments: a structured array of that layout."""
+
+    def frames(self, code: ResponseCode, index: NDArray[np.intp]) -> bytes:
+        """The same, each in a WebSocket frame of its own, one after another."""
 
 
 @dataclass(slots=True)
@@ -135,7 +149,7 @@ class Connection:
         self,
         websocket: _Websocket,
         client_id: str,
-        market: Market,
+        current: CurrentPackets,
         packets_a_message: int,
         faults: Switches,
         randomness: random.Random,
@@ -150,9 +164,9 @@ class Connection:
         """Packets that were not sent because the client reads too slowly."""
         self.vanished = False
         """Whether `vanish` was called."""
-        self.modes: NDArray[np.uint8] = np.zeros(len(market), np.uint8)
-        """What it is subscribed to, by index in the market: 1 ticker, 2 quote, 4 full, or a sum of them."""
-        self._market = market
+        self.modes: NDArray[np.uint8] = np.zeros(len(current), np.uint8)
+        """What it is subscribed to, by index: 1 ticker, 2 quote, 4 full, or a sum of them."""
+        self._current = current
         self._packets_a_message = packets_a_message
         self._websocket = websocket
         self._prepared: list[_Prepared] = []
@@ -175,6 +189,11 @@ class Connection:
         """Instruments that the connection gets packets of."""
         return int(np.count_nonzero(self.modes))
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What it was given and the operating system has not taken."""
+        return self._websocket.transport.get_write_buffer_size() + sum(map(len, self._waiting))
+
     def send(self, code: ResponseCode, index: NDArray[np.intp]) -> None:
         """The current packets of these instruments, now."""
         if len(index):
@@ -189,15 +208,15 @@ class Connection:
     def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
         """Encode what the connection is to get of these instruments, which the events from `event` on have moved."""
         modes = self.modes[index]
-        for code, bit in _MODE_BITS.items():
+        for code, bit in MODE_BITS.items():
             (chosen,) = np.nonzero(modes & bit)
             self._prepare(code, index[chosen], event + chosen)
-        quoted = oi_changed[self.modes[oi_changed] & _MODE_BITS[ResponseCode.QUOTE] != 0]
+        quoted = oi_changed[self.modes[oi_changed] & MODE_BITS[ResponseCode.QUOTE] != 0]
         self._prepare(ResponseCode.OPEN_INTEREST, quoted, np.full(len(quoted), event + len(index) - 1))
 
     def release(self, events: int) -> None:
         """Send what the events before `events` brought, unless the client has too much to read already."""
-        too_slow = self._websocket.transport.get_write_buffer_size() > _HIGH_WATER_BYTES
+        too_slow = self._websocket.transport.get_write_buffer_size() > HIGH_WATER_BYTES
         height = self._packets_a_message
         if self._faults.stacked or self._faults.reordered:
             self._gathered = []
@@ -219,11 +238,17 @@ class Connection:
         self._prepared = [batch for batch in self._prepared if batch.due[-1] >= events]
         if self._gathered is not None:
             frames, self._gathered = self._gathered, None
-            if self._faults.reordered:
-                self._random.shuffle(frames)
-            if self._faults.stacked:
-                frames = stack(frames, self._random)
-            self._transmit(b"".join(frames))
+            self._transmit(self._mixed(frames))
+
+    def send_frames(self, frames: bytes, packets: Mapping[ResponseCode, int]) -> None:
+        """Messages of the caller's making, so many packets of each kind, now."""
+        if not self.is_open or self._faults.stalled:
+            return
+        for code, count in packets.items():
+            self._count(code, count)
+        if self._faults.stacked or self._faults.reordered:
+            frames = self._mixed(list(split_frames(frames)))
+        self._transmit(frames)
 
     def send_message(self, frame: bytes, code: ResponseCode) -> None:
         """A message of the caller's making, counted under `code`, now."""
@@ -294,10 +319,18 @@ class Connection:
     def _encode(self, code: ResponseCode, index: NDArray[np.intp]) -> bytes:
         stack = self._packets_a_message
         if stack == 1:
-            return self._market.frames(code, index)
-        packets = self._market.packets(code, index)
+            return self._current.frames(code, index)
+        packets = self._current.packets(code, index)
         messages = (packets[start : start + stack].tobytes() for start in range(0, len(packets), stack))
         return b"".join(frame_header(len(message)) + message for message in messages)
+
+    def _mixed(self, frames: list[bytes]) -> bytes:
+        """The messages of a burst as the faults want them."""
+        if self._faults.reordered:
+            self._random.shuffle(frames)
+        if self._faults.stacked:
+            frames = stack(frames, self._random)
+        return b"".join(frames)
 
     def _write(self, code: ResponseCode, frames: bytes, packets: int) -> None:
         if not self.is_open or self._faults.stalled:
@@ -362,18 +395,31 @@ class Connection:
             self._trickle.cancel()
 
 
-class DhanSimulator:
+class Options(TypedDict, total=False):
+    """What every exchange takes; see `DhanExchange`."""
+
+    host: str
+    port: int
+    rest_host: str | None
+    rest_port: int
+    master_csv: Path | None
+    accept: Accept | None
+    packets_a_message: int
+    ping_interval: float | None
+    pong_timeout: float
+    record: bool
+
+
+class DhanExchange(ABC):
     """Dhan's live feed and a few pages of its REST API, on this machine. An async context manager.
 
-    `rate` events a second (real seconds, whatever the clock's speed) happen over the instruments that anybody is
-    subscribed to; each goes to all of those subscribers. It may be changed at any time.
+    It knows everything of connections, credentials, requests and limits, and nothing of where packets come from.
     """
 
     def __init__(
         self,
-        instruments: Sequence[int] | NDArray[np.int64],
+        current: CurrentPackets,
         *,
-        rate: float = 2000.0,
         seed: int = 0,
         clock: Clock | None = None,
         host: str = "127.0.0.1",
@@ -385,18 +431,15 @@ class DhanSimulator:
         packets_a_message: int = 1,
         ping_interval: float | None = PING_INTERVAL_S,
         pong_timeout: float = PONG_TIMEOUT_S,
-        status_interval: float = STATUS_INTERVAL_S,
         record: bool = False,
     ) -> None:
-        """Make the market of these instrument tokens; nothing listens yet.
+        """Nothing listens yet.
 
         A port of 0 takes a free one. `master_csv` is the scrip master that REST serves, compact or detailed. `accept`
         replaces `RestServer.judge`. With `packets_a_message` above 1, packets come stacked, which the real feed was
-        never seen to do. With `record`, `logs` keeps what each socket was given.
+        never seen to do. With `record`, `logs` keeps what each socket was given. `seed` is that of the faults.
         """
         clock = clock or Clock()
-        self.rate = rate
-        self.market = Market(instruments, seed=seed, clock=clock)
         self.connections: list[Connection] = []
         """Those that are open, oldest first."""
         self.faults = Switches()
@@ -407,10 +450,10 @@ class DhanSimulator:
         """Set once one has got it."""
         self.logs: list[SentLog] = []
         """What was given to each socket that there has been, in order of connecting, if that is recorded."""
+        self._current = current
         self._record = record
         self._random = random.Random(seed)
         self._packets_a_message = packets_a_message
-        self._status_interval = status_interval
         self._host = host
         self._port = port
         self._ping_interval = ping_interval
@@ -419,13 +462,27 @@ class DhanSimulator:
         """Its REST face."""
         self._accept = accept or self.rest.judge
         self._clock = clock
-        self._owed = 0.0
-        self._prepared = self._released = 0  # events since the start
         self._sent_before: Counter[ResponseCode] = Counter()
         self._skipped_before = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: Server | None = None
         self._closing = asyncio.Event()
+
+    @abstractmethod
+    def _work(self) -> Iterable[Awaitable[None]]:
+        """What goes on as long as it listens: packets are sent to the connections."""
+
+    @abstractmethod
+    def _index_of(self, tokens: Sequence[int]) -> NDArray[np.intp]:
+        """Index of those of the instruments that exist."""
+
+    @abstractmethod
+    def _send_snapshot(self, connection: Connection, mode: ResponseCode, index: NDArray[np.intp]) -> None:
+        """What a connection gets upon subscribing."""
+
+    @abstractmethod
+    def _subscriptions_changed(self) -> None:
+        """Some connection is subscribed to other instruments than before, or is gone."""
 
     @property
     def feed_url(self) -> str:
@@ -459,7 +516,7 @@ class DhanSimulator:
             ping_interval=self._ping_interval,
             ping_timeout=self._pong_timeout,
             close_timeout=2,
-            # `_HIGH_WATER_BYTES` is our own limit; with this one, closing would wait for a client that never reads.
+            # `HIGH_WATER_BYTES` is our own limit; with this one, closing would wait for a client that never reads.
             write_limit=1 << 30,
             max_queue=None,  # reading is paused by faults alone
             create_connection=_Websocket,
@@ -470,8 +527,8 @@ class DhanSimulator:
         except OSError:
             await self.aclose()
             raise
-        self._start(self._stream())
-        self._start(self._send_status())
+        for work in self._work():
+            self._start(work)
         return self
 
     async def __aexit__(
@@ -494,9 +551,9 @@ class DhanSimulator:
         """Disconnect every client for this reason."""
         await asyncio.gather(*(connection.disconnect(reason_code) for connection in self.connections))
 
+    @abstractmethod
     def flush(self) -> None:
-        """Send now what the market is ahead by. With a rate of 0 before, clients then have its last state."""
-        self._release(self._prepared)
+        """Send now what is ready to be sent later."""
 
     def reset(self) -> None:
         """Reset every client's TCP connection."""
@@ -539,7 +596,7 @@ class DhanSimulator:
         if log is not None:
             self.logs.append(log)
         connection = Connection(
-            websocket, client_id, self.market, self._packets_a_message, self.faults, self._random, log
+            websocket, client_id, self._current, self._packets_a_message, self.faults, self._random, log
         )
         self.connections.append(connection)
         if self.faults.deaf:
@@ -579,26 +636,69 @@ class DhanSimulator:
             index = self._known(listed)
             if code in _SUBSCRIBE:
                 mode = _SUBSCRIBE[RequestCode(code)]
-                connection.modes[index] |= _MODE_BITS[mode]
+                connection.modes[index] |= MODE_BITS[mode]
                 if connection.subscribed > MAX_INSTRUMENTS:
                     return 804
                 for _ in range(1 + self.faults.duplicate_snapshot):
                     self._send_snapshot(connection, mode, index)
             elif code in _UNSUBSCRIBE:
-                connection.modes[index] &= ~np.uint8(_MODE_BITS[_UNSUBSCRIBE[RequestCode(code)]])
+                connection.modes[index] &= ~np.uint8(MODE_BITS[_UNSUBSCRIBE[RequestCode(code)]])
             else:
                 return 814
-            self._select()
+            self._subscriptions_changed()
         return None
 
     def _known(self, listed: Iterable[tuple[Any, Any]]) -> NDArray[np.intp]:
-        """Those instruments that are in the market, each once."""
-        found: dict[int | None, None] = {}  # keeps the order
+        """Those instruments that exist, each once."""
+        tokens: dict[int, None] = {}  # keeps the order
         for segment, security_id in listed:
             with contextlib.suppress(KeyError, ValueError, TypeError):
-                found[self.market.index_of(generate_instrument_token(ExchangeSegment[segment], security_id))] = None
-        found.pop(None, None)
-        return np.array([*found], np.intp)
+                tokens[generate_instrument_token(ExchangeSegment[segment], security_id)] = None
+        return self._index_of([*tokens])
+
+    def _forget(self, connection: Connection) -> None:
+        self.connections.remove(connection)
+        self._sent_before += connection.sent
+        self._skipped_before += connection.skipped
+        self._subscriptions_changed()
+
+
+class DhanSimulator(DhanExchange):
+    """The exchange over a synthetic market.
+
+    `rate` events a second (real seconds, whatever the clock's speed) happen over the instruments that anybody is
+    subscribed to; each goes to all of those subscribers. It may be changed at any time.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[int] | NDArray[np.int64],
+        *,
+        rate: float = 2000.0,
+        seed: int = 0,
+        clock: Clock | None = None,
+        status_interval: float = STATUS_INTERVAL_S,
+        **options: Unpack[Options],
+    ) -> None:
+        """Make the market of these instrument tokens; nothing listens yet. The options are those of `DhanExchange`."""
+        clock = clock or Clock()
+        self.rate = rate
+        self.market = Market(instruments, seed=seed, clock=clock)
+        super().__init__(self.market, seed=seed, clock=clock, **options)
+        self._status_interval = status_interval
+        self._owed = 0.0
+        self._prepared = self._released = 0  # events since the start
+
+    def flush(self) -> None:
+        """Send now what the market is ahead by. With a rate of 0 before, clients then have its last state."""
+        self._release(self._prepared)
+
+    def _work(self) -> Iterable[Awaitable[None]]:
+        return self._stream(), self._send_status()
+
+    def _index_of(self, tokens: Sequence[int]) -> NDArray[np.intp]:
+        found = map(self.market.index_of, tokens)
+        return np.array([index for index in found if index is not None], np.intp)
 
     def _send_snapshot(self, connection: Connection, mode: ResponseCode, index: NDArray[np.intp]) -> None:
         connection.send(ResponseCode.PREVIOUS_CLOSE, index)
@@ -606,25 +706,19 @@ class DhanSimulator:
             connection.send(ResponseCode.OPEN_INTEREST, self.market.derivatives(index))
         connection.send(mode, index)
 
-    def _select(self) -> None:
+    def _subscriptions_changed(self) -> None:
         """Only what somebody is subscribed to trades."""
         wanted = np.zeros(len(self.market), np.uint8)
         for connection in self.connections:
             wanted |= connection.modes
         self.market.select(np.flatnonzero(wanted))
 
-    def _forget(self, connection: Connection) -> None:
-        self.connections.remove(connection)
-        self._sent_before += connection.sent
-        self._skipped_before += connection.skipped
-        self._select()
-
     async def _stream(self) -> None:
         """Events at `rate`, in small bursts. What is late is caught up with, up to a bound."""
         loop = asyncio.get_running_loop()
         last = loop.time()
         while True:
-            await asyncio.sleep(_SLICE_S)
+            await asyncio.sleep(SLICE_S)
             now = loop.time()
             self._owed += self.rate * min(now - last, _CATCH_UP_S)
             last = now

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.dhan import DhanExchange, DhanSimulator
 from dhan_pipeline.feeds.simulator.misbehaviour import GARBAGE
 
 #: Faults by the names that a command line knows, with what they do. Those with `+` last.
@@ -84,14 +84,14 @@ def parse_fault(text: str) -> Fault:
     return Fault(name, value, float(found["at"] or 0), for_s, every_s)
 
 
-async def run(simulator: DhanSimulator, faults: Sequence[Fault]) -> None:
+async def run(simulator: DhanExchange, faults: Sequence[Fault]) -> None:
     """Have each fault happen at its time, until cancelled; those that last are then undone."""
     async with asyncio.TaskGroup() as group:
         for fault in faults:
             group.create_task(_repeat(simulator, fault), name=f"fault {fault.name}")
 
 
-async def _repeat(simulator: DhanSimulator, fault: Fault) -> None:
+async def _repeat(simulator: DhanExchange, fault: Fault) -> None:
     if fault.at_s:
         await simulator.first_handshake.wait()
         await asyncio.sleep(fault.at_s)
@@ -107,7 +107,7 @@ async def _repeat(simulator: DhanSimulator, fault: Fault) -> None:
 
 
 @asynccontextmanager
-async def happening(simulator: DhanSimulator, fault: Fault) -> AsyncIterator[None]:
+async def happening(simulator: DhanExchange, fault: Fault) -> AsyncIterator[None]:
     """The fault, for as long as the context lasts; one that passes at once has passed when it begins."""
     async with AsyncExitStack() as undo:
         if fault.name in _BLOWS:
@@ -117,15 +117,15 @@ async def happening(simulator: DhanSimulator, fault: Fault) -> AsyncIterator[Non
         yield
 
 
-def _switch(name: str) -> Callable[[DhanSimulator, int], Callable[[], None]]:
+def _switch(name: str) -> Callable[[DhanExchange, int], Callable[[], None]]:
     return lambda simulator, _: simulator.faults.hold(simulator.faults, name, True)
 
 
-def _refuse(simulator: DhanSimulator, status: int) -> Callable[[], None]:
+def _refuse(simulator: DhanExchange, status: int) -> Callable[[], None]:
     return simulator.faults.hold(simulator.faults, "refuse", HTTPStatus(status))
 
 
-def _vanish(simulator: DhanSimulator, _: int) -> Callable[[], None]:
+def _vanish(simulator: DhanExchange, _: int) -> Callable[[], None]:
     release = simulator.faults.hold(simulator.faults, "vanished", True)
     for connection in simulator.connections:
         if connection.is_open:
@@ -141,7 +141,7 @@ def _vanish(simulator: DhanSimulator, _: int) -> Callable[[], None]:
     return undo
 
 
-def _slow_reader(simulator: DhanSimulator, _: int) -> Callable[[], None]:
+def _slow_reader(simulator: DhanExchange, _: int) -> Callable[[], None]:
     release = simulator.faults.hold(simulator.faults, "deaf", True)
     for connection in simulator.connections:
         connection.listen(False)
@@ -154,11 +154,13 @@ def _slow_reader(simulator: DhanSimulator, _: int) -> Callable[[], None]:
     return undo
 
 
-def _wrong_epoch(simulator: DhanSimulator, _: int) -> Callable[[], None]:
+def _wrong_epoch(simulator: DhanExchange, _: int) -> Callable[[], None]:
+    if not isinstance(simulator, DhanSimulator):
+        raise ValueError("trade times of a recording are as they were recorded")
     return simulator.faults.hold(simulator.market, "trade_time_offset_s", 0)
 
 
-_SWITCHES: dict[str, Callable[[DhanSimulator, int], Callable[[], None]]] = {
+_SWITCHES: dict[str, Callable[[DhanExchange, int], Callable[[], None]]] = {
     "stall": _switch("stalled"),
     "slow": _switch("slow"),
     "slow-reader": _slow_reader,
@@ -173,34 +175,34 @@ _SWITCHES: dict[str, Callable[[DhanSimulator, int], Callable[[], None]]] = {
 }
 
 
-async def _reset(simulator: DhanSimulator, _: int) -> None:
+async def _reset(simulator: DhanExchange, _: int) -> None:
     simulator.reset()
 
 
-async def _drop(simulator: DhanSimulator, _: int) -> None:
+async def _drop(simulator: DhanExchange, _: int) -> None:
     for connection in list(simulator.connections):
         connection.drop()
 
 
-async def _close(simulator: DhanSimulator, code: int) -> None:
+async def _close(simulator: DhanExchange, code: int) -> None:
     await asyncio.gather(*(connection.close(code) for connection in list(simulator.connections)))
 
 
-async def _half(simulator: DhanSimulator, _: int) -> None:
+async def _half(simulator: DhanExchange, _: int) -> None:
     await asyncio.gather(*(connection.send_half() for connection in list(simulator.connections)))
 
 
-async def _huge(simulator: DhanSimulator, _: int) -> None:
+async def _huge(simulator: DhanExchange, _: int) -> None:
     for connection in list(simulator.connections):
         connection.send_huge()
 
 
-async def _garbage(simulator: DhanSimulator, _: int) -> None:
+async def _garbage(simulator: DhanExchange, _: int) -> None:
     for kind in GARBAGE:
         simulator.send_garbage(kind)
 
 
-_BLOWS: dict[str, Callable[[DhanSimulator, int], Awaitable[None]]] = {
+_BLOWS: dict[str, Callable[[DhanExchange, int], Awaitable[None]]] = {
     "reset": _reset,
     "drop": _drop,
     "close": _close,

@@ -60,8 +60,6 @@ SELECT
 FROM instruments i
 WHERE NOT EXISTS (SELECT FROM instrument_versions v WHERE v.instrument_token = i.instrument_token);
 
--- The same lives, joined so that the planner may begin at the ticks or at a symbol. Nearly all ticks lie between the
--- bounds of a version as they are stored; only for the others are the versions before and after it looked up.
 CREATE OR REPLACE VIEW ticks_with_symbols AS
 SELECT
     t.*,
@@ -73,24 +71,8 @@ SELECT
     l.strike,
     l.option_type
 FROM ticks t
-LEFT JOIN (
-    SELECT instrument_token, valid_from, valid_to, trading_symbol, exchange, instrument_type, underlying_symbol, expiry,
-        strike, option_type
-    FROM instrument_versions
-    UNION ALL
-    SELECT instrument_token, '-infinity', NULL, trading_symbol, exchange, instrument_type, underlying_symbol, expiry,
-        strike, option_type
-    FROM instruments i
-    WHERE NOT EXISTS (SELECT FROM instrument_versions v WHERE v.instrument_token = i.instrument_token)
-) l ON l.instrument_token = t.instrument_token
-    AND (t."time" >= l.valid_from OR NOT EXISTS (
-        SELECT FROM instrument_versions e
-        WHERE e.instrument_token = l.instrument_token AND e.valid_from < l.valid_from
-    ))
-    AND (l.valid_to IS NULL OR t."time" < l.valid_to OR NOT EXISTS (
-        SELECT FROM instrument_versions n
-        WHERE n.instrument_token = l.instrument_token AND n.valid_from > l.valid_from AND n.valid_from <= t."time"
-    ));
+LEFT JOIN instrument_lives l
+    ON l.instrument_token = t.instrument_token AND l.valid_from <= t."time" AND t."time" < l.valid_to;
 
 COMMENT ON VIEW instrument_lives IS 'What each token meant from when to when, without holes: the versions, the first reaching back for ever, each up to the next. An instrument without versions has one life.';
 COMMENT ON COLUMN instrument_lives.instrument_token IS 'the instrument; see instruments';

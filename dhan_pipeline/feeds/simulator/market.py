@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import DEPTH_LEVEL, HEADER, LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.simulator.bars import MinuteBars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.sessions import IST_OFFSET_S
 from dhan_pipeline.ticks import DEPTH_LEVELS
@@ -60,6 +61,13 @@ _MAX_UINT32 = 2**32 - 1
 _LOWEST_TICKS = 8  # five bids fit below it
 _DAY_S = 86_400
 
+#: Bars as `minute_bars` and `day_bar` give them: start (seconds since the Unix epoch, UTC), rupees, units.
+BARS = np.dtype(
+    [("time_s", np.int64)]
+    + [(name, np.float64) for name in ("open", "high", "low", "close")]
+    + [("volume", np.int64), ("oi", np.int64)]
+)
+
 
 def frame_header(size: int) -> bytes:
     """Header of an unmasked binary WebSocket frame, as a server sends it (RFC 6455 §5.2). `size` below 65,536."""
@@ -73,6 +81,8 @@ class Market:
     steps. An instrument's opening state depends on its token and the seed only, not on its neighbours. Prices are in
     rupees; last trade times are IST wall-clock epochs, as on Dhan's wire. At IST midnight of the clock a new day
     begins: the last price becomes the previous close, and the day's numbers are zero until the first trade.
+
+    It keeps the bars of what it trades: of today, and of the minutes that 64 MB have room for.
     """
 
     def __init__(self, tokens: Sequence[int] | NDArray[np.int64], *, seed: int = 0, clock: Clock | None = None) -> None:
@@ -96,9 +106,10 @@ class Market:
         self._depth = rows.view([("before", f"V{rows.itemsize - depth_size}"), ("depth", f"V{depth_size}")])["depth"]
         self._make_books(seed)
         self._make_instruments(seed)
-        self._day = self._now_ist() // _DAY_S
+        now = self._now_ist()
+        self._day = now // _DAY_S
         self._begin_day()
-        self._trade_until_now(seed)
+        self._trade_until_now(seed, now)
         self._make_draws()
         self._selection: NDArray[np.intp] = np.arange(0)
         self.select(np.arange(len(self)))
@@ -129,9 +140,12 @@ class Market:
         if not len(self._selection):
             return
         now = self._now_ist()
+        if _minute(now) != self._bars.minute:
+            self._bars.end_minute(_minute(now), self._ticks, self._volume, self._oi)
         if now // _DAY_S != self._day:
             self._day = now // _DAY_S
             self._begin_day()
+            self._bars.restart(self._volume)
         traded_at = now - IST_OFFSET_S + self.trade_time_offset_s
         while events:
             if self._next == len(self._order):
@@ -155,6 +169,37 @@ class Market:
     def frames(self, code: ResponseCode, index: NDArray[np.intp]) -> bytes:
         """The current packets of these instruments, each in a WebSocket frame of its own, one after another."""
         return self._framed(code, index).tobytes()
+
+    def minute_bars(self, index: int) -> NDArray[np.void]:
+        """`BARS` of the minutes in which the instrument traded, by its trade times; the last may be unfinished.
+
+        They are what a client makes of every packet, the snapshot before the first trade included: the trades of the
+        day before the market was made are one, of no volume.
+        """
+        minutes, found = self._bars.of(index, self._ticks, self._volume, self._oi)
+        bars = np.empty(len(found), BARS)
+        bars["time_s"] = minutes * 60
+        for name in ("open", "high", "low", "close"):
+            bars[name] = self._rupees(index, found[name])
+        for name in ("volume", "oi"):
+            bars[name] = found[name]
+        return bars
+
+    def day_bar(self, index: int) -> NDArray[np.void]:
+        """`BARS` of the day that is: one, or none if the instrument was not traded yet. No other day is known."""
+        bars = np.empty(int(self._opened[index] > 0), BARS)
+        bars["time_s"] = self._day * _DAY_S - IST_OFFSET_S
+        for name, ticks in (
+            *(("open", self._opened), ("high", self._highest)),
+            *(("low", self._lowest), ("close", self._ticks)),
+        ):
+            bars[name] = self._rupees(index, ticks[index])
+        bars["volume"], bars["oi"] = self._volume[index], self._oi[index]
+        return bars
+
+    def _rupees(self, index: int, ticks: NDArray[Any]) -> NDArray[np.float64]:
+        rupees: NDArray[np.float64] = np.round(ticks * self._tick_size[index], 4)
+        return rupees
 
     def _framed(self, code: ResponseCode, index: NDArray[np.intp]) -> NDArray[Any]:
         rows = self._opaque[code].take(index).view(self._rows[code].dtype)
@@ -248,7 +293,7 @@ class Market:
         self._write(everything)
         self._write_book(everything, self._first_book + self._opening_book, 1, 1)
 
-    def _trade_until_now(self, seed: int) -> None:
+    def _trade_until_now(self, seed: int, now: int) -> None:
         """The day so far, made up at once: volume as if traded evenly since midnight, so that it grows on a restart."""
         index = np.flatnonzero(~self._illiquid)
         walks = [(0.04 * self._uniform(seed, salt)[index] - 0.02) * self._ticks[index] for salt in (6, 7)]
@@ -257,13 +302,15 @@ class Market:
         self._highest[index] = np.maximum(self._opened, self._ticks)[index] + 5
         self._lowest[index] = np.minimum(self._opened, self._ticks)[index] - 5
         a_second = 10 ** (4.5 * self._uniform(seed, 8)[index])
-        self._volume[index] = (self._lot[index] > 0) * a_second * (self._now_ist() % _DAY_S + 1)
+        self._volume[index] = (self._lot[index] > 0) * a_second * (now % _DAY_S + 1)
         average = (self._highest + self._lowest)[index] / 2 * self._tick_size[index]
         self._turnover[index] = self._volume[index] * average
         self._fields["last_traded_quantity"][index] = self._lot[index]
-        self._fields["last_trade_time"][index] = self._now_ist()
+        self._fields["last_trade_time"][index] = now
         self._write(index)
         self._write_book(index, self._first_book[index] + self._opening_book[index], 1, 1)
+        self._bars = MinuteBars(_minute(now), self._volume)
+        self._bars.note(index, self._ticks[index])
 
     def _make_draws(self) -> None:
         """The chance in the next packets, a number each."""
@@ -286,6 +333,7 @@ class Market:
         ticks = np.clip(self._ticks[i] + self._walk[draws][traded], self._floor[i], self._ceiling[i])
         size = self._lots[draws][traded] * self._lot[i]
         self._ticks[i] = ticks
+        self._bars.note(i, ticks)
         self._volume[i] = np.minimum(self._volume[i] + size, _MAX_UINT32)
         self._turnover[i] += size * ticks * self._tick_size[i]
         opened = self._opened[i]
@@ -339,6 +387,11 @@ class Market:
         deeper = self._deeper[index]
         self._fields["total_buy_quantity"][index] = self._book_totals["bid"].take(book) + deeper
         self._fields["total_sell_quantity"][index] = self._book_totals["ask"].take(book) + deeper
+
+
+def _minute(ist: int) -> int:
+    """Number of the minute since the Unix epoch, UTC, of a wall clock in India."""
+    return (ist - IST_OFFSET_S) // 60
 
 
 _LEVELS = np.arange(DEPTH_LEVELS)

@@ -70,6 +70,13 @@ class Settings(BaseSettings):
     latency_p99_ms_error: float = Field(default=2000.0, ge=0)
     gap_s_warn: float = Field(default=5.0, ge=0)
     gap_s_error: float = Field(default=60.0, ge=0)
+    candles_agree_warn: float = Field(default=0.99, ge=0, le=1)
+    candles_agree_error: float = Field(default=0.95, ge=0, le=1)
+    """Share of a day's bars of a minute that agree with the broker's."""
+    candle_price_ticks: float = Field(default=0.5, ge=0)
+    """Prices of a bar differ when they are further apart than so many tick sizes of the instrument."""
+    candle_volume_share: float = Field(default=0.01, ge=0, le=1)
+    """Volumes differ when they are further apart than this share of the broker's."""
 
     @cached_property
     def journal_dir(self) -> Path:

@@ -24,7 +24,7 @@ ROOMS = (
     {"store"},
     {"journal"},
     {"feeds"},
-    {"enrich", "instruments", "ticks", "sessions", "subscriptions", "settings", "clock", "errors", "gaps"},
+    {"enrich", "candles", "instruments", "ticks", "sessions", "subscriptions", "settings", "clock", "errors", "gaps"},
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}
 

@@ -22,8 +22,8 @@ Ints = NDArray[np.int64]
 Codes = NDArray[np.uint8]
 
 #: Stand in for the response code of what is not a readable packet; no readable packet has them.
-_REJECTED = 255
-_TEXT = 254
+REJECTED = 255
+TEXT = 254
 
 _MODES: dict[int, Mode] = {
     ResponseCode.TICKER: Mode.TICKER,
@@ -36,7 +36,7 @@ _CONTROL: dict[int, str] = {
     ResponseCode.HEARTBEAT: "heartbeat",
     ResponseCode.MARKET_STATUS: "market_status",
     ResponseCode.DISCONNECT: "disconnect",
-    _TEXT: "text",
+    TEXT: "text",
 }
 
 #: Size of a readable packet by its first byte, -1 where there is none.
@@ -127,7 +127,7 @@ def decode(
         if kind in _CONTROL:
             control[_CONTROL[kind]] = position if alike else (code == kind).nonzero()[0]
             continue
-        if kind == _REJECTED:
+        if kind == REJECTED:
             continue
         if alike:
             positions, messages, starts, sizes = position, message, start, size
@@ -144,6 +144,17 @@ def decode(
         else:
             previous_close = StateUpdates(positions, messages, tokens, rows["prev_close"], starts, sizes)
     return Decoded(payload, message, ticks, open_interest, previous_close, control, rejected)
+
+
+def split_packets(payload: bytes, start: Ints, size: Ints, text: NDArray[np.bool_]) -> tuple[Ints, Ints, Codes, Ints]:
+    """Start, size, response code and message of every packet of the messages at `start`, in arrival order.
+
+    What `decode` would reject has the code `REJECTED`, a text message `TEXT`. Never raises.
+    """
+    code = _first_bytes(payload, start)
+    if np.array_equal(_SIZES.take(code), size) and not text.any():
+        return start, size, code, np.arange(len(start))
+    return _split(payload, start, size, code, text)[:4]
 
 
 def _first_bytes(payload: bytes, start: Ints) -> Codes:
@@ -196,9 +207,9 @@ def _split(
     for index in np.flatnonzero(count == 0).tolist():
         begin, end = int(start[index]), int(start[index] + size[index])
         if text is not None and text[index]:
-            packets: Iterable[Packet] = [(begin, end - begin, _TEXT, None)]
+            packets: Iterable[Packet] = [(begin, end - begin, TEXT, None)]
         elif begin == end:
-            packets = [(begin, 0, _REJECTED, "empty message")]
+            packets = [(begin, 0, REJECTED, "empty message")]
         else:
             packets = split(payload, begin, end)
         for at, bytes_, kind, reason in packets:
@@ -208,7 +219,7 @@ def _split(
             if reason is None:
                 codes.append(kind)
             else:
-                codes.append(_REJECTED)
+                codes.append(REJECTED)
                 reasons.append(reason)
 
     message = np.concatenate((message, np.array(messages, np.int64)))
@@ -218,7 +229,7 @@ def _split(
     packet_size = np.concatenate((packet_size, np.array(sizes, np.int64)))[order]
     packet_code = np.concatenate((packet_code, np.array(codes, np.uint8)))[order]
     rejected = []
-    for position, reason in zip(np.flatnonzero(packet_code == _REJECTED).tolist(), reasons, strict=True):
+    for position, reason in zip(np.flatnonzero(packet_code == REJECTED).tolist(), reasons, strict=True):
         begin = int(packet_start[position])
         rest = payload[begin : begin + int(packet_size[position])]
         rejected.append(Rejection(position, int(message[position]), reason, rest))

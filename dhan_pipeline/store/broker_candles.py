@@ -1,0 +1,144 @@
+"""The broker's own bars, and what its history was asked for: so an interrupted fetch goes on where it was."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from numpy.typing import NDArray
+from psycopg2.extensions import connection
+
+from dhan_pipeline.feeds.dhan.history import BrokerBars
+from dhan_pipeline.store.partitions import instant
+from dhan_pipeline.store.records import RecordKind, read_records
+from dhan_pipeline.ticks import NULL_INT
+
+#: Lengths of bars, in minutes.
+MINUTE, DAY = 1, 1440
+
+_COLUMNS: dict[str, RecordKind] = {
+    "instrument_token": "int8",
+    "time": "timestamptz",
+    "open": "float8",
+    "high": "float8",
+    "low": "float8",
+    "close": "float8",
+    "volume": "int8",
+    "oi": "int8",
+}
+
+
+def write_broker_candles(
+    conn: connection, instrument_token: int, minutes: int, bars: BrokerBars, fetched_at: datetime
+) -> None:
+    """Insert an instrument's bars, or replace those that are there. `minutes` is MINUTE or DAY.
+
+    Leaves the transaction open, so that `note_fetch` is committed with it.
+    """
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO broker_candles "
+            "(instrument_token, minutes, time, open, high, low, close, volume, oi, fetched_at) "
+            "SELECT %s, %s, to_timestamp(time_s), open, high, low, close, volume, nullif(oi, %s), %s "
+            "FROM unnest(%s::bigint[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::bigint[], "
+            "%s::bigint[]) AS bar (time_s, open, high, low, close, volume, oi) "
+            "ON CONFLICT (instrument_token, minutes, time) DO UPDATE SET open = excluded.open, "
+            "high = excluded.high, low = excluded.low, close = excluded.close, volume = excluded.volume, "
+            "oi = excluded.oi, fetched_at = excluded.fetched_at",
+            (
+                instrument_token,
+                minutes,
+                NULL_INT,
+                fetched_at,
+                *(
+                    column.tolist()
+                    for column in (bars.time_s, bars.open, bars.high, bars.low, bars.close, bars.volume, bars.oi)
+                ),
+            ),
+        )
+
+
+def read_broker_candles(conn: connection, minutes: int, start_ns: int, end_ns: int) -> dict[str, NDArray[Any]]:
+    """All bars of a length that begin in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC), by instrument and time.
+
+    Columns of shape (bars,): instrument_token, time (microseconds since the Unix epoch, UTC), open, high, low, close,
+    volume, oi (NULL_INT: absent). Leaves the transaction open.
+    """
+    return read_records(
+        conn,
+        f"SELECT instrument_token, time, open, high, low, close, volume, coalesce(oi, {NULL_INT}) FROM broker_candles "
+        "WHERE minutes = %s AND time >= %s AND time < %s ORDER BY instrument_token, time",
+        (minutes, instant(start_ns), instant(end_ns)),
+        _COLUMNS,
+    )
+
+
+def note_fetch(
+    conn: connection, instrument_token: int, start_ns: int, end_ns: int, bars: int, fetched_at: datetime
+) -> None:
+    """Note that the minutes from `start_ns` to `end_ns` were asked for, and so many bars came. No commit."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO broker_fetches (instrument_token, started_at, ended_at, fetched_at, bars) "
+            "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (instrument_token, started_at, ended_at) "
+            "DO UPDATE SET fetched_at = excluded.fetched_at, bars = excluded.bars",
+            (instrument_token, instant(start_ns), instant(end_ns), fetched_at, bars),
+        )
+
+
+def fetched(conn: connection, start_ns: int, end_ns: int, since_ns: int) -> set[int]:
+    """The instruments of which all minutes of [`start_ns`, `end_ns`) were asked for at `since_ns` or later (ns, UTC).
+
+    Leaves the transaction open.
+    """
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT instrument_token FROM broker_fetches "
+            "WHERE started_at <= %s AND ended_at >= %s AND fetched_at >= %s",
+            (instant(start_ns), instant(end_ns), instant(since_ns)),
+        )
+        return {token for (token,) in cursor.fetchall()}
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a token meant at a time, as far as the broker's history asks about it."""
+
+    instrument_token: int
+    instrument_type: str
+    """As the scrip master writes it: INDEX, EQUITY, FUTIDX, OPTSTK ..."""
+    exchange_segment: str
+    symbol: str
+    underlying: str | None
+    expiry: date | None
+    strike: float | None
+    option_type: str | None
+    """CE or PE."""
+    tick_size: float | None
+    """In rupees."""
+
+
+def contracts(conn: connection, tokens: Collection[int], at_ns: int) -> dict[int, Contract]:
+    """What these tokens of Dhan's meant at a time (ns since the Unix epoch, UTC), as far as is known. No commit."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT instrument_token, coalesce(instrument_type, ''), coalesce(exchange_segment, ''), trading_symbol, "
+            "underlying_symbol, expiry, strike::float8, option_type, tick_size::float8 FROM instrument_lives "
+            "WHERE source = 'dhan' AND instrument_token = ANY (%s) AND valid_from <= %s AND valid_to > %s",
+            (list(tokens), instant(at_ns), instant(at_ns)),
+        )
+        return {row[0]: Contract(*row) for row in cursor.fetchall()}
+
+
+def instruments_with_ticks(conn: connection, start_ns: int, end_ns: int) -> list[int]:
+    """The instruments with ticks received in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC), most ticks first.
+
+    Leaves the transaction open.
+    """
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT instrument_token FROM tick_rows WHERE time >= %s AND time < %s GROUP BY instrument_token "
+            "ORDER BY count(*) DESC, instrument_token",
+            (instant(start_ns), instant(end_ns)),
+        )
+        return [token for (token,) in cursor.fetchall()]

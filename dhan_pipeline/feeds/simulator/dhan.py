@@ -685,6 +685,7 @@ class DhanSimulator(DhanExchange):
         self.rate = rate
         self.market = Market(instruments, seed=seed, clock=clock)
         super().__init__(self.market, seed=seed, clock=clock, **options)
+        self.rest.market = self.market
         self._status_interval = status_interval
         self._owed = 0.0
         self._prepared = self._released = 0  # events since the start

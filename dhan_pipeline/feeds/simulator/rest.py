@@ -1,4 +1,4 @@
-"""The pages of Dhan's REST API that a capture needs: the scrip master as a file, the profile, and the token's life.
+"""The pages of Dhan's REST API that a capture needs: scrip master, profile, the token's life, history and quotes.
 
 One request a connection: as much HTTP as that takes, on `asyncio` streams.
 """
@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import time
+from collections import Counter, defaultdict, deque
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -17,6 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 import pyotp
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.simulator import history
+from dhan_pipeline.feeds.simulator.history import BarEdit, RefusedError
+from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.tokens import PIN, TOTP_SECRET, check_token, make_token, read_claims
 from dhan_pipeline.sessions import IST
 
@@ -32,6 +36,18 @@ GENERATE_INTERVAL_S = 120.0
 #: First column of the compact scrip master. The detailed one begins otherwise.
 _COMPACT_COLUMN = b"SEM_EXM_EXCH_ID"
 
+#: Limits of an account: https://dhanhq.co/docs/v2/#rate-limit
+REQUESTS_A_SECOND = 5
+QUOTES_A_SECOND = 1
+
+#: A bar is given when it has been over for so long, in seconds of the clock. This was seen, and is not documented.
+SETTLE_S = 120.0
+
+#: A request is no longer; 1000 instruments take a tenth.
+MAX_REQUEST_BYTES = 1 << 17
+
+_DATA_PATHS = (history.INTRADAY_PATH, history.DAILY_PATH, history.ROLLING_OPTION_PATH, history.QUOTE_PATH)
+
 _CHUNK_BYTES = 1 << 20
 _REQUEST_TIMEOUT_S = 10.0
 
@@ -39,7 +55,8 @@ _REQUEST_TIMEOUT_S = 10.0
 class RestServer:
     """Serves one scrip master, under the path that its columns say, and the profile of whoever asks with a token.
 
-    It makes tokens, too. The first that it makes ends all others: an account has one.
+    It makes tokens, too. The first that it makes ends all others: an account has one. With a market, it serves bars and
+    quotes of it.
     """
 
     def __init__(
@@ -52,6 +69,9 @@ class RestServer:
         pin: str = PIN,
         totp_secret: str = TOTP_SECRET,
         generate_interval_s: float = GENERATE_INTERVAL_S,
+        requests_a_second: int = REQUESTS_A_SECOND,
+        quotes_a_second: int = QUOTES_A_SECOND,
+        settle_s: float = SETTLE_S,
     ) -> None:
         """Nothing listens yet. A port of 0 takes a free one."""
         self.host = host
@@ -60,7 +80,18 @@ class RestServer:
         self.made = 0
         """Tokens that were made here."""
         self.data_plan = "Active"
-        """What the profile says of it."""
+        """What the profile says of it; with anything else there are neither bars nor quotes."""
+        self.market: Market | None = None
+        """What bars and quotes are of."""
+        self.history_edits: list[BarEdit] = []
+        """Minute bars that are given otherwise than they were traded."""
+        self.instead: deque[tuple[HTTPStatus, dict[str, Any] | bytes]] = deque()
+        """What the next requests for bars and quotes get instead of an answer, each one of it: see `error`."""
+        self.asked: Counter[str] = Counter()
+        """Requests for bars and quotes, by path, whatever they got."""
+        self.requests_a_second = requests_a_second
+        self.quotes_a_second = quotes_a_second
+        self.settle_s = settle_s
         self._pin = pin
         self._totp = pyotp.TOTP(totp_secret)
         self._generate_interval_s = generate_interval_s
@@ -70,6 +101,7 @@ class RestServer:
         self._master_csv = master_csv
         self._server: asyncio.Server | None = None
         self._requests: set[asyncio.Task[None]] = set()
+        self._served_at: defaultdict[tuple[str, bool], deque[float]] = defaultdict(deque)
 
     @property
     def port(self) -> int:
@@ -104,48 +136,95 @@ class RestServer:
         with contextlib.suppress(ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             try:
                 async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                await self._answer(writer, head.decode("latin-1"))
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                    body = await _read_body(reader, head)
+                await self._answer(writer, head, body)
                 await writer.drain()
             finally:
                 writer.close()
 
-    async def _answer(self, writer: asyncio.StreamWriter, head: str) -> None:
-        request, *lines = head.split("\r\n")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    async def _answer(self, writer: asyncio.StreamWriter, head: str, body: bytes | None) -> None:
+        request = head.partition("\r\n")[0]
+        headers = _headers(head)
         method, _, target = request.partition(" ")
         address = urlsplit(target.partition(" ")[0])
         path = address.path
-        if method == "POST" and path == GENERATE_PATH:
+        if body is None:
+            _write_json(writer, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error("DH-905", "the request is too long"))
+        elif method == "POST" and path in _DATA_PATHS:
+            self.asked[path] += 1
+            _write_json(writer, *(self.instead.popleft() if self.instead else self._give(path, headers, body)))
+        elif method == "POST" and path == GENERATE_PATH:
             query = {name: values[0] for name, values in parse_qs(address.query).items()}
             _write_json(writer, *self._generate(query))
         elif path == RENEW_PATH and method == "GET":
             _write_json(writer, *self._renew(headers.get("access-token", ""), headers.get("dhanclientid", "")))
         elif method != "GET":
-            _write_json(writer, HTTPStatus.METHOD_NOT_ALLOWED, _error("DH-905", "only GET is served"))
+            _write_json(writer, HTTPStatus.METHOD_NOT_ALLOWED, error("DH-905", "only GET is served"))
         elif path == PROFILE_PATH:
             _write_json(writer, *self._profile(headers.get("access-token", "")))
         elif self._master_csv is not None and path in (COMPACT_PATH, DETAILED_PATH):
             await _write_master(writer, self._master_csv, compact=path == COMPACT_PATH)
         else:
-            _write_json(writer, HTTPStatus.NOT_FOUND, _error("DH-905", "no such page"))
+            _write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", "no such page"))
+
+    def _give(self, path: str, headers: dict[str, str], body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
+        """Bars or quotes."""
+        try:
+            self._admit(path == history.QUOTE_PATH, headers)
+            try:
+                request = json.loads(body)
+            except (ValueError, RecursionError):
+                request = None
+            if self.market is None or not isinstance(request, dict):
+                raise RefusedError(HTTPStatus.BAD_REQUEST, "DH-905", 814, "not a JSON object")
+            now_s = self._clock.now_ns() / 1e9
+            if path == history.INTRADAY_PATH:
+                bars = history.intraday(self.market, request, now_s, self.settle_s, self.history_edits)
+                return HTTPStatus.OK, bars
+            if path == history.DAILY_PATH:
+                return HTTPStatus.OK, history.daily(self.market, request)
+            if path == history.ROLLING_OPTION_PATH:
+                return HTTPStatus.OK, history.rolling_option(self.market, request, now_s)
+            return HTTPStatus.OK, history.quotes(self.market, request)
+        except RefusedError as refused:
+            return refused.status, refused.answer(path)
+
+    def _admit(self, for_quotes: bool, headers: dict[str, str]) -> None:
+        """Raises RefusedError for wrong credentials, without a data plan, and above the rate."""
+        token = headers.get("access-token", "")
+        try:
+            owner = read_claims(token)["dhanClientId"]
+        except ValueError:
+            owner = ""
+        client_id = headers.get("client-id", "") if for_quotes else owner
+        if (code := self.judge(client_id, token)) is not None:
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "DH-901", code, "access token or client id invalid or expired")
+        if self.data_plan != "Active":
+            raise RefusedError(HTTPStatus.FORBIDDEN, "DH-902", 806, "not subscribed to Data APIs")
+        served_at, now = self._served_at[client_id, for_quotes], time.monotonic()
+        while served_at and now - served_at[0] >= 1:
+            served_at.popleft()
+        if len(served_at) >= (self.quotes_a_second if for_quotes else self.requests_a_second):
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "DH-904", 805, "too many requests")
+        served_at.append(now)
 
     def _generate(self, query: dict[str, str]) -> tuple[HTTPStatus, dict[str, Any]]:
         """A token for PIN and TOTP: https://dhanhq.co/docs/v2/authentication/"""
         if time.monotonic() - self._generated_at < self._generate_interval_s:
-            return HTTPStatus.BAD_REQUEST, _error("DH-904", "Token can be generated once every 2 minutes")
+            return HTTPStatus.BAD_REQUEST, error("DH-904", "Token can be generated once every 2 minutes")
         if query.get("pin") != self._pin:
-            return HTTPStatus.BAD_REQUEST, _error("DH-901", "Invalid Pin")
+            return HTTPStatus.BAD_REQUEST, error("DH-901", "Invalid Pin")
         if not self._totp.verify(query.get("totp", ""), for_time=self._clock.now(), valid_window=1):
-            return HTTPStatus.BAD_REQUEST, _error("DH-901", "Invalid TOTP")
+            return HTTPStatus.BAD_REQUEST, error("DH-901", "Invalid TOTP")
         self._generated_at = time.monotonic()
         return HTTPStatus.OK, self._make(query.get("dhanClientId", ""), "APP")
 
     def _renew(self, token: str, client_id: str) -> tuple[HTTPStatus, dict[str, Any]]:
         if self.judge(client_id, token) is not None:
-            return HTTPStatus.UNAUTHORIZED, _error("DH-901", "access token invalid or expired")
+            return HTTPStatus.UNAUTHORIZED, error("DH-901", "access token invalid or expired")
         if read_claims(token).get("tokenConsumerType") != "SELF":
-            return HTTPStatus.BAD_REQUEST, _error("DH-905", "only tokens of the web site are renewed")
+            return HTTPStatus.BAD_REQUEST, error("DH-905", "only tokens of the web site are renewed")
         return HTTPStatus.OK, self._make(client_id, "SELF")
 
     def _make(self, client_id: str, consumer: str) -> dict[str, Any]:
@@ -166,11 +245,11 @@ class RestServer:
         try:
             claims = read_claims(token)
         except ValueError:
-            return HTTPStatus.UNAUTHORIZED, _error("DH-901", "access token invalid")
+            return HTTPStatus.UNAUTHORIZED, error("DH-901", "access token invalid")
         if check_token(claims["dhanClientId"], token, self._clock) is not None:
-            return HTTPStatus.UNAUTHORIZED, _error("DH-901", "access token expired")
+            return HTTPStatus.UNAUTHORIZED, error("DH-901", "access token expired")
         if self.judge(claims["dhanClientId"], token) is not None:
-            return HTTPStatus.UNAUTHORIZED, _error("DH-906", "Invalid Token")
+            return HTTPStatus.UNAUTHORIZED, error("DH-906", "Invalid Token")
         expires = datetime.fromtimestamp(claims["exp"], IST)
         return HTTPStatus.OK, {
             "dhanClientId": claims["dhanClientId"],
@@ -183,7 +262,21 @@ class RestServer:
         }
 
 
-def _error(code: str, message: str) -> dict[str, str]:
+async def _read_body(reader: asyncio.StreamReader, head: str) -> bytes | None:
+    """What follows the head; None if that is more than a request has."""
+    size = _headers(head).get("content-length", "0")
+    if not size.isascii() or not size.isdigit() or len(size) > 9 or int(size) > MAX_REQUEST_BYTES:
+        return None
+    return await reader.readexactly(int(size))
+
+
+def _headers(head: str) -> dict[str, str]:
+    lines = head.split("\r\n")[1:]
+    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def error(code: str, message: str) -> dict[str, Any]:
+    """The body of a refusal, such as `RestServer.instead` takes."""
     return {"errorType": "Invalid_Request", "errorCode": code, "errorMessage": message}
 
 
@@ -194,8 +287,9 @@ def _write_head(writer: asyncio.StreamWriter, status: HTTPStatus, content_type: 
     )
 
 
-def _write_json(writer: asyncio.StreamWriter, status: HTTPStatus, content: dict[str, Any]) -> None:
-    body = json.dumps(content).encode()
+def _write_json(writer: asyncio.StreamWriter, status: HTTPStatus, content: dict[str, Any] | bytes) -> None:
+    """An object, or a body as it is."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
     _write_head(writer, status, "application/json", len(body))
     writer.write(body)
 
@@ -205,11 +299,11 @@ async def _write_master(writer: asyncio.StreamWriter, master_csv: Path, *, compa
     try:
         file = await asyncio.to_thread(master_csv.open, "rb")
     except OSError:
-        return _write_json(writer, HTTPStatus.NOT_FOUND, _error("DH-905", "the scrip master cannot be read"))
+        return _write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", "the scrip master cannot be read"))
     with file:
         chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
         if (_COMPACT_COLUMN in chunk.partition(b"\n")[0]) != compact:
-            return _write_json(writer, HTTPStatus.NOT_FOUND, _error("DH-905", "only the other layout is served"))
+            return _write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", "only the other layout is served"))
         _write_head(writer, HTTPStatus.OK, "text/csv", os.fstat(file.fileno()).st_size)
         while chunk:
             writer.write(chunk)

@@ -24,7 +24,19 @@ ROOMS = (
     {"store"},
     {"journal"},
     {"feeds"},
-    {"enrich", "candles", "instruments", "ticks", "sessions", "subscriptions", "settings", "clock", "errors", "gaps"},
+    {
+        "enrich",
+        "candles",
+        "instruments",
+        "symbols",
+        "ticks",
+        "sessions",
+        "subscriptions",
+        "settings",
+        "clock",
+        "errors",
+        "gaps",
+    },
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}
 

@@ -1,0 +1,65 @@
+"""Instruments by what people write."""
+
+import json
+from contextlib import closing
+from datetime import date
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
+
+
+def find(
+    text: Annotated[
+        list[str], typer.Argument(metavar="TEXT", help="Such as NIFTY, BSE:RELIANCE, NIFTY FUT, NIFTY 26NOV 26000 CE.")
+    ],
+    on: Annotated[
+        str | None, typer.Option(metavar="DAY", help="What it meant on that day (IST), such as 2026-03-20.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="List no more than so many.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Find instruments by what a trader writes, the best match first.
+
+    A month means its last expiry. 26NOV is the day, or else November 2026. NSE_FNO:49081 is a segment and a security id.
+    """
+    from dhan_pipeline.store.engine import connect
+    from dhan_pipeline.store.symbols import find_instruments, not_found
+
+    try:
+        day = date.fromisoformat(on) if on is not None else None
+    except ValueError:
+        raise typer.BadParameter(f"{on} is not a day such as 2026-03-20", param_hint="--on") from None
+    written = " ".join(text)
+    with open_database(read_settings()) as url, closing(connect(url)) as conn:
+        found = find_instruments(conn, written, on=day)
+        if found.empty:
+            raise not_found(conn, written, on=day)
+    rows: list[dict[str, Any]] = json.loads(found.head(limit).to_json(orient="records", date_format="iso"))
+    for row in rows:
+        row["expiry"] = row["expiry"] and row["expiry"][:10]
+    if as_json:
+        print(json.dumps({"text": written, "on": on, "matches": len(found), "instruments": rows}))
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("symbol", "name", "expiry", "strike", "lot", "segment:id", "token"):
+        table.add_column(
+            name, justify="right" if name in ("strike", "lot") else "left", no_wrap=name not in ("symbol", "name")
+        )
+    for row in rows:
+        table.add_row(
+            row["trading_symbol"],
+            row["name"] or "",
+            row["expiry"] or "",
+            f"{row['strike']:.12g}" if row["strike"] else "",
+            str(row["lot_size"] or ""),
+            f"{row['exchange_segment']}:{row['security_id']}",
+            str(row["instrument_token"]),
+        )
+    Console().print(table)
+    if len(found) > limit:
+        print(f"{len(found) - limit:,} more match.")

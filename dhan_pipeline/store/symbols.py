@@ -1,0 +1,243 @@
+"""Instruments by what people write, now or as of a day. How that is read, `dhan_pipeline/symbols.py` says."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+from psycopg2.extensions import connection
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.symbols import Reading, read_symbol, write_symbol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of `find_instruments`.
+COLUMNS = (
+    "instrument_token",
+    "exchange_segment",
+    "security_id",
+    "trading_symbol",
+    "name",
+    "instrument_type",
+    "expiry",
+    "strike",
+    "option_type",
+    "lot_size",
+    "valid_from",
+    "valid_to",
+)
+
+_DTYPES = dict.fromkeys(("exchange_segment", "trading_symbol", "name", "instrument_type", "option_type"), "str") | {
+    "instrument_token": "int64",
+    "security_id": "Int64",
+    "expiry": "datetime64[s]",
+    "strike": "float64",
+    "lot_size": "Int64",
+}
+
+_SUGGESTIONS = 3
+
+
+class SymbolError(PipelineError):
+    """What was written is the name of no instrument, or of several."""
+
+
+_PLACES = ("IDX_I", "NSE_EQ", "BSE_EQ", "MCX_COMM", "NSE_CURRENCY", "NSE_FNO", "BSE_CURRENCY", "BSE_FNO")
+_EXCHANGES = ("NSE", "BSE", "MCX")
+
+_DERIVATIVE = "upper(underlying_symbol) = %(symbol)s AND expiry BETWEEN %(first)s AND %(last)s"
+_FUTURE = "strike IS NULL AND instrument_type LIKE 'FUT%%'"
+
+#: Each arm has an index (0009). `written` is what was written, capitals and all.
+_NAME = f"""
+(
+    (expiry IS NULL AND upper(trading_symbol) = %(symbol)s)
+    OR (expiry IS NULL AND upper(name) = %(symbol)s)
+    OR trading_symbol IN (%(written)s, %(symbol)s)
+    OR (expiry IS NOT NULL AND {_DERIVATIVE} AND {_FUTURE})
+)
+AND (%(series)s IS NULL OR series = %(series)s)
+"""
+_CONDITIONS = {
+    "token": "instrument_token = %(token)s",
+    "name": _NAME,
+    "future": f"{_DERIVATIVE} AND {_FUTURE}",
+    "option": f"{_DERIVATIVE} AND strike = %(strike)s AND option_type = %(option_type)s",
+}
+_PLACE = """
+AND (%(exchange)s IS NULL OR exchange = %(exchange)s) AND (%(segment)s IS NULL OR exchange_segment = %(segment)s)
+AND source = %(source)s
+"""
+
+_LIVES = """
+SELECT instrument_token, exchange_segment, security_id, trading_symbol, name, instrument_type, expiry, strike::float8,
+    option_type, lot_size, nullif(valid_from, '-infinity') AS valid_from, nullif(valid_to, 'infinity') AS valid_to,
+    exchange, series, {listed} AS listed
+FROM instrument_lives l
+WHERE instrument_token = ANY(%(tokens)s) AND {condition} AND valid_from < %(until)s AND valid_to >= %(until)s
+"""
+_LISTED_NOW = "EXISTS (SELECT FROM instruments i WHERE i.instrument_token = l.instrument_token AND i.is_active)"
+_LISTED_THEN = """
+EXISTS (
+    SELECT FROM instrument_versions v
+    WHERE v.instrument_token = l.instrument_token AND v.valid_from < %(until)s
+        AND (v.valid_to IS NULL OR v.valid_to > %(since)s)
+)
+"""
+
+_NEAREST = """
+SELECT DISTINCT underlying_symbol, expiry, strike::float8, option_type,
+    abs(expiry - %(first)s) AS days, abs(strike - %(strike)s) AS points
+FROM instrument_lives
+WHERE upper(underlying_symbol) = %(symbol)s AND expiry IS NOT NULL AND {condition}
+    AND valid_from < %(until)s AND valid_to >= %(until)s
+ORDER BY days, points, expiry, strike LIMIT %(limit)s
+"""
+_SYMBOLS = """
+SELECT upper(trading_symbol) FROM instruments WHERE is_active AND source = %(source)s AND expiry IS NULL
+UNION
+SELECT upper(underlying_symbol) FROM instruments
+WHERE is_active AND source = %(source)s AND underlying_symbol IS NOT NULL
+ORDER BY 1
+"""
+
+_Row = dict[str, Any]
+
+
+def find_instruments(conn: connection, text: str, *, on: date | None = None, source: str = "dhan") -> "pd.DataFrame":
+    """All instruments that `text` may mean, the best match first, with the columns of `COLUMNS`; empty without one.
+
+    `on` is the IST day as of whose end it is meant; without it, it means what the latest master names. A plain name
+    prefers an index, then a share on NSE (series EQ first), on BSE, then the nearest future of a commodity, of a
+    currency, of anything else. `expiry` is a date at midnight, without a zone; `strike` is in rupees; `valid_from` and
+    `valid_to` are in IST and NaT where the meaning has no bound. A token is found whether it is active or not. Leaves
+    the transaction open.
+    """
+    import pandas as pd
+
+    found: dict[int, _Row] = {}
+    for _, rows in _matches(conn, text, on, source):
+        for row in rows:
+            found.setdefault(row["instrument_token"], row)
+    frame = pd.DataFrame(list(found.values()), columns=list(COLUMNS))
+    for name in ("valid_from", "valid_to"):
+        frame[name] = pd.to_datetime(frame[name], utc=True).astype("datetime64[us, UTC]").dt.tz_convert(IST)
+    return frame.astype(_DTYPES)
+
+
+def resolve_symbols(
+    conn: connection, symbols: Sequence[str | int], *, on: date | None = None, source: str = "dhan"
+) -> list[int]:
+    """The instrument token of each symbol, its best match; a number is a token. `on` as in `find_instruments`.
+
+    Raises SymbolError that names all that mean nothing, with what is near them, and all that mean several instruments
+    alike. Leaves the transaction open.
+    """
+    tokens, problems = [], []
+    for symbol in symbols:
+        for reading, rows in _matches(conn, str(symbol), on, source):
+            best = [row for row in rows if _rank(reading, row) == _rank(reading, rows[0])]
+            if len(best) > 1:
+                names = " or ".join(f"{_exact(row)} ({row['name'] or row['trading_symbol']})" for row in best)
+                problems.append(f"{symbol} may be {names}; write one of these instead.")
+            tokens.append(int(best[0]["instrument_token"]))
+            break
+        else:
+            problems.append(str(not_found(conn, str(symbol), on=on, source=source)))
+    if problems:
+        raise SymbolError(" ".join(problems))
+    return tokens
+
+
+def not_found(conn: connection, text: str, *, on: date | None = None, source: str = "dhan") -> SymbolError:
+    """The error that says that nothing is called `text`, and what is near it."""
+    if not text.strip():
+        return SymbolError("An empty text is the name of no instrument.")
+    near = _suggestions(conn, text, on, source)
+    when = f" on {on}" if on else ""
+    return SymbolError(f"No instrument is called {text}{when}" + (f"; near it: {', '.join(near)}." if near else "."))
+
+
+def _matches(conn: connection, text: str, on: date | None, source: str) -> Iterator[tuple[Reading, list[_Row]]]:
+    """Each reading that something matches, with its matches, the best first."""
+    readings = read_symbol(text, on or _today())
+    some = False
+    # Instruments that have no version are another tool's, and found without an index.
+    for table in ("instrument_versions", "instruments"):
+        for reading in readings if not some else ():
+            if rows := _instruments(conn, table, reading, text, on, source):
+                some = True
+                yield reading, rows
+
+
+def _instruments(conn: connection, table: str, reading: Reading, text: str, on: date | None, source: str) -> list[_Row]:
+    condition = _CONDITIONS[reading.kind] + (_PLACE if reading.kind != "token" else "")
+    values = _values(reading, on, source) | {"written": text.strip()}
+    with conn.cursor() as cursor:
+        cursor.execute(f"SELECT DISTINCT instrument_token FROM {table} WHERE {condition}", values)
+        values["tokens"] = [token for (token,) in cursor.fetchall()]
+        if not values["tokens"]:
+            return []
+        listed = _LISTED_THEN if on else _LISTED_NOW
+        cursor.execute(_LIVES.format(listed=listed, condition=condition), values)
+        names = [column.name for column in cursor.description or ()]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    # What was not named then is the second choice as of a day, and none now; a token is what it is.
+    rows = [row for row in rows if row["listed"] or on or reading.kind == "token"]
+    return sorted(rows, key=lambda row: (_rank(reading, row), row["instrument_token"]))
+
+
+def _rank(reading: Reading, row: _Row) -> tuple[int, ...]:
+    """How good a match is, the best least; the same for those between which only the token decides."""
+    place, exchange, expiry = row["exchange_segment"], row["exchange"], row["expiry"]
+    days = expiry.toordinal() if expiry else 0
+    return (
+        not row["listed"],
+        expiry is None and row["trading_symbol"].upper() != reading.symbol,
+        _PLACES.index(place) if place in _PLACES else len(_PLACES),
+        _EXCHANGES.index(exchange) if exchange in _EXCHANGES else len(_EXCHANGES),
+        place == "NSE_EQ" and row["series"] != "EQ",
+        -days if reading.latest else days,
+    )
+
+
+def _suggestions(conn: connection, text: str, on: date | None, source: str) -> list[str]:
+    readings = read_symbol(text, on or _today())
+    derivatives = [reading for reading in readings if reading.kind in ("future", "option")]
+    with conn.cursor() as cursor:
+        for reading in derivatives:
+            values = _values(reading, on, source) | {"limit": _SUGGESTIONS}
+            condition = _FUTURE if reading.kind == "future" else "option_type = %(option_type)s"
+            cursor.execute(_NEAREST.format(condition=condition + _PLACE), values)
+            if rows := cursor.fetchall():
+                return [write_symbol(*row[:4]) for row in rows]
+        cursor.execute(_SYMBOLS, {"source": source})
+        symbols = [symbol for (symbol,) in cursor.fetchall()]
+    written = [*derivatives, *(reading for reading in readings if reading.kind == "name")][0].symbol
+    near = difflib.get_close_matches(written, [symbol for symbol in symbols if symbol != written], _SUGGESTIONS)
+    return [" ".join(text.upper().split()).replace(written, symbol, 1) for symbol in near]
+
+
+def _values(reading: Reading, on: date | None, source: str) -> dict[str, Any]:
+    midnight = datetime.combine(on, time(), IST) if on else None
+    return {
+        **asdict(reading),
+        "source": source,
+        "since": midnight,
+        "until": midnight + timedelta(1) if midnight else "infinity",
+    }
+
+
+def _exact(row: _Row) -> str:
+    if row["exchange_segment"] is None or row["security_id"] is None:
+        return str(row["instrument_token"])
+    return f"{row['exchange_segment']}:{row['security_id']}"
+
+
+def _today() -> date:
+    return datetime.fromtimestamp(Clock().now_ns() / 1e9, IST).date()

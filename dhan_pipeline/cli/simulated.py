@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import math
 import sys
+import tempfile
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +17,7 @@ from dhan_pipeline.cli.common import LONGEST_S, JsonOption, SourceOption, requir
 from dhan_pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
+    from dhan_pipeline.feeds.simulator.dhan import DhanExchange, Options
     from dhan_pipeline.feeds.simulator.faults import Fault
 
 InstrumentsOption = Annotated[int, typer.Option("--instruments", min=1, max=25_000, help="How many instruments trade.")]
@@ -66,7 +70,21 @@ def demo(
         print(json.dumps(result))
 
 
+#: Options of `simulate` that say what the synthetic market is, and those that say how a recording is sent.
+_OF_MARKET = {"instruments": "--instruments", "rate": "--rate", "seed": "--seed"}
+_OF_RECORDING = {
+    "speed": "--speed",
+    "day": "--day",
+    "since": "--from",
+    "until": "--to",
+    "at_once": "--no-wait",
+    "shift_times": "--shift-times",
+    "once": "--once",
+}
+
+
 def simulate(
+    ctx: typer.Context,
     source: SourceOption = "dhan",
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the feed listens; port 0 takes a free one.")
@@ -81,7 +99,8 @@ def simulate(
     rate: RateOption = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same market.")] = 0,
     master: Annotated[
-        Path | None, typer.Option(help="The scrip master to trade and to serve; without it, a synthetic one.")
+        Path | None,
+        typer.Option(help="The scrip master to trade and to serve; without it, a synthetic one, or none of a journal."),
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="Write a token that the exchange accepts to this file.")
@@ -90,36 +109,96 @@ def simulate(
         list[str] | None,
         typer.Option(metavar="NAME[=VALUE][@AT][+FOR][/EVERY]", help="What goes wrong, and when; may be repeated."),
     ] = None,
+    from_journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Send what this journal recorded, instead of a synthetic market; such as data/journal."
+        ),
+    ] = None,
+    speed: Annotated[
+        str, typer.Option(metavar="X or max", help="How many times as fast as recorded; max: as fast as clients read.")
+    ] = "1",
+    day: Annotated[
+        str | None, typer.Option(metavar="DAY", help="Only what was recorded on a day (IST), such as 2026-11-20.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="Only from then on: ISO 8601, IST unless it names an offset."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Only what was recorded before.")] = None,
+    at_once: Annotated[
+        bool, typer.Option("--no-wait", help="Begin at once, without waiting for a client to subscribe.")
+    ] = False,
+    shift_times: Annotated[
+        bool, typer.Option("--shift-times", help="Move trade times to now; without it, packets are as recorded.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when the recording has ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the exchange: a server that speaks the broker's wire protocol over a synthetic market."""
+    """Run the exchange: a server that speaks the broker's wire protocol over a synthetic market, or a recording."""
     require_dhan(source)
+    unfit = _OF_RECORDING if from_journal is None else _OF_MARKET
+    for name, option in unfit.items():
+        given = ctx.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            why = "goes with --from-journal only" if from_journal is None else "does not go with --from-journal"
+            raise typer.BadParameter(f"it {why}", param_hint=option)
     faults = [_fault(text) for text in fault or ()]
-    import tempfile
-
-    import uvloop
-
-    from dhan_pipeline.clock import Clock
     from dhan_pipeline.feeds.dhan.auth import save_token
-    from dhan_pipeline.feeds.simulator import faults as misbehaviour
-    from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments
-    from dhan_pipeline.feeds.simulator.master import write_synthetic_master
-    from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
-    from dhan_pipeline.sessions import IST
-    from dhan_pipeline.subscriptions import read_subscriptions
+    from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
 
     host, port = _host_port(listen, "--listen")
     rest_host, rest_port = _host_port(rest, "--rest")
+    options: Options = {"host": host, "port": port, "rest_host": rest_host, "rest_port": rest_port}
+
+    def make_token_file() -> None:
+        if token_file:
+            try:
+                save_token(token_file, make_token(CLIENT_ID, expires_in=30 * 86_400), CLIENT_ID)
+            except OSError as error:
+                raise PipelineError(f"The token file {token_file} cannot be written: {error.strerror}.") from error
+
+    if from_journal is not None:
+        from dhan_pipeline.cli.recorded import follow, parse_interval, read_recording
+        from dhan_pipeline.feeds.simulator.replay import SETTLED_S, DhanReplay
+
+        if any(fault.name == "wrong-epoch" for fault in faults):
+            raise typer.BadParameter("wrong-epoch does not go with --from-journal", param_hint="--fault")
+        interval = parse_interval(day, since, until)
+        factor = _speed(speed)
+        recording = read_recording(from_journal, *interval)
+        options["master_csv"] = master
+        make_token_file()
+        replay = DhanReplay(
+            recording.messages,
+            speed=factor,
+            settled_s=None if at_once else SETTLED_S,
+            shift_times=shift_times,
+            **options,
+        )
+
+        async def watch(stop: asyncio.Event) -> None:
+            if at_once:
+                replay.begin()
+            await follow(replay, recording, stop, once=once)
+
+        _serve(replay, faults, as_json, watch)
+        if replay.failure is not None:
+            raise PipelineError(f"The recording cannot be read on: {replay.failure}.") from replay.failure
+        return
+
+    from dhan_pipeline.clock import Clock
+    from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments
+    from dhan_pipeline.feeds.simulator.master import write_synthetic_master
+    from dhan_pipeline.sessions import IST
+    from dhan_pipeline.subscriptions import read_subscriptions
+
     if _is_number(instruments):
         if int(instruments) == 0:
             raise typer.BadParameter("at least one instrument has to trade", param_hint="--instruments")
     elif not Path(instruments).exists():
         raise typer.BadParameter(f"{instruments} is neither a number nor a file", param_hint="--instruments")
-    if token_file:
-        try:
-            save_token(token_file, make_token(CLIENT_ID, expires_in=30 * 86_400), CLIENT_ID)
-        except OSError as error:
-            raise PipelineError(f"The token file {token_file} cannot be written: {error.strerror}.") from error
+    make_token_file()
     with tempfile.TemporaryDirectory() as folder:
         if master is None:
             master = Path(folder) / "scrip_master.csv"
@@ -128,36 +207,57 @@ def simulate(
             tokens = choose_instruments(master, int(instruments))
         else:
             tokens = [subscription.instrument_token for subscription in read_subscriptions(Path(instruments))]
-        simulator = DhanSimulator(
-            tokens,
-            rate=rate,
-            seed=seed,
-            host=host,
-            port=port,
-            rest_host=rest_host,
-            rest_port=rest_port,
-            master_csv=master,
-        )
+        options["master_csv"] = master
+        _serve(DhanSimulator(tokens, rate=rate, seed=seed, **options), faults, as_json)
 
-        async def run(stop: asyncio.Event) -> None:
-            try:
-                async with simulator:
-                    facts = {"feed_url": simulator.feed_url, "rest_url": simulator.rest_url}
-                    # Of an account that there is only here: with them, tokens are made as with the broker.
-                    facts |= {"client_id": CLIENT_ID, "pin": PIN, "totp_secret": TOTP_SECRET}
-                    lines = [f"{name}: {fact}" for name, fact in facts.items()]
-                    print(json.dumps(facts) if as_json else "\n".join(lines), flush=True)
-                    misbehaving = asyncio.create_task(misbehaviour.run(simulator, faults))
-                    await stop.wait()
-                    misbehaving.cancel()
+
+def _serve(
+    exchange: "DhanExchange",
+    faults: "list[Fault]",
+    as_json: bool,
+    watch: Callable[[asyncio.Event], Awaitable[None]] | None = None,
+) -> None:
+    """Run the exchange until a signal, and say where it is and what it has sent. `watch` goes on beside it."""
+    import uvloop
+
+    from dhan_pipeline.feeds.simulator import faults as misbehaviour
+    from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET
+
+    async def run(stop: asyncio.Event) -> None:
+        try:
+            async with exchange:
+                facts = {"feed_url": exchange.feed_url, "rest_url": exchange.rest_url}
+                # Of an account that there is only here: with them, tokens are made as with the broker.
+                facts |= {"client_id": CLIENT_ID, "pin": PIN, "totp_secret": TOTP_SECRET}
+                lines = [f"{name}: {fact}" for name, fact in facts.items()]
+                print(json.dumps(facts) if as_json else "\n".join(lines), flush=True)
+                beside = [asyncio.ensure_future(misbehaviour.run(exchange, faults))]
+                if watch is not None:
+                    beside.append(asyncio.ensure_future(watch(stop)))
+                await stop.wait()
+                for task in beside:
+                    task.cancel()
                     with suppress(asyncio.CancelledError):
-                        await misbehaving
-            except OSError as error:
-                raise PipelineError(f"The exchange cannot listen: {error.strerror}.") from error
+                        await task
+        except OSError as error:
+            raise PipelineError(f"The exchange cannot listen: {error.strerror}.") from error
 
-        uvloop.run(until_signal(run))
-        sent = {code.name.lower(): count for code, count in simulator.sent.items()}
-        print(json.dumps({"sent": sent, "skipped": simulator.skipped}), file=sys.stdout if as_json else sys.stderr)
+    uvloop.run(until_signal(run))
+    sent = {code.name.lower(): count for code, count in exchange.sent.items()}
+    print(json.dumps({"sent": sent, "skipped": exchange.skipped}), file=sys.stdout if as_json else sys.stderr)
+
+
+def _speed(text: str) -> float | None:
+    """How many times as fast; None for as fast as it can be."""
+    if text == "max":
+        return None
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < math.inf:
+        raise typer.BadParameter(f"{text} is neither a number above 0 nor max", param_hint="--speed")
+    return factor
 
 
 def _fault(text: str) -> "Fault":

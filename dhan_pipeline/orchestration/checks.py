@@ -36,6 +36,7 @@ DESCRIPTIONS = {
     "latency_p99": "From the receipt of a packet to its commit in the database: 99 % are faster.",
     "conservation": "Nothing is lost between the socket and the table: every packet is accounted for.",
     "gaps": "Times in session in which a connection brought nothing: what was missed, and why.",
+    "digest": "The rows are those that were there before: nobody changed them, and a rebuild comes to the same.",
     "connected": "Every connection to the feed is up, and something arrives.",
     "silent_instruments": "Lively instruments that fell silent while others on their connection went on.",
     "trade_clock": "Trade times follow the clock by which they are read.",
@@ -55,9 +56,10 @@ def build_checks(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetChecksDef
 
     @dg.multi_asset_check(name="complete_hour", specs=hour_specs, can_subset=True)
     def complete_hour(
-        context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
+        context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> Iterator[dg.AssetCheckResult]:
-        yield from _results(context, TICKS, hour_outcomes(measure_hour(settings, context.partition_key), settings))
+        measures = measure_hour(settings, context.partition_key, clock)
+        yield from _results(context, TICKS, hour_outcomes(measures, settings))
 
     @dg.multi_asset_check(
         name="live",

@@ -342,7 +342,8 @@ class _Supervision:
                 if gaps_only:
                     self._child.put({"event": "gaps_measured", "hour": hour, "gaps": hour_gaps(self._settings, hour)})
                 else:
-                    self._child.put({"event": "hour_measured", "measures": measure_hour(self._settings, hour)})
+                    measures = measure_hour(self._settings, hour, self._clock)
+                    self._child.put({"event": "hour_measured", "measures": measures})
             except Exception as error:
                 log.warning("The hour %s cannot be measured now and is tried again: %s", hour, error)
                 self._child.put({"event": "hour_not_measured", "hour": hour, "gaps_only": gaps_only})

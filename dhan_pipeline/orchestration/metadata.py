@@ -4,13 +4,16 @@ Belongs here: turning our numbers into Dagster metadata, once for the ingest run
 not: computing those numbers (`quality/`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
 
 from dhan_pipeline.quality.gap_words import gaps_table
 from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.store.differences import Difference
+from dhan_pipeline.store.ticks import HourRebuild
 from dhan_pipeline.ticks import COLUMNS
 
 Metadata = dict[str, Any]
@@ -59,10 +62,48 @@ def ticks_metadata(measures: HourMeasures) -> Metadata:
         "state": measures.state,
         "control": measures.control,
         "rejected": measures.rejected,
+        "digest": measures.digest,
     }
     if measures.latency_p99_ms is not None:
         metadata["latency_p99_ms"] = measures.latency_p99_ms
     return metadata
+
+
+def rebuild_metadata(rebuilt: HourRebuild) -> Metadata:
+    """What a rebuild of an hour changed."""
+    found = rebuilt.differences
+    metadata: Metadata = {
+        "added": found.added,
+        "removed": found.removed,
+        "changed": found.changed,
+        "digest_before": rebuilt.digest_before,
+    }
+    if found.columns:
+        metadata["changed_columns"] = dg.MetadataValue.md(
+            _table(("column", "rows that differ"), ((name, f"{rows:,}") for name, rows in found.columns))
+        )
+    if found.examples:
+        metadata["differences"] = dg.MetadataValue.md(
+            _table(
+                ("tick_id", "time (IST)", "instrument_token", "column", "before", "after"),
+                (
+                    (d.tick_id, f"{d.time.astimezone(IST):%H:%M:%S.%f}", d.instrument_token, d.column or "", *_sides(d))
+                    for d in found.examples
+                ),
+            )
+        )
+    return metadata
+
+
+def _sides(difference: Difference) -> tuple[str, str]:
+    before, after = ("NULL" if side is None else str(side) for side in (difference.before, difference.after))
+    return before, after
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def heartbeat_metadata(status: Mapping[str, Any]) -> tuple[Metadata, Metadata]:

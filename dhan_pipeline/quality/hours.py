@@ -4,25 +4,36 @@ from contextlib import closing
 
 from psycopg2.extensions import connection
 
+from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.reader import captures, hour_summary
 from dhan_pipeline.quality.gaps import GapPart, parts
 from dhan_pipeline.quality.measures import HourMeasures
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store import ledger
+from dhan_pipeline.store import digests, ledger
+from dhan_pipeline.store.digests import Digest
 from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.gaps import read_gaps
 
 
-def measure_hour(settings: Settings, hour: str) -> HourMeasures:
+def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
     """What is known of an IST hour, given by its partition key, over all captures.
 
-    Every block of the journal's hour is verified. Raises ValueError for what is not the key of an hour, OSError where
-    the journal cannot be read, psycopg2.Error where the database cannot be asked.
+    Every block of the journal's hour is verified. The digest of an hour that is over is put on record if none was, or
+    if nothing but late blocks came to the rows since; who would write into that hour waits meanwhile. Raises ValueError
+    for what is not the key of an hour, OSError where the journal cannot be read, psycopg2.Error where the database
+    cannot be asked.
     """
     journal = [hour_summary(settings.journal_dir, capture, hour) for capture in captures(settings.journal_dir)]
     with closing(connect(database_url(settings))) as conn:
-        totals = ledger.hour_totals(conn, hour)
+        with conn:
+            over = clock.now_ns() >= parse_hour_key(hour) + HOUR_NS
+            if over:
+                digests.lock_hour(conn, hour)
+            totals = ledger.hour_totals(conn, hour)
+            if over and totals.blocks:
+                digests.record_capture(conn, hour, Digest(totals.rows, totals.digest), clock.now())
+            recorded = digests.records(conn, hour, 2)
         gaps = _gaps(conn, settings, hour)
     return HourMeasures(
         hour=hour,
@@ -40,6 +51,8 @@ def measure_hour(settings: Settings, hour: str) -> HourMeasures:
         control=totals.control,
         rejected=totals.rejected,
         rows=totals.rows,
+        digest=totals.digest,
+        recorded=recorded,
         latency_p99_ms=totals.latency_p99_ms,
         gaps=gaps,
     )

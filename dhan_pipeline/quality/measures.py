@@ -15,6 +15,7 @@ from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.digests import DigestRecord
 
 Severity = Literal["WARN", "ERROR"]
 
@@ -29,8 +30,9 @@ DISK_WARN_GB = 2.0
 DISK_ERROR_GB = 0.5
 
 #: Names of the checks, in the order in which outcomes are returned.
-HOUR_CHECKS = ("parser_error_rate", "latency_p99", "conservation", "gaps")
-LIVE_CHECKS = (*HOUR_CHECKS, "connected", "silent_instruments", "trade_clock", "token", "disk")
+_BOTH = ("parser_error_rate", "latency_p99", "conservation", "gaps")
+HOUR_CHECKS = (*_BOTH, "digest")
+LIVE_CHECKS = (*_BOTH, "connected", "silent_instruments", "trade_clock", "token", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,10 @@ class HourMeasures:
     """From receipt to commit, in milliseconds; None where no block of the hour was stored live."""
     gaps: tuple[GapPart, ...] = ()
     """The parts of gaps in the hour of which some was in session."""
+    digest: str = ""
+    """Of the rows in the table; see `store/digests.py`."""
+    recorded: tuple[DigestRecord, ...] = ()
+    """What is on record of them: the last two records, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
             ),
         ),
         gaps_outcome(hour, measures.gaps, settings),
+        _digest(measures),
     ]
 
 
@@ -232,6 +239,52 @@ def _conservation(equalities: Mapping[str, tuple[int, int]], span: str, advice: 
         "any difference is critical",
         description,
     )
+
+
+def _digest(measures: HourMeasures) -> CheckOutcome:
+    hour, found = measures.hour, (measures.rows, measures.digest)
+    earlier, last = (None, None, *measures.recorded)[-2:]
+    passed, value = True, 0.0
+    severity: Severity = "WARN"
+    if last is None:
+        description = f"Nothing is on record of {hour} yet."
+    elif (last.rows, last.digest) != found:
+        passed, severity, value = False, "ERROR", float(max(abs(measures.rows - last.rows), 1))
+        description = (
+            f"The {measures.rows:,} rows of {hour} are not the {last.rows:,} that were there at"
+            f" {_minute(last.made_at)}: something other than this pipeline has changed them. `dhan-pipeline replay"
+            f" --hour {hour} --diff` shows what the journal says of each; materialise `ticks` for {hour} to have that"
+            " again."
+        )
+    elif _left_others(earlier, last):
+        passed = False
+        counts = (last.added, last.removed, last.changed)
+        value = float(sum(count or 0 for count in counts) or abs(last.rows - (earlier.rows if earlier else 0)))
+        what = (
+            f"The rebuild of {_minute(last.made_at)} left other rows of {hour} than were there: {last.added or 0:,}"
+            f" added, {last.removed or 0:,} removed, {last.changed or 0:,} changed."
+            " A mended decoder or an instrument sync explains it"
+            if last.origin == "rebuild"
+            else f"The redrive of {_minute(last.made_at)} left other rows of {hour} than were there: now {last.rows:,},"
+            f" before {earlier.rows if earlier else 0:,}. Packets that had been rejected explain it"
+        )
+        description = (
+            f"{what}; what was made of the rows before has to be made again. Materialise `ticks` for {hour} once more:"
+            " if the rows stay as they are, this passes."
+        )
+    else:
+        by = {"capture": "the capture", "rebuild": "a rebuild", "redrive": "a redrive"}[last.origin]
+        description = f"The {measures.rows:,} rows of {hour} are those that {by} left, by their digest {last.digest}."
+    return CheckOutcome(
+        "digest", passed, severity, value, "rows", "any difference warns, critical if made by others", description
+    )
+
+
+def _left_others(earlier: DigestRecord | None, last: DigestRecord) -> bool:
+    """Whether a rebuild or redrive left other rows than were recorded before it, and did so itself."""
+    if earlier is None or last.origin == "capture" or last.of == earlier.of:
+        return False
+    return last.origin == "redrive" or bool(last.added or last.removed or last.changed)
 
 
 def _connected(status: Mapping[str, Any]) -> CheckOutcome:

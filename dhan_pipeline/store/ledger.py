@@ -16,6 +16,7 @@ from psycopg2.extras import Json
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.block import NUMBER_BITS
 from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
+from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.partitions import HOUR_LOCK, REDRIVE_COUNT_LOCK, WRITER_LOCK, instant
 
 #: Real seconds over which rates and latencies count as recent.
@@ -51,6 +52,8 @@ class HourTotals:
     payload_bytes: int
     rows: int
     """Rows in `ticks`, counted; equal to `ticks` unless something is wrong."""
+    digest: str
+    """Of these rows; see `digests`."""
     rejected_rows: int
     """Rows in `rejected_packets`, counted."""
     first_received: datetime | None
@@ -227,20 +230,21 @@ def complete_hours(conn: connection, now_ns: int) -> list[str]:
 
 
 def hour_totals(conn: connection, hour: str) -> HourTotals:
-    """What the hour of a partition key adds up to; counts its rows, which takes about half a second a million."""
+    """What the hour of a partition key adds up to; one scan counts and digests its rows, in a second a million."""
     start, end = hour_bounds(hour)
     with conn.cursor() as cursor:
+        cursor.execute(f"SELECT count(*), {_SUMS} FROM ingest_ledger WHERE hour = %s", (start,))
+        sums = cursor.fetchall()[0]
+        found = hour_digest(conn, hour)
         cursor.execute(
-            f"SELECT count(*), {_SUMS}, "
-            "(SELECT count(*) FROM tick_rows WHERE time >= %(start)s AND time < %(end)s), "
-            "(SELECT count(*) FROM rejected_packets WHERE received >= %(start)s AND received < %(end)s), "
+            "SELECT (SELECT count(*) FROM rejected_packets WHERE received >= %(start)s AND received < %(end)s), "
             "min(first_received), max(last_received) FROM ingest_ledger WHERE hour = %(start)s",
             {"start": start, "end": end},
         )
-        totals = cursor.fetchall()[0]
+        rest = cursor.fetchall()[0]
         cursor.execute(_LATENCIES.format(condition="hour = %s"), (start,))
-        latencies = cursor.fetchall()[0]
-    return HourTotals(*totals, *latencies)
+        fields: tuple[Any, ...] = (*sums, found.rows, found.digest, *rest, *cursor.fetchall()[0])
+    return HourTotals(*fields)
 
 
 def recent_totals(conn: connection, clock: Clock) -> RecentTotals:

@@ -23,14 +23,16 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.journal.block import NUMBER_BITS, split_block_id
 from dhan_pipeline.journal.notes import Note
 from dhan_pipeline.journal.stretch import Stretch
-from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
+from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
+from dhan_pipeline.store import differences, digests
 from dhan_pipeline.store.copy import STORED, tick_copy
+from dhan_pipeline.store.differences import Difference, Differences
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import begin_blocks, count_redrive, hour_bounds, last_block, last_ledger_block
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.ticks import POSITION_BITS, Enriched, TickBatch
 
-_COPY = f"COPY tick_rows ({', '.join(STORED)}) FROM STDIN (FORMAT binary)"
+_COPY = f"COPY {{}} ({', '.join(STORED)}) FROM STDIN (FORMAT binary)"
 
 #: First number of the advisory lock, beside those of `partitions`, that lets one redrive of a capture run at a time.
 _REDRIVE_LOCK = 0x6468_0004
@@ -142,11 +144,42 @@ def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redri
     return [block_id for rows in new for block_id in rows.books["block_id"].tolist()]
 
 
-def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlocks], clock: Clock) -> int:
-    """Replace all rows of an hour, of every capture, by those of `blocks`, in one transaction. Returns the new rows.
+@dataclass(frozen=True, slots=True)
+class HourRebuild:
+    """What a rebuild of an hour found, and left."""
 
-    Readers see the old rows or the new ones, and never wait; writers of the same hour wait. The ledger keeps when each
-    block was first stored. `blocks` is consumed in another thread, one at most before it is needed.
+    hour: str
+    rows: int
+    """That the journal says; so does `digest`."""
+    digest: str
+    digest_before: str
+    """Of the rows that were there."""
+    differences: Differences
+    """Between these and those."""
+
+    @property
+    def same(self) -> bool:
+        """Whether the rows were those that the journal says already."""
+        return not (self.differences.added or self.differences.removed or self.differences.changed)
+
+
+def replace_hour(
+    conn: connection,
+    hour: str,
+    blocks: Iterable[StoredBlocks],
+    clock: Clock,
+    *,
+    compare_only: bool = False,
+    each_row: Callable[[Sequence[Difference]], object] | None = None,
+) -> HourRebuild:
+    """Make the rows of an hour, of every capture, those of `blocks`, in one transaction.
+
+    Only rows that differ are written: an hour that is right already keeps every row. With `compare_only` nothing is
+    changed at all. `each_row` gets the differences of one row after another. What was found and left goes on record in
+    `hour_digests`, and the ledger keeps when each block was first stored.
+
+    Readers see the old rows or the new ones, and never wait; writers of the same hour wait, of others they do not.
+    `blocks` is consumed in another thread, one at most before it is needed.
 
     Raises JournalIncompleteError where the ledger has blocks of the hour that are not among `blocks`, ValueError for a
     block of another hour, and whatever `blocks` raises; nothing is changed then.
@@ -155,12 +188,16 @@ def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlocks], cl
     start_ns = parse_hour_key(hour)
     ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
     with conn, conn.cursor() as cur:
-        cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
+        digests.lock_hour(conn, hour)
         with _rows_ahead(_of_hour(part, hour) for part in blocks) as new:
-            cur.execute("DELETE FROM tick_rows WHERE time >= %s AND time < %s", (start, end))
+            before = digests.hour_digest(conn, hour)
+            # Nothing to compare with: straight into the table.
+            directly = not before.rows and not compare_only
+            if not directly:
+                differences.begin(conn)
             cur.execute("DELETE FROM rejected_packets WHERE received >= %s AND received < %s", (start, end))
             now = clock.now()
-            rows = _renew(cur, new, now)
+            _renew(cur, new, now, "tick_rows" if directly else differences.RENEWED)
         cur.execute(
             "SELECT count(*) FROM ingest_ledger WHERE hour = %s AND rebuilt_at IS DISTINCT FROM %s", (start, now)
         )
@@ -168,7 +205,21 @@ def replace_hour(conn: connection, hour: str, blocks: Iterable[StoredBlocks], cl
             raise JournalIncompleteError(
                 f"The journal lacks {lost} blocks of {hour} whose ticks the database holds; nothing was changed."
             )
-    return rows
+        if directly:
+            after = digests.hour_digest(conn, hour)
+            found = Differences(added=after.rows)
+        else:
+            after = digests.table_digest(conn, differences.RENEWED)
+            found = Differences() if after == before else differences.compare(conn, hour, each_row)
+        if compare_only:
+            conn.rollback()
+        else:
+            if before.rows:
+                digests.record_capture(conn, hour, before, now)
+            if not directly and after != before:
+                differences.apply(conn, hour)
+            digests.record(conn, hour, "rebuild", after, now, (found.added, found.removed, found.changed))
+    return HourRebuild(hour, after.rows, after.digest, before.digest, found)
 
 
 def replace_blocks(
@@ -203,6 +254,9 @@ def replace_blocks(
             last = last_ledger_block(conn, first, before_block_id)
             if last is not None:
                 rows += _replace_blocks(conn, first, last, renew(first, last), now)
+                # Before the writer waits, for it takes a second a million rows; afterwards the open hour is left.
+                for start_ns in _hours(conn, first, last + 1):
+                    digests.record_redrive(conn, hour_key(start_ns), clock.now())
                 first = last + 1
     return rows
 
@@ -261,11 +315,11 @@ def _rows_ahead(blocks: Iterable[StoredBlocks]) -> Iterator[Iterator[Rows]]:
         yield each()
 
 
-def _renew(cur: cursor, new: Iterable[Rows], now: datetime) -> int:
-    """Write what blocks become, whether or not they were stored before. Returns the rows of ticks."""
+def _renew(cur: cursor, new: Iterable[Rows], now: datetime, table: str = "tick_rows") -> int:
+    """Write what blocks become, whether or not they were stored before. Returns the rows of ticks, now in `table`."""
     ticks = 0
     for rows in new:
-        _copy(cur, rows)
+        _copy(cur, rows, table)
         cur.execute(_RENEW_BOOKS, (now, now, *map(_words, rows.books.values()), None))
         ticks += int(rows.books["ticks"].sum())
     return ticks
@@ -333,11 +387,11 @@ def _words(values: NDArray[Any]) -> str:
     return f"{{{str(values.tolist())[1:-1]}}}"
 
 
-def _copy(cur: cursor, rows: Rows) -> None:
+def _copy(cur: cursor, rows: Rows, table: str = "tick_rows") -> None:
     """Insert ticks and rejected packets."""
     if rows.ticks:
         # In one piece: for each, the interpreter would have to be had from the thread that makes the next.
-        cur.copy_expert(_COPY, BytesIO(rows.ticks), size=len(rows.ticks))
+        cur.copy_expert(_COPY.format(table), BytesIO(rows.ticks), size=len(rows.ticks))
     if rows.rejected:
         execute_values(
             cur,
@@ -353,17 +407,3 @@ def count_ticks(conn: connection) -> int:
         cur.execute("SELECT count(*) FROM tick_rows")
         rows: int = cur.fetchall()[0][0]
     return rows
-
-
-def hour_digest(conn: connection, hour: str) -> str:
-    """A fingerprint of an hour's rows: the same exactly when the same rows hold the same bytes in every column.
-
-    It depends neither on the order of the rows on disk nor on the session. Takes 5 to 10 seconds a million rows.
-    """
-    with conn.cursor() as cur:
-        cur.execute(
-            "SELECT count(*), coalesce(sum(('x' || left(md5(record_send(t)), 16))::bit(64)::bigint), 0) "
-            "FROM tick_rows t WHERE time >= %s AND time < %s",
-            hour_bounds(hour),
-        )
-        return "{}:{}".format(*cur.fetchall()[0])

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import psycopg2
 import pytest
 
+from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.ledger import statuses
-from dhan_pipeline.store.ticks import hour_digest
 
 pytestmark = pytest.mark.timeout(400)
 

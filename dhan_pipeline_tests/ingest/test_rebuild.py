@@ -12,8 +12,9 @@ from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.ledger import hour_totals
-from dhan_pipeline.store.ticks import JournalIncompleteError, hour_digest
+from dhan_pipeline.store.ticks import JournalIncompleteError
 from dhan_pipeline_tests.ingest.feed import (
     EQUITY,
     FUTURE,
@@ -89,8 +90,7 @@ def test_a_rebuilt_hour_has_the_rows_of_the_live_one_to_the_byte(
     assert hour_digest(conn, NEXT_HOUR) != live[NEXT_HOUR][0]
     conn.rollback()
     for key in reversed(keys):
-        rows = rebuild_hour(settings, database_url, key, clock)
-        assert rows == live[key][1].rows
+        assert rebuild_hour(settings, database_url, key, clock).rows == live[key][1].rows
     assert {key: (hour_digest(conn, key), hour_totals(conn, key)) for key in keys} == live
     assert_stored_exactly_once(settings, database_url)
 
@@ -112,7 +112,7 @@ def test_an_hour_that_was_never_stored_is_made_from_the_journal_and_not_again_by
     settings: Settings, database_url: str, journal: JournalWriter, clock: HandClock
 ) -> None:
     record(journal, market_messages(200), START_NS)
-    assert rebuild_hour(settings, database_url, HOUR, clock) > 0
+    assert rebuild_hour(settings, database_url, HOUR, clock).rows > 0
     assert_stored_exactly_once(settings, database_url)
     record(journal, market_messages(200, seed=2), START_NS + HOUR_NS)
     store(settings, database_url, journal, clock)
@@ -131,7 +131,7 @@ def test_the_hours_of_all_captures_are_rebuilt_each_with_its_own_state(
     live = hour_digest(conn, HOUR)
     conn.rollback()
     damage(conn)
-    assert rebuild_hour(settings, database_url, HOUR, clock) == 2
+    assert rebuild_hour(settings, database_url, HOUR, clock).rows == 2
     assert hour_digest(conn, HOUR) == live
     assert query(database_url, "SELECT change FROM ticks ORDER BY tick_id") == [(9.0,), (19.0,)]
 
@@ -140,7 +140,7 @@ def test_an_open_hour_is_refused(settings: Settings, database_url: str, journal:
     record(journal, [ticker(EQUITY, 99.0)], START_NS)
     with pytest.raises(HourRefusedError, match=f"The hour {HOUR} is still open"):
         rebuild_hour(settings, database_url, HOUR, HandClock(START_NS + HOUR_NS - 1))
-    assert rebuild_hour(settings, database_url, HOUR, HandClock(START_NS + HOUR_NS)) == 1
+    assert rebuild_hour(settings, database_url, HOUR, HandClock(START_NS + HOUR_NS)).rows == 1
 
 
 def test_an_hour_without_a_journal_is_refused(settings: Settings, database_url: str, clock: HandClock) -> None:

@@ -18,8 +18,9 @@ from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, hour_digest, replace_blocks
+from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, replace_blocks
 from dhan_pipeline_tests.ingest.feed import (
     EQUITY,
     HOUR,

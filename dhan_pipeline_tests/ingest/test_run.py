@@ -21,7 +21,7 @@ from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger
-from dhan_pipeline.store.ticks import hour_digest
+from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.subscriptions import Subscription, SubscriptionError, write_subscriptions
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.child import until

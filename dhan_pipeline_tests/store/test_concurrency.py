@@ -130,7 +130,7 @@ def test_a_rebuild_of_the_hour_waits_for_the_transaction_of_a_writer(
     ensure_partitions(conn, NINE, NINE + 2 * HOUR_NS)
     rebuilt: list[int] = []
     rebuild = threading.Thread(
-        target=lambda: rebuilt.append(replace_hour(other, HOUR, [make_block(1), make_block(2)], CLOCK))
+        target=lambda: rebuilt.append(replace_hour(other, HOUR, [make_block(1), make_block(2)], CLOCK).rows)
     )
 
     def begin_the_rebuild() -> None:
@@ -160,7 +160,7 @@ def test_a_writer_of_two_hours_waits_for_the_rebuild_of_either(
         until(lambda: somebody_waits(database_url))
         yield blocks[hour]
 
-    assert replace_hour(conn, hour, renewed(), CLOCK) == 6
+    assert replace_hour(conn, hour, renewed(), CLOCK).rows == 6
     late.join()
     assert written == [block.stretch.last_block_id for key, block in blocks.items() if key != hour]
     assert contents(database_url) == ([1, 2], 12, 0)
@@ -175,7 +175,7 @@ def test_a_writer_does_not_wait_for_the_rebuild_of_another_hour(
         assert write_blocks(other, [make_block(2, hour="2026-11-20T10:00")], CLOCK) == [2]
         yield make_block(1)
 
-    assert replace_hour(conn, HOUR, renewed(), CLOCK) == 6
+    assert replace_hour(conn, HOUR, renewed(), CLOCK).rows == 6
     assert contents(database_url) == ([1, 2], 12, 0)
 
 

@@ -18,13 +18,13 @@ from dhan_pipeline.journal.stretch import join
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.store import ledger
+from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.partitions import ensure_partitions, instant
 from dhan_pipeline.store.ticks import (
     JournalIncompleteError,
     RedrivenError,
     StoredBlocks,
-    hour_digest,
     replace_blocks,
     replace_hour,
     write_blocks,
@@ -39,6 +39,7 @@ CLOCK = Clock()
 _KILLED_WRITER = """
 import os, signal, sys
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ticks import write_blocks
 from dhan_pipeline_tests.store.blocks import make_block
@@ -178,7 +179,7 @@ def test_a_rebuilt_hour_has_the_same_rows_and_remembers_when_it_was_first_stored
     write_blocks(conn, [*blocks, make_block(99, hour="2026-11-20T10:00")], CLOCK)
     kept = "SELECT block_id, stored_at, latency_ms FROM ingest_ledger ORDER BY 1"
     before = (_all(conn, kept), hour_digest(conn, HOUR), hour_digest(conn, "2026-11-20T10:00"))
-    assert replace_hour(conn, HOUR, iter(blocks), CLOCK) == 29 * 6
+    assert replace_hour(conn, HOUR, iter(blocks), CLOCK).rows == 29 * 6
     assert (_all(conn, kept), hour_digest(conn, HOUR), hour_digest(conn, "2026-11-20T10:00")) == before
     assert _count(conn, "rejected_packets") == 29
     assert _all(conn, "SELECT block_id FROM ingest_ledger WHERE rebuilt_at IS NULL") == [(99,)]
@@ -186,7 +187,7 @@ def test_a_rebuilt_hour_has_the_same_rows_and_remembers_when_it_was_first_stored
 
 def test_an_hour_rebuilt_in_several_chunks_is_whole(conn: connection, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [make_block(number) for number in range(1, 12)]
-    assert replace_hour(conn, HOUR, blocks, CLOCK) == 66
+    assert replace_hour(conn, HOUR, blocks, CLOCK).rows == 66
     assert ledger.hour_totals(conn, HOUR).rows == 66
 
 

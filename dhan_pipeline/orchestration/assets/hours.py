@@ -5,12 +5,18 @@ reports of the running capture (`ingest.py`), which materialises the same hourly
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour
-from dhan_pipeline.orchestration.metadata import raw_packets_metadata, ticks_metadata, ticks_schema
+from dhan_pipeline.ingest.rebuild import HourRefusedError, gently, rebuild_hour
+from dhan_pipeline.orchestration.metadata import (
+    raw_packets_metadata,
+    rebuild_metadata,
+    ticks_metadata,
+    ticks_schema,
+)
 from dhan_pipeline.orchestration.names import LIVE_FEED, MARKET_DATA, OWNERS, RAW_PACKETS, TICKS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.gap_words import gap_in_words
@@ -54,7 +60,7 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
             raise dg.Failure(
                 description=f"The hour {hour} is still open: it can be verified once it is over.", allow_retries=False
             )
-        measures = measure_hour(settings, hour)
+        measures = measure_hour(settings, hour, clock)
         if not measures.journal_blocks:
             raise dg.Failure(
                 description=f"The journal holds nothing of the hour {hour}.{_missed(measures.gaps)}",
@@ -76,8 +82,8 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
             "dagster/column_schema": ticks_schema(),
         },
         description="The hour's ticks in PostgreSQL. The ingest run writes them as they come and materialises the hour"
-        " when it is over; materialising it by hand replaces it, in one transaction, by what the journal says: the same"
-        " rows.",
+        " when it is over; materialising it by hand makes it, in one transaction, what the journal says: the same rows."
+        " Where they were others, the metadata says which and in which columns.",
     )
     def ticks(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
@@ -85,11 +91,12 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         hour = context.partition_key
         with explained():
             try:
-                rebuild_hour(settings, database_url(settings), hour, clock)
+                rebuilt = gently(partial(rebuild_hour, settings, database_url(settings), hour, clock))
             except HourRefusedError as error:
                 over = hour < hour_key(clock.now_ns())
                 raise HourRefusedError(f"{error}{_missed(hour_gaps(settings, hour)) if over else ''}") from error
-        return dg.MaterializeResult(metadata=ticks_metadata(measure_hour(settings, hour)))
+        measures = measure_hour(settings, hour, clock)
+        return dg.MaterializeResult(metadata=ticks_metadata(measures) | rebuild_metadata(rebuilt))
 
     return [raw_packets, ticks]
 

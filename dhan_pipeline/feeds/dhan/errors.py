@@ -84,8 +84,6 @@ class BusyError(RestError):
 
     retryable = True
     cause = Cause.LIMIT
-    retry_after_s = 0.0
-    """How long the server asked to be left alone, in seconds; 0 if it did not say."""
 
 
 class UnavailableError(RestError):

@@ -138,11 +138,11 @@ class DhanRest:
                 raise rejected
             try:
                 return await self._ask(path, request, what, credentials)
-            except BusyError as error:
+            except BusyError:
                 busy += 1
                 if busy >= policy.busy_tries:
                     raise
-                pacer.rest(max(policy.pause_s(busy), min(error.retry_after_s, policy.longest_pause_s)))
+                pacer.rest(policy.pause_s(busy))
             except UnavailableError:
                 unanswered += 1
                 if unanswered >= policy.tries:
@@ -171,10 +171,6 @@ class DhanRest:
             raise UnavailableError(f"Dhan does not give {what}: {problem}.")
         try:
             return read_answer(reply.status_code, reply.content.replace(token.encode(), b"***"), what)
-        except BusyError as error:
-            after = reply.headers.get("Retry-After", "")
-            error.retry_after_s = float(after) if after.isascii() and after.isdigit() else 0.0
-            raise
         except TokenRejectedError as error:
             problem = str(error)
         raise TokenRejectedError(

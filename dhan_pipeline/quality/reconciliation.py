@@ -35,6 +35,9 @@ _MINUTE_S, _MINUTE_NS = 60, 60_000_000_000
 #: Minutes that a bar of the picture stands for.
 PICTURE_MINUTES = 15
 
+#: Share of the instruments asked for below which a day of the broker's bars is of little use.
+_FETCHED_ERROR = 0.95
+
 #: Columns of bars.
 Bars = Mapping[str, NDArray[Any]]
 
@@ -220,6 +223,26 @@ def candles_agree(result: Reconciliation, settings: Settings) -> CheckOutcome:
         round(100 * result.agreement, 3),
         unit,
         limits,
+        found,
+    )
+
+
+def bars_fetched(wanted: int, failed: Mapping[str, int], last_error: str) -> CheckOutcome:
+    """Whether the broker's bars came for all instruments that were asked for. `failed` are instruments by reason."""
+    failures = sum(failed.values())
+    reasons = "; ".join(f"{reason}: {count:,}" for reason, count in failed.items())
+    share = 1 - failures / wanted if wanted else 1.0
+    found = f"Bars of {wanted - failures:,} of {wanted:,} instruments were had."
+    if failures:
+        found += f" Not of the others: {reasons}. Materialise the day again to ask for those that may still come."
+        found += f" One of the answers: {last_error}" * bool(last_error)
+    return CheckOutcome(
+        "bars_fetched",
+        not failures,
+        "ERROR" if share < _FETCHED_ERROR else "WARN",
+        round(100 * share, 3),
+        "%",
+        f"warning below 100 %, critical below {_FETCHED_ERROR:.0%}",
         found,
     )
 

@@ -106,3 +106,12 @@ def replace_candle_differences(conn: connection, day: date, columns: Mapping[str
             "FROM STDIN (FORMAT csv)",
             lines,
         )
+
+
+def has_ticks(conn: connection, start_ns: int, end_ns: int) -> bool:
+    """Whether there is a tick received in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC). No commit."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM tick_rows WHERE time >= %s AND time < %s)", (instant(start_ns), instant(end_ns))
+        )
+        return bool(cursor.fetchall()[0][0])

@@ -1,0 +1,259 @@
+"""Fetch the broker's own bars into `broker_candles`, an instrument at a time, at the pace that the broker allows.
+
+What was fetched is noted beside its bars, in one transaction, so that an interrupted fetch goes on where it was.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+from psycopg2.extensions import connection
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.dhan.errors import (
+    BusyError,
+    NoDataPlanError,
+    RequestsUsedUpError,
+    RestError,
+    UnavailableError,
+)
+from dhan_pipeline.feeds.dhan.history import DhanHistory
+from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.quality.days import day_bounds
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.broker_candles import (
+    DAY,
+    MINUTE,
+    Contract,
+    contracts,
+    fetched,
+    instruments_with_ticks,
+    note_fetch,
+    write_broker_candles,
+)
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
+
+#: Instruments that are asked for at once. Five requests a second go out, and an answer takes well under a second.
+CONCURRENT = 6
+
+#: After so many instruments in a row without an answer the rest is left for another time.
+PATIENCE = 10
+
+#: How often progress is told, in instruments.
+TELL_EVERY = 100
+
+NOT_ASKED = "not asked for"
+EXPIRED = "expired, not available"
+UNKNOWN = "no instrument of that token"
+
+Tell = Callable[[str], object]
+
+
+class BrokerBarsError(PipelineError):
+    """No bars at all could be had."""
+
+
+@dataclass(slots=True)
+class Fetch:
+    """What became of a fetch."""
+
+    wanted: int = 0
+    """Instruments."""
+    before: int = 0
+    """Of them, those that an earlier fetch had."""
+    done: int = 0
+    """Of them, those that this one got, also where there was no bar."""
+    bars: int = 0
+    """Bars of a minute that came."""
+    rows: int = 0
+    """Rows that were written, bars of the day included."""
+    requests: int = 0
+    seconds: float = 0.0
+    failed: Counter[str] = field(default_factory=Counter)
+    """How many instruments failed, by reason."""
+    last_error: str = ""
+    """One of the errors, as a sentence."""
+
+    @property
+    def failures(self) -> int:
+        """Instruments whose bars could not be had."""
+        return self.failed.total()
+
+
+def fetch_day(
+    settings: Settings,
+    database_url: str,
+    day: date,
+    clock: Clock,
+    tell: Tell,
+    *,
+    again: bool = False,
+    policy: RestPolicy | None = None,
+) -> Fetch:
+    """Fetch the minute bars and the day's bar of an IST day: of what had ticks, and of what is subscribed.
+
+    Of a day before yesterday only what had ticks, where any had: it is not known what was subscribed then. What was
+    fetched after the day's end is not fetched again, but with `again`. `policy` is for tests. Raises CredentialsError
+    and NoDataPlanError; and BrokerBarsError where not a single instrument could be had.
+    """
+    start_ns, end_ns = day_bounds(day)
+    with closing(connect(database_url)) as conn:
+        with_ticks = instruments_with_ticks(conn, start_ns, end_ns)
+        yesterday = clock.now().astimezone(IST).date() - timedelta(days=1)
+        tokens = with_ticks if with_ticks and day < yesterday else [*with_ticks, *_subscribed(settings)]
+        had = set() if again else fetched(conn, start_ns, end_ns, end_ns)
+        fetch = asyncio.run(
+            _fetch(settings, conn, clock, list(dict.fromkeys(tokens)), start_ns, end_ns, had, tell, day, policy)
+        )
+    if fetch.failures and not fetch.done and not fetch.before:
+        raise BrokerBarsError(f"Of {fetch.wanted:,} instruments, none could be had: {fetch.last_error}")
+    return fetch
+
+
+def _subscribed(settings: Settings) -> list[int]:
+    try:
+        return [subscription.instrument_token for subscription in read_subscriptions(settings.subscriptions_path)]
+    except SubscriptionError:
+        return []
+
+
+async def _fetch(
+    settings: Settings,
+    conn: connection,
+    clock: Clock,
+    tokens: Sequence[int],
+    start_ns: int,
+    end_ns: int,
+    had: set[int],
+    tell: Tell,
+    day: date | None,
+    policy: RestPolicy | None,
+) -> Fetch:
+    async with DhanHistory(settings, clock, policy) as history:
+        return await fetch_bars(history, conn, clock, tokens, start_ns, end_ns, had, tell, day)
+
+
+async def fetch_bars(
+    history: DhanHistory,
+    conn: connection,
+    clock: Clock,
+    tokens: Sequence[int],
+    start_ns: int,
+    end_ns: int,
+    had: set[int],
+    tell: Tell,
+    day: date | None = None,
+) -> Fetch:
+    """Fetch the bars of the minutes in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC), in the order of `tokens`.
+
+    Those in `had` are skipped. With `day` the day's bar comes, too. Each instrument is committed by itself; those that
+    fail are counted. Raises CredentialsError, NoDataPlanError, and psycopg2.Error.
+    """
+    loop = asyncio.get_running_loop()
+    began, requests = loop.time(), history.requests_today
+    known = contracts(conn, tokens, start_ns)
+    conn.commit()
+    fetch = Fetch(wanted=len(tokens), before=sum(token in had for token in tokens))
+    today = clock.now().astimezone(IST).date()
+    active: list[Contract] = []
+    for token in tokens:
+        contract = known.get(token)
+        if token in had:
+            continue
+        if contract is None:
+            fetch.failed[UNKNOWN] += 1
+        elif contract.expiry is not None and contract.expiry < today:
+            fetch.failed[EXPIRED] += 1
+        else:
+            active.append(contract)
+    if len(active) > TELL_EVERY:
+        tell(f"Bars of {len(active):,} instruments are to be fetched; {fetch.before:,} were before.")
+    asked = unanswered = 0
+    todo = iter(active)
+
+    async def work() -> None:
+        nonlocal asked, unanswered
+        for contract in todo:
+            if unanswered >= PATIENCE:
+                fetch.failed[NOT_ASKED] += 1
+                continue
+            try:
+                await _fetch_one(history, conn, clock, contract, start_ns, end_ns, day, fetch)
+                unanswered = 0
+            except NoDataPlanError:
+                raise
+            except RequestsUsedUpError as error:
+                unanswered = PATIENCE
+                fetch.failed[NOT_ASKED] += 1
+                fetch.last_error = str(error)
+            except RestError as error:
+                unanswered = unanswered + 1 if isinstance(error, BusyError | UnavailableError) else 0
+                fetch.failed[_kind(error)] += 1
+                fetch.last_error = str(error)
+            asked += 1
+            if asked % TELL_EVERY == 0:
+                left_s = (loop.time() - began) / asked * (len(active) - asked)
+                tell(f"{asked:,} of {len(active):,} instruments, {fetch.failures:,} failed; {_span(left_s)} left.")
+
+    await _all(work() for _ in range(CONCURRENT))
+    fetch.requests = max(0, history.requests_today - requests)  # it begins anew at midnight
+    fetch.seconds = round(loop.time() - began, 3)
+    return fetch
+
+
+async def _fetch_one(
+    history: DhanHistory,
+    conn: connection,
+    clock: Clock,
+    contract: Contract,
+    start_ns: int,
+    end_ns: int,
+    day: date | None,
+    fetch: Fetch,
+) -> None:
+    token, kind = contract.instrument_token, contract.instrument_type
+    bars = await history.minute_bars(token, kind, start_ns, end_ns)
+    of_day = await history.daily_bars(token, kind, day, day) if day is not None else None
+    # Nothing is awaited from here on: the transaction is of this instrument alone.
+    now = clock.now()
+    with conn:
+        write_broker_candles(conn, token, MINUTE, bars, now)
+        if of_day is not None:
+            write_broker_candles(conn, token, DAY, of_day, now)
+        note_fetch(conn, token, start_ns, end_ns, len(bars), now)
+    fetch.done += 1
+    fetch.bars += len(bars)
+    fetch.rows += len(bars) + (0 if of_day is None else len(of_day))
+
+
+async def _all(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run them at once. The first error ends all, and is raised."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_WORDS: dict[type[RestError], str] = {
+    BusyError: "too many requests",
+    UnavailableError: "no answer",
+}
+
+
+def _kind(error: RestError) -> str:
+    words = _WORDS.get(type(error), "refused")
+    return f"{words} ({error.code})" if error.code else words
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,160 @@
+"""The broker's own bars, and how ours compare with them: `broker_candles`, `candle_reconciliation`.
+
+Belongs here: names, lineage, descriptions, checks of these assets, and calls into the rooms that do the work. Does not:
+that work, and when it is done (`recovery.py`).
+"""
+
+import base64
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+
+import dagster as dg
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.ingest.broker_bars import fetch_day
+from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, severity
+from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
+from dhan_pipeline.orchestration.resources import explained
+from dhan_pipeline.quality.days import reconcile_day
+from dhan_pipeline.quality.measures import CheckOutcome
+from dhan_pipeline.quality.reconciliation import Reconciliation, agreement_picture, bars_fetched, candles_agree
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.broker_candles import Contract
+from dhan_pipeline.store.engine import database_url
+
+BROKER_CANDLES = dg.AssetKey("broker_candles")
+CANDLE_RECONCILIATION = dg.AssetKey("candle_reconciliation")
+
+BARS_FETCHED, CANDLES_AGREE = "bars_fetched", "candles_agree"
+
+
+class BrokerCandlesConfig(dg.Config):
+    """What a person may choose when materialising by hand."""
+
+    again: bool = False
+    """Fetch also what was fetched after the day's end."""
+
+
+def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Both, with their checks. Without a backfill policy, so that each day is a run and its checks land on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks: in use, and covered by our tests
+        fetched = dg.AssetCheckSpec(
+            BARS_FETCHED,
+            asset=BROKER_CANDLES,
+            partitions_def=days,
+            description="The broker gave its bars of all instruments that were asked for.",
+        )
+        agree = dg.AssetCheckSpec(
+            CANDLES_AGREE,
+            asset=CANDLE_RECONCILIATION,
+            partitions_def=days,
+            description="Our candles are the broker's, where no noted gap or late start explains why not.",
+        )
+
+    @dg.asset(
+        key=BROKER_CANDLES,
+        deps=["subscriptions"],
+        partitions_def=days,
+        group_name=MARKET_DATA,
+        owners=OWNERS,
+        kinds={"postgres", "table"},
+        metadata={"dagster/table_name": "broker_candles"},
+        check_specs=[fetched],
+        description="The day's bars of a minute, and of the day, as the broker's history has them: of what had ticks,"
+        " and of what is subscribed. Five requests a second are allowed, so 5,000 instruments take half an hour; an"
+        " interrupted run goes on where it was. What was fetched after the day's end is not fetched again, unless"
+        " `again` is set.",
+    )
+    def broker_candles(
+        context: dg.AssetExecutionContext,
+        config: BrokerCandlesConfig,
+        settings: dg.ResourceParam[Settings],
+        clock: dg.ResourceParam[Clock],
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        day = date.fromisoformat(context.partition_key)
+        with explained():
+            fetch = fetch_day(settings, database_url(settings), day, clock, context.log.info, again=config.again)
+        metadata: Metadata = {
+            "dagster/row_count": fetch.rows,
+            "instruments": fetch.wanted,
+            "fetched_before": fetch.before,
+            "failed": fetch.failures,
+            "requests": fetch.requests,
+            "seconds": fetch.seconds,
+        }
+        if fetch.failed:
+            metadata["failures"] = dg.MetadataValue.md(
+                _table(
+                    ("reason", "instruments"), [(reason, f"{count:,}") for reason, count in fetch.failed.most_common()]
+                )
+            )
+        yield dg.MaterializeResult(
+            metadata=metadata, check_results=[_result(bars_fetched(fetch.wanted, fetch.failed, fetch.last_error))]
+        )
+
+    @dg.asset(
+        key=CANDLE_RECONCILIATION,
+        deps=["candles_1m", BROKER_CANDLES],
+        partitions_def=days,
+        group_name=MARKET_DATA,
+        owners=OWNERS,
+        kinds={"postgres", "table"},
+        metadata={"dagster/table_name": "candle_differences"},
+        check_specs=[agree],
+        description="Where the day's candles differ from the broker's: minutes that one side lacks, prices, volumes."
+        " What a noted gap or a late start explains is told apart.",
+    )
+    def candle_reconciliation(
+        context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        with explained():
+            result, known = reconcile_day(settings, database_url(settings), date.fromisoformat(context.partition_key))
+        yield dg.MaterializeResult(
+            metadata=_reconciliation_metadata(result, known), check_results=[_result(candles_agree(result, settings))]
+        )
+
+    return [broker_candles, candle_reconciliation]
+
+
+def _reconciliation_metadata(result: Reconciliation, known: dict[int, Contract]) -> Metadata:
+    metadata: Metadata = {
+        "dagster/row_count": len(result.differences),
+        "instruments": result.instruments,
+        "bars": result.bars,
+        "bars_explained": result.explained,
+        "bars_that_differ": result.unexplained,
+        "stand_ins": result.stand_ins,
+    }
+    if result.agreement is not None:
+        metadata["agreement_percent"] = round(100 * result.agreement, 3)
+        picture = base64.b64encode(agreement_picture(result.by_minute).encode()).decode()
+        metadata["by_time_of_day"] = dg.MetadataValue.md(
+            f"![share of bars that agree, from 90 % to 100 %](data:image/svg+xml;base64,{picture})"
+        )
+    if len(result.differences):
+        fields = [(name, f"{bare:,}", f"{explained:,}") for name, (bare, explained) in result.by_field().items()]
+        metadata["differences"] = dg.MetadataValue.md(_table(("field", "unexplained", "explained"), fields))
+        worst = [
+            (known[token].symbol if token in known else str(token), f"{bare:,}", f"{every:,}")
+            for token, bare, every in result.worst()
+        ]
+        metadata["instruments_with_most"] = dg.MetadataValue.md(_table(("instrument", "unexplained", "all"), worst))
+    return metadata
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; all but its first column are numbers."""
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def _result(outcome: CheckOutcome) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=outcome.name,
+        passed=bool(outcome.passed),
+        severity=severity(outcome),
+        description=outcome.description,
+        metadata=check_metadata(outcome),
+    )

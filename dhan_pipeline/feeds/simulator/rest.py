@@ -89,6 +89,8 @@ class RestServer:
         """What the next requests for bars and quotes get instead of an answer, each one of it: see `error`."""
         self.asked: Counter[str] = Counter()
         """Requests for bars and quotes, by path, whatever they got."""
+        self.rate_window_s = 1.0
+        """The second of the two limits that follow."""
         self.requests_a_second = requests_a_second
         self.quotes_a_second = quotes_a_second
         self.settle_s = settle_s
@@ -203,7 +205,7 @@ class RestServer:
         if self.data_plan != "Active":
             raise RefusedError(HTTPStatus.FORBIDDEN, "DH-902", 806, "not subscribed to Data APIs")
         served_at, now = self._served_at[client_id, for_quotes], time.monotonic()
-        while served_at and now - served_at[0] >= 1:
+        while served_at and now - served_at[0] >= self.rate_window_s:
             served_at.popleft()
         if len(served_at) >= (self.quotes_a_second if for_quotes else self.requests_a_second):
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "DH-904", 805, "too many requests")

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     retention_days: int = Field(default=7, ge=1, le=36_500)
     """Days of ticks that the native partitions keep. The journal is not touched."""
 
+    archive: Literal["daily", "off"] = "daily"
+    """`daily` writes each day of ticks to a Parquet file, and drops no day from the database that is not in one."""
+
     parser_error_rate_warn: float = Field(default=0.01, ge=0, le=1)
     parser_error_rate_error: float = Field(default=0.05, ge=0, le=1)
     latency_p99_ms_warn: float = Field(default=1000.0, ge=0)

@@ -5,6 +5,7 @@ import dagster as dg
 RAW_PACKETS = dg.AssetKey("raw_packets")
 TICKS = dg.AssetKey("ticks")
 LIVE_FEED = dg.AssetKey("live_feed")
+TICKS_ARCHIVE = dg.AssetKey("ticks_archive")
 
 #: Groups, and who owns all assets.
 REFERENCE, MARKET_DATA = "reference", "market_data"

@@ -1,15 +1,20 @@
-"""Jobs that a clock starts: the instrument sync before the session, and the retention of ticks.
+"""Jobs that a clock starts: the instrument sync before the session, the archive of ticks and their retention.
 
 Belongs here: cron expressions, always in IST, and the small jobs behind them. Does not: the ingest run, which no clock
 starts (`supervisor.py`).
 """
 
 from contextlib import closing
+from datetime import date, timedelta
 
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.orchestration.names import TICKS_ARCHIVE
+from dhan_pipeline.sessions import IST, sessions
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.archive import day_is_archived
 from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.partitions import drop_expired
 
@@ -33,18 +38,58 @@ instrument_sync_schedule = dg.ScheduleDefinition(
 )
 
 
+archive_job = dg.define_asset_job(
+    "archive_job",
+    selection=dg.AssetSelection.assets(TICKS_ARCHIVE),
+    description="Writes a day of ticks to a Parquet file.",
+    tags={"dhan/role": "archive"},
+)
+
+
+#: Before the retention, which drops no day that is not archived.
+@dg.schedule(
+    name="archive_schedule",
+    job=archive_job,
+    cron_schedule="10 0 * * *",
+    execution_timezone=TIME_ZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every day at 00:10 IST: the day that is over, if there was a session in it.",
+)
+def archive_schedule(
+    context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[Settings]
+) -> dg.RunRequest | dg.SkipReason:
+    """Yesterday's partition of `ticks_archive`."""
+    day = (context.scheduled_execution_time.astimezone(IST) - timedelta(days=1)).date()
+    if settings.archive == "off":
+        return dg.SkipReason("ARCHIVE is off.")
+    if settings.sessions == "exchange" and not any(sessions(segment, day) for segment in ExchangeSegment):
+        return dg.SkipReason(f"No exchange was open on {day}.")
+    return dg.RunRequest(run_key=str(day), partition_key=str(day))
+
+
 @dg.op(description="Drops the hourly partitions of ticks that are older than the retention.")
 def drop_expired_ticks(
     context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> None:
-    """Drop what expired. The journal is not touched, so a dropped hour can be rebuilt."""
+    """Drop what expired and is archived. The journal is not touched, so a dropped hour can be rebuilt."""
+
+    def may_drop(day: date) -> bool:
+        return settings.archive == "off" or day_is_archived(conn, settings.data_dir, day)
+
     with closing(connect(database_url(settings))) as conn:
-        dropped = drop_expired(conn, settings.retention_days, clock.now_ns())
+        expired = drop_expired(conn, settings.retention_days, clock.now_ns(), may_drop)
+    dropped, kept = expired.dropped, expired.kept
     context.log.info(f"Dropped {len(dropped)} partitions older than {settings.retention_days} days: {dropped}")
+    if kept:
+        context.log.warning(
+            f"Not dropped, because the archive does not hold what the table holds of {', '.join(map(str, kept))}:"
+            " materialise these partitions of ticks_archive, or set ARCHIVE=off to have expired days dropped without."
+        )
 
 
 @dg.job(
-    description="Drops ticks older than the retention. The journal keeps them, so a dropped hour can be rebuilt.",
+    description="Drops ticks older than the retention, once they are archived. The journal keeps them, so a dropped"
+    " hour can be rebuilt.",
     tags={"dhan/role": "retention"},
 )
 def retention_job() -> None:

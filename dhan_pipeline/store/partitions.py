@@ -1,6 +1,8 @@
-"""Hourly partitions of `tick_rows`, cut in India Standard Time, made ahead of need and dropped when they expire."""
+"""Hourly partitions of `tick_rows`, cut in India Standard Time: made ahead of need, dropped when their day expires."""
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
 
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection
@@ -49,28 +51,51 @@ def ensure_partitions(conn: connection, from_ns: int, to_ns: int) -> list[str]:
     return missing
 
 
-def drop_expired(conn: connection, keep_days: int, now_ns: int) -> list[str]:
-    """Drop the partitions that ended more than `keep_days` before `now_ns`, and commit. Returns the names dropped.
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What became of the days that expired."""
 
+    dropped: list[str]
+    """Names of the partitions dropped."""
+    kept: list[date]
+    """Days that may not be dropped yet."""
+
+
+def drop_expired(
+    conn: connection, keep_days: int, now_ns: int, may_drop: Callable[[date], bool] = lambda _: True
+) -> Expired:
+    """Drop the partitions of IST days that ended more than `keep_days` before `now_ns`, and commit day by day.
+
+    `may_drop` is asked about each such day, in the transaction that drops it; nobody writes to the day meanwhile.
     Dropping waits for every query on `ticks`, and holds up those that come after. So it gives up after a second: what
     is left goes with the next call.
     """
     horizon = instant(now_ns) - timedelta(days=keep_days)
     with conn:
         names = sorted(_existing(conn))
-    dropped = []
+    expired: dict[date, list[str]] = {}
     for name in names:
-        start = datetime.strptime(name, _NAME_FORMAT).replace(tzinfo=IST)
-        if start + timedelta(hours=1) > horizon:
-            continue
+        day = datetime.strptime(name, _NAME_FORMAT).date()
+        if datetime.combine(day, time(), IST) + timedelta(days=1) <= horizon:
+            expired.setdefault(day, []).append(name)
+    found = Expired([], [])
+    for day, partitions in expired.items():
         try:
             with conn, conn.cursor() as cursor:
                 cursor.execute("SET LOCAL lock_timeout = '1s'")
-                cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
+                for name in partitions:
+                    start = datetime.strptime(name, _NAME_FORMAT).replace(tzinfo=IST)
+                    hour = int(start.timestamp()) * 1_000_000_000 // HOUR_NS
+                    cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, hour))
+                if not may_drop(day):
+                    found.kept.append(day)
+                    continue
+                for name in partitions:
+                    cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
         except errors.LockNotAvailable:
             break
-        dropped.append(name)
-    return dropped
+        found.dropped.extend(partitions)
+    return found
 
 
 def _existing(conn: connection) -> set[str]:

@@ -1,11 +1,12 @@
 import threading
 from contextlib import closing
+from datetime import date
 
 from psycopg2.extensions import connection
 
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.partitions import drop_expired, ensure_partitions, partition_name
+from dhan_pipeline.store.partitions import HOUR_LOCK, Expired, drop_expired, ensure_partitions, partition_name
 
 NINE = parse_hour_key("2026-11-20T09:00")
 
@@ -68,17 +69,40 @@ def test_readers_and_writers_do_not_wait_for_a_new_partition(database_url: str, 
         assert ensure_partitions(conn, NINE, NINE + 2 * HOUR_NS) == ["ticks_20261120_10"]
 
 
-def test_a_partition_expires_when_it_ended_too_many_days_ago(conn: connection) -> None:
+def test_a_day_expires_when_it_ended_too_many_days_ago(conn: connection) -> None:
     ensure_partitions(conn, NINE, NINE + 3 * HOUR_NS)
-    seven_days_on = NINE + 7 * 24 * HOUR_NS
-    assert drop_expired(conn, 7, seven_days_on + HOUR_NS - 1) == []
-    assert drop_expired(conn, 7, seven_days_on + 2 * HOUR_NS) == ["ticks_20261120_09", "ticks_20261120_10"]
-    assert list(_bounds(conn)) == ["ticks_20261120_11"]
+    ensure_partitions(conn, NINE + 15 * HOUR_NS, NINE + 16 * HOUR_NS)
+    seven_days_on = NINE + 7 * 24 * HOUR_NS + 15 * HOUR_NS
+    assert drop_expired(conn, 7, seven_days_on - 1) == Expired([], [])
+    dropped = ["ticks_20261120_09", "ticks_20261120_10", "ticks_20261120_11"]
+    assert drop_expired(conn, 7, seven_days_on) == Expired(dropped, [])
+    assert list(_bounds(conn)) == ["ticks_20261121_00"]
+
+
+def test_an_expired_day_that_may_not_be_dropped_is_kept(conn: connection) -> None:
+    for days in range(3):
+        ensure_partitions(conn, NINE + 24 * days * HOUR_NS, NINE + (24 * days + 2) * HOUR_NS)
+    asked: list[date] = []
+
+    def may_drop(day: date) -> bool:
+        asked.append(day)
+        return day != date(2026, 11, 20)
+
+    expired = drop_expired(conn, 1, NINE + 3 * 24 * HOUR_NS, may_drop)
+    assert expired == Expired(["ticks_20261121_09", "ticks_20261121_10"], [date(2026, 11, 20)])
+    assert asked == [date(2026, 11, 20), date(2026, 11, 21)]
 
 
 def test_dropping_gives_way_to_a_long_query_and_succeeds_later(database_url: str, conn: connection) -> None:
     ensure_partitions(conn, NINE, NINE + HOUR_NS)
     with closing(connect(database_url)) as reader, reader.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM ticks")
-        assert drop_expired(conn, 1, NINE + 48 * HOUR_NS) == []
-    assert drop_expired(conn, 1, NINE + 48 * HOUR_NS) == ["ticks_20261120_09"]
+        assert drop_expired(conn, 1, NINE + 48 * HOUR_NS) == Expired([], [])
+    assert drop_expired(conn, 1, NINE + 48 * HOUR_NS) == Expired(["ticks_20261120_09"], [])
+
+
+def test_dropping_gives_way_to_who_writes_to_the_hour(database_url: str, conn: connection) -> None:
+    ensure_partitions(conn, NINE, NINE + HOUR_NS)
+    with closing(connect(database_url)) as writer, writer.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, NINE // HOUR_NS))
+        assert drop_expired(conn, 1, NINE + 48 * HOUR_NS) == Expired([], [])

@@ -21,6 +21,7 @@ from dhan_pipeline.candles import EVERY, LATE_S, Bars, Earlier, GapTimes, minute
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.gaps import read_gaps
+from dhan_pipeline.store.ledger import hour_bounds
 from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.store.records import RecordKind, read_records
 from dhan_pipeline.ticks import NULL_INT
@@ -153,29 +154,45 @@ def rebuild_candles(conn: connection, hour: str, now_ns: int) -> CandleHour:
         )
     with conn, conn.cursor() as cur:
         cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_CANDLES_LOCK, start_ns // HOUR_NS))
-        begins_ns = start_ns - _LATE_NS
-        ticks = read_records(conn, _TICKS, (instant(begins_ns), instant(end_ns + _LATE_NS)), _TICK_COLUMNS)
-        bars = minute_bars(
-            ticks,
-            _earlier(conn, begins_ns, ticks),
-            _gaps(conn, day_start_ns(begins_ns), end_ns + _LATE_NS),
-            start_ns // 1000,
-        )
-        bounds = {"start": instant(start_ns), "end": instant(end_ns)}
-        cur.execute("DELETE FROM candles_1m WHERE time >= %(start)s AND time < %(end)s", bounds)
-        _copy(cur, bars)
-        cur.execute(_STAND_IN, bounds)
-        made = _summary(cur, bounds)
-        received = (ticks["time"] >= start_ns // 1000) & (ticks["time"] < end_ns // 1000)
-        if not received.any():
-            cur.execute("SELECT coalesce(sum(ticks), 0) FROM ingest_ledger WHERE hour = %(start)s", bounds)
-            if cur.fetchall()[0][0]:
+        ticks, earlier, gaps = read_hour(conn, hour)
+        made = replace_bars(cur, hour, minute_bars(ticks, earlier, gaps, start_ns // 1000))
+        if not ((ticks["time"] >= start_ns // 1000) & (ticks["time"] < end_ns // 1000)).any():
+            if ticks_booked(conn, hour):
                 raise CandlesRefusedError(
                     f"The ticks of the hour {hour} are no longer in the database: materialise them first."
                 )
             if not made.bars:
                 raise CandlesRefusedError(f"The table of ticks holds nothing of the hour {hour}.")
     return made
+
+
+def read_hour(conn: connection, hour: str) -> tuple[dict[str, NDArray[Any]], Earlier, GapTimes]:
+    """What `minute_bars` makes the bars of an hour of. `hour` is a partition key (IST). Leaves the transaction open."""
+    start_ns = parse_hour_key(hour) - _LATE_NS
+    end_ns = start_ns + HOUR_NS + 2 * _LATE_NS
+    ticks = read_records(conn, _TICKS, (instant(start_ns), instant(end_ns)), _TICK_COLUMNS)
+    return ticks, _earlier(conn, start_ns, ticks), _gaps(conn, day_start_ns(start_ns), end_ns)
+
+
+def replace_bars(cur: cursor, hour: str, bars: Bars) -> CandleHour:
+    """Replace an hour's bars by these, then some of these by the broker's. Leaves the transaction open."""
+    start, end = hour_bounds(hour)
+    bounds = {"start": start, "end": end}
+    cur.execute("DELETE FROM candles_1m WHERE time >= %(start)s AND time < %(end)s", bounds)
+    _copy(cur, bars)
+    cur.execute(_STAND_IN, bounds)
+    return _summary(cur, bounds)
+
+
+def ticks_booked(conn: connection, hour: str) -> int:
+    """Ticks that the ledger has of the hour of a partition key: also where `ticks` holds them no more.
+
+    Leaves the transaction open.
+    """
+    with conn.cursor() as cur:
+        cur.execute("SELECT coalesce(sum(ticks), 0) FROM ingest_ledger WHERE hour = %s", hour_bounds(hour)[:1])
+        ticks: int = cur.fetchall()[0][0]
+    return ticks
 
 
 def read_candles(

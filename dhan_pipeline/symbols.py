@@ -6,9 +6,10 @@ It can often be read in several ways; which of them exists, `store/symbols.py` f
   exchange segment (NSE_FNO). Digits alone are an instrument token; after a colon, a security id.
 - A future or an option without an expiry is the nearest one that has not expired.
 - A month is that month's last expiry; without a year, the next such month.
-- `26NOV` is the next 26 November if something expires on that day, else November 2026.
-- What has neither spaces nor hyphens is read as exchanges write it: NIFTY26NOV26000CE, NIFTY26NOVFUT, and with the day
-  NIFTY24NOV2626000CE, NIFTY26N2426000CE (months 1 to 9, O, N, D).
+- `26NOV` is the next 26 November if it expires on that day, else November 2026.
+- Where nothing stands between expiry and strike, it is as exchanges write it, and 26NOV the other way round: November
+  2026 before the day. NIFTY26NOV26000CE, NIFTY26NOVFUT, and with the day NIFTY24NOV2626000CE, NIFTY26N2426000CE (months
+  1 to 9, O, N, D).
 """
 
 import calendar
@@ -28,14 +29,12 @@ _OPTION = r"(?P<strike>\d{1,10}(?:\.\d{1,4})?)[ -]?(?P<type>CE|PE|CALL|PUT)"
 _END = rf"(?:FUT|{_OPTION})"
 _EXPIRY = rf"(?:(?P<iso>\d{{4}}-\d\d-\d\d)|(?:(?P<number>\d{{1,2}})[ -]?)?{_MONTH}(?:[ -]?(?P<year>\d{{4}}|\d\d))?)"
 
-_DERIVATIVES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"(?P<symbol>.+?)[ -]+(?:{_EXPIRY}[ -]+)?{_END}",
-        rf"(?P<symbol>.+?)[ -]?(?P<number>\d\d)?{_MONTH}{_END}",
-        rf"(?P<symbol>.+?)[ -]?(?P<number>\d\d){_MONTH}(?P<year>\d\d){_END}",
-        rf"(?P<symbol>.+?)(?P<year>\d\d)(?P<code>[{_MONTH_CODES}])(?P<number>\d\d){_OPTION}",
-    )
+_GLUED = re.compile(rf"(?P<symbol>.+?)[ -]?(?P<number>\d\d){_MONTH}{_END}")
+_DERIVATIVES = (
+    re.compile(rf"(?P<symbol>.+?)[ -]+(?:{_EXPIRY}[ -]+)?{_END}"),
+    _GLUED,
+    re.compile(rf"(?P<symbol>.+?)[ -]?(?P<number>\d\d){_MONTH}(?P<year>\d\d){_END}"),
+    re.compile(rf"(?P<symbol>.+?)(?P<year>\d\d)(?P<code>[{_MONTH_CODES}])(?P<number>\d\d){_OPTION}"),
 )
 _SERIES = re.compile(r"(?P<symbol>.+)[ -](?P<series>[A-Z][A-Z0-9])")
 
@@ -80,10 +79,11 @@ def read_symbol(text: str, on: date) -> list[Reading]:
         if exchange or segment:
             token = generate_instrument_token(segment or _EXCHANGES[prefix], token) if token < 2**32 else -1
         readings.append(Reading("token", token=token))
+    found = [(pattern, match) for pattern in _DERIVATIVES if (match := pattern.fullmatch(symbol))]
+    for pattern, match in found:
+        ways = list(_derivatives(match.groupdict(), on))
+        readings.extend(reversed(ways) if pattern is _GLUED else ways)
     readings.append(Reading("name", symbol, first=on))
-    found = [match.groupdict() for pattern in _DERIVATIVES if (match := pattern.fullmatch(symbol))]
-    for parts in found:
-        readings.extend(_derivatives(parts, on))
     if not found and (share := _SERIES.fullmatch(symbol)):
         readings.append(Reading("name", share["symbol"], series=share["series"], first=on))
     return list(dict.fromkeys(replace(reading, exchange=exchange, segment=segment) for reading in readings))

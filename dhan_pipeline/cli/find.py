@@ -25,8 +25,11 @@ def find(
 ) -> None:
     """Find instruments by what a trader writes, the best match first.
 
-    A month means its last expiry. 26NOV is the day, or else November 2026. NSE_FNO:49081 is a segment and a security id.
+    A month means its last expiry; 26NOV is the day if something expires then, else November 2026. NSE_FNO:49081 is a
+    segment and a security id.
     """
+    from dhan_pipeline.clock import Clock
+    from dhan_pipeline.sessions import IST
     from dhan_pipeline.store.engine import connect
     from dhan_pipeline.store.symbols import find_instruments, not_found
 
@@ -34,6 +37,8 @@ def find(
         day = date.fromisoformat(on) if on is not None else None
     except ValueError:
         raise typer.BadParameter(f"{on} is not a day such as 2026-03-20", param_hint="--on") from None
+    if day is not None and day > Clock().now().astimezone(IST).date():
+        raise typer.BadParameter("that is still to come", param_hint="--on")
     written = " ".join(text)
     with open_database(read_settings()) as url, closing(connect(url)) as conn:
         found = find_instruments(conn, written, on=day)
@@ -45,20 +50,16 @@ def find(
     if as_json:
         print(json.dumps({"text": written, "on": on, "matches": len(found), "instruments": rows}))
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("symbol", "name", "expiry", "strike", "lot", "segment:id", "token"):
-        table.add_column(
-            name, justify="right" if name in ("strike", "lot") else "left", no_wrap=name not in ("symbol", "name")
-        )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("symbol", "expiry", "segment:id", "token", "name"):
+        table.add_column(name, no_wrap=name != "name")
     for row in rows:
         table.add_row(
             row["trading_symbol"],
-            row["name"] or "",
             row["expiry"] or "",
-            f"{row['strike']:.12g}" if row["strike"] else "",
-            str(row["lot_size"] or ""),
-            f"{row['exchange_segment']}:{row['security_id']}",
+            f"{row['exchange_segment']}:{row['security_id']}" if row["exchange_segment"] else "",
             str(row["instrument_token"]),
+            "" if row["expiry"] else row["name"],
         )
     Console().print(table)
     if len(found) > limit:

@@ -47,6 +47,7 @@ class SymbolError(PipelineError):
     """What was written is the name of no instrument, or of several."""
 
 
+#: Those that are meant first where nothing else is said.
 _PLACES = ("IDX_I", "NSE_EQ", "BSE_EQ", "MCX_COMM", "NSE_CURRENCY", "NSE_FNO", "BSE_CURRENCY", "BSE_FNO")
 _EXCHANGES = ("NSE", "BSE", "MCX")
 
@@ -86,7 +87,7 @@ _LISTED_THEN = """
 EXISTS (
     SELECT FROM instrument_versions v
     WHERE v.instrument_token = l.instrument_token AND v.valid_from < %(until)s
-        AND (v.valid_to IS NULL OR v.valid_to > %(since)s)
+        AND (v.valid_to IS NULL OR v.valid_to >= %(until)s)
 )
 """
 
@@ -140,15 +141,18 @@ def resolve_symbols(
     """
     tokens, problems = [], []
     for symbol in symbols:
-        for reading, rows in _matches(conn, str(symbol), on, source):
-            best = [row for row in rows if _rank(reading, row) == _rank(reading, rows[0])]
-            if len(best) > 1:
-                names = " or ".join(f"{_exact(row)} ({row['name'] or row['trading_symbol']})" for row in best)
-                problems.append(f"{symbol} may be {names}; write one of these instead.")
-            tokens.append(int(best[0]["instrument_token"]))
-            break
-        else:
+        matches = list(_matches(conn, str(symbol), on, source))
+        if not matches:
             problems.append(str(not_found(conn, str(symbol), on=on, source=source)))
+            continue
+        reading, rows = matches[0]
+        best = [row for row in rows if _rank(reading, row) == _rank(reading, rows[0])]
+        if reading.kind in ("future", "option"):  # 26NOV: a day on BSE, but a month on NSE
+            best += [other[0] for _, other in matches[1:] if _place(other[0]) < _place(best[0])]
+        if len(best) > 1:
+            names = " or ".join(f"{_exact(row)} ({row['name'] or row['trading_symbol']})" for row in best)
+            problems.append(f"{symbol} may be {names}; write one of these instead.")
+        tokens.append(int(best[0]["instrument_token"]))
     if problems:
         raise SymbolError(" ".join(problems))
     return tokens
@@ -194,16 +198,21 @@ def _instruments(conn: connection, table: str, reading: Reading, text: str, on: 
 
 def _rank(reading: Reading, row: _Row) -> tuple[int, ...]:
     """How good a match is, the best least; the same for those between which only the token decides."""
-    place, exchange, expiry = row["exchange_segment"], row["exchange"], row["expiry"]
+    exchange, expiry = row["exchange"], row["expiry"]
     days = expiry.toordinal() if expiry else 0
     return (
         not row["listed"],
         expiry is None and row["trading_symbol"].upper() != reading.symbol,
-        _PLACES.index(place) if place in _PLACES else len(_PLACES),
+        _place(row),
         _EXCHANGES.index(exchange) if exchange in _EXCHANGES else len(_EXCHANGES),
-        place == "NSE_EQ" and row["series"] != "EQ",
+        row["exchange_segment"] == "NSE_EQ" and row["series"] != "EQ",
         -days if reading.latest else days,
     )
+
+
+def _place(row: _Row) -> int:
+    segment = row["exchange_segment"]
+    return _PLACES.index(segment) if segment in _PLACES else len(_PLACES)
 
 
 def _suggestions(conn: connection, text: str, on: date | None, source: str) -> list[str]:
@@ -224,13 +233,8 @@ def _suggestions(conn: connection, text: str, on: date | None, source: str) -> l
 
 
 def _values(reading: Reading, on: date | None, source: str) -> dict[str, Any]:
-    midnight = datetime.combine(on, time(), IST) if on else None
-    return {
-        **asdict(reading),
-        "source": source,
-        "since": midnight,
-        "until": midnight + timedelta(1) if midnight else "infinity",
-    }
+    until = datetime.combine(on + timedelta(1), time(), IST) if on else "infinity"
+    return {**asdict(reading), "source": source, "until": until}
 
 
 def _exact(row: _Row) -> str:
@@ -240,4 +244,4 @@ def _exact(row: _Row) -> str:
 
 
 def _today() -> date:
-    return datetime.fromtimestamp(Clock().now_ns() / 1e9, IST).date()
+    return Clock().now().astimezone(IST).date()

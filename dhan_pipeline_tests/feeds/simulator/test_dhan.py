@@ -1,9 +1,8 @@
 import asyncio
-import json
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 from dhanhq import DhanContext, MarketFeed
-from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 
 from dhan_pipeline.clock import Clock
@@ -20,63 +18,23 @@ from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments, serve
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.tokens import make_token
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
-
-CLIENT = "1100000001"
-NIFTY, RELIANCE, FUTURE = ("IDX_I", "13"), ("NSE_EQ", "2885"), ("NSE_FNO", "68407")
-TICKER, QUOTE, FULL = 15, 17, 21
-
-
-def tokens(*instruments: tuple[str, str]) -> list[int]:
-    return [generate_instrument_token(segment, security_id) for segment, security_id in instruments]
-
-
-def equities(count: int, start: int = 1) -> list[tuple[str, str]]:
-    return [("NSE_EQ", str(number)) for number in range(start, start + count)]
-
-
-@asynccontextmanager
-async def client(
-    simulator: DhanSimulator,
-    access_token: str | None = None,
-    client_id: str = CLIENT,
-    replace: dict[str, str | None] | None = None,
-) -> AsyncIterator[ClientConnection]:
-    query = {
-        "version": "2",
-        "token": access_token or make_token(client_id),
-        "clientId": client_id,
-        "authType": "2",
-    }
-    parameters = urlencode({name: value for name, value in (query | (replace or {})).items() if value is not None})
-    async with connect(f"{simulator.feed_url}?{parameters}", compression=None, proxy=None, max_queue=None) as websocket:
-        yield websocket
-
-
-async def request(websocket: ClientConnection, code: int, instruments: Sequence[tuple[str, str]]) -> None:
-    listed = [{"ExchangeSegment": segment, "SecurityId": security_id} for segment, security_id in instruments]
-    await websocket.send(json.dumps({"RequestCode": code, "InstrumentCount": len(listed), "InstrumentList": listed}))
-
-
-async def packets(websocket: ClientConnection, count: int) -> list[bytes]:
-    received = [await websocket.recv() for _ in range(count)]
-    assert all(isinstance(message, bytes) for message in received)
-    return received  # type: ignore[return-value]
-
-
-async def last_words(websocket: ClientConnection) -> int:
-    """The reason code of the disconnect packet that the connection ends with."""
-    *_, words = [message async for message in websocket]
-    assert isinstance(words, bytes)
-    assert words[:8] == bytes.fromhex("32 0a00 00 00000000")
-    (reason,) = struct.unpack("<H", words[8:])
-    return int(reason)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
+from dhan_pipeline_tests.feeds.simulator.talking import (
+    CLIENT,
+    FULL,
+    FUTURE,
+    NIFTY,
+    QUOTE,
+    RELIANCE,
+    TICKER,
+    client,
+    equities,
+    last_words,
+    packets,
+    request,
+    tokens,
+    until,
+)
 
 
 async def test_a_full_subscription_begins_with_previous_close_and_a_full_packet() -> None:

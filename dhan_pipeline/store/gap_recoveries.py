@@ -41,11 +41,11 @@ def ended_gaps(conn: connection, since_ns: int, shortest_s: float) -> list[Ended
             "SELECT capture, gap_id, (extract(epoch FROM started_at) * 1e9)::bigint, "
             "(extract(epoch FROM ended_at) * 1e9)::bigint, "
             # Tokens of a segment differ in their low 32 bits only.
-            "ARRAY(SELECT DISTINCT token >> 32 & 15 FROM unnest(instruments) AS token), "
+            "ARRAY(SELECT DISTINCT token >> 32 & 15 FROM unnest(gap.instruments) AS token), "
             "snapshot_at IS NOT NULL, bars_at IS NOT NULL, coalesce(failed, 0) "
-            "FROM feed_gaps LEFT JOIN gap_recoveries USING (capture, gap_id) "
+            "FROM feed_gaps AS gap LEFT JOIN gap_recoveries USING (capture, gap_id) "
             "WHERE ended_at >= %s AND ended_at - started_at >= make_interval(secs => %s) AND cause <> %s "
-            "AND NOT (cause = %s AND cardinality(instruments) = 1) AND (bars_at IS NULL OR failed > 0) "
+            "AND NOT (cause = %s AND cardinality(gap.instruments) = 1) AND (bars_at IS NULL OR failed > 0) "
             "ORDER BY started_at, capture, gap_id",
             (instant(since_ns), shortest_s, Cause.STOP.value, Cause.SILENT.value),
         )

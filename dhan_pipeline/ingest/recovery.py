@@ -1,0 +1,210 @@
+"""What the broker's REST API can still tell after a gap: quotes at once, and bars of the minutes that it swallowed.
+
+Nothing of it goes into `ticks`: rows stay a pure function of the journal. The bars stand in for ours in `candles_1m`,
+where they are marked, and the quotes are kept in `gap_quotes`.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from psycopg2.extensions import connection
+
+from dhan_pipeline.candles import LATE_S
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.dhan.errors import NoDataPlanError, RestError
+from dhan_pipeline.feeds.dhan.history import MAX_QUOTES, SETTLED_AFTER_S, DhanHistory
+from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.ingest.broker_bars import BrokerBarsError, Fetch, Tell, fetch_bars
+from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.quality.gaps import session_seconds
+from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.broker_candles import fetched
+from dhan_pipeline.store.candles import rebuild_candles
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.gap_recoveries import (
+    EndedGap,
+    ended_gaps,
+    gap_instruments,
+    minutes_of,
+    note_bars,
+    note_quotes,
+    write_gap_quotes,
+)
+
+#: A quote that is taken later than this after a gap says nothing about the gap, in seconds.
+QUOTES_WITHIN_S = 3600
+
+_SECOND_NS = 1_000_000_000
+_DAY_NS = 86_400 * _SECOND_NS
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a recovery came to."""
+
+    quotes: int = 0
+    """Quotes that were fetched."""
+    gaps: int = 0
+    """Gaps whose bars are complete now."""
+    waiting: int = 0
+    """Gaps whose last minute is not old enough for its bar."""
+    instruments: int = 0
+    """Instruments of those gaps, one counted for each gap."""
+    bars: int = 0
+    """Bars that the broker has of the gaps' minutes."""
+    failed: int = 0
+    """Instruments whose bars could not be had."""
+    hours: list[str] = field(default_factory=list)
+    """Hours whose candles were rebuilt, as partition keys."""
+    problems: list[str] = field(default_factory=list)
+    """What did not work, a sentence each."""
+
+    def in_words(self) -> str:
+        """All of it but the problems, for a person."""
+        waiting = f" {self.waiting} more gaps are too fresh for bars." if self.waiting else ""
+        return (
+            f"{self.gaps} gaps recovered: {self.bars:,} bars of {self.instruments:,} instruments,"
+            f" {self.failed:,} failed; {self.quotes:,} quotes; candles rebuilt of"
+            f" {', '.join(self.hours) or 'no hour'}.{waiting}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What there is to do for gaps, by their start."""
+
+    quotes: list[EndedGap]
+    bars: list[EndedGap]
+    waiting: list[EndedGap]
+    """Those whose bars are due later."""
+
+
+def due(settings: Settings, conn: connection, clock: Clock, again: bool = False) -> Due:
+    """What is to be fetched now, of the gaps in session of at least `settings.gap_s_warn` seconds.
+
+    Those that ended while ticks are kept (`settings.retention_days`); with `again`, bars of those of which some failed,
+    too. Asks the database once. Leaves the transaction open.
+    """
+    now_ns = clock.now_ns()
+    found = Due([], [], [])
+    for gap in ended_gaps(conn, now_ns - settings.retention_days * _DAY_NS, settings.gap_s_warn):
+        segments = [ExchangeSegment(number) for number in gap.segments] or list(ExchangeSegment)
+        seconds = session_seconds(gap.started_ns, gap.ended_ns, segments, settings.sessions == "always")
+        if seconds < settings.gap_s_warn:
+            continue
+        if not gap.has_quotes and now_ns < gap.ended_ns + QUOTES_WITHIN_S * _SECOND_NS:
+            found.quotes.append(gap)
+        if not gap.has_bars or again:
+            settled = now_ns >= _settled_ns(gap)
+            (found.bars if settled else found.waiting).append(gap)
+    return found
+
+
+def recover_gaps(
+    settings: Settings,
+    database_url: str,
+    clock: Clock,
+    tell: Tell,
+    *,
+    again: bool = False,
+    policy: RestPolicy | None = None,
+) -> Recovered:
+    """Fetch what is due after gaps, and rebuild the candles of the hours that are over. Progress goes to `tell`.
+
+    All quotes come first, then the bars of one gap after the other, its liveliest instruments first. An interrupted
+    recovery goes on where it was. `again`: also those that failed. `policy` is for tests. Raises CredentialsError and
+    NoDataPlanError; and BrokerBarsError where of a gap not a single instrument could be had, which leaves it due.
+    """
+    recovered = Recovered()
+    with closing(connect(database_url)) as conn:
+        work = due(settings, conn, clock, again)
+        conn.commit()
+        recovered.waiting = len(work.waiting)
+        if not work.quotes and not work.bars:
+            return recovered
+        fetches, problem = asyncio.run(_fetch(settings, conn, clock, tell, work, recovered, policy))
+        for hour in _hours(settings, [gap for gap, _ in fetches], clock):
+            try:
+                rebuild_candles(conn, hour, clock.now_ns())
+                recovered.hours.append(hour)
+            except PipelineError as error:
+                recovered.problems.append(str(error))
+        # Only now are they done: whoever is interrupted before does the rest again.
+        for gap, fetch in fetches:
+            recovered.bars += note_bars(conn, gap, clock.now(), fetch.wanted, fetch.failures, _detail(fetch))
+            recovered.gaps += 1
+            recovered.instruments += fetch.wanted
+            recovered.failed += fetch.failures
+    if problem:
+        raise BrokerBarsError(problem)
+    return recovered
+
+
+async def _fetch(
+    settings: Settings,
+    conn: connection,
+    clock: Clock,
+    tell: Tell,
+    work: Due,
+    recovered: Recovered,
+    policy: RestPolicy | None,
+) -> tuple[list[tuple[EndedGap, Fetch]], str]:
+    """The gaps whose bars were fetched; and why the others were not, a sentence."""
+    fetches: list[tuple[EndedGap, Fetch]] = []
+    async with DhanHistory(settings, clock, policy) as history:
+        for gap in work.quotes:
+            try:
+                recovered.quotes += await _fetch_quotes(history, conn, clock, gap)
+            except NoDataPlanError:
+                raise
+            except RestError as error:
+                recovered.problems.append(str(error))
+        for gap in work.bars:
+            tokens = gap_instruments(conn, gap)
+            start_ns, end_ns = minutes_of(gap)
+            had = fetched(conn, start_ns, end_ns, _settled_ns(gap))
+            conn.commit()
+            fetch = await fetch_bars(history, conn, clock, tokens, start_ns, end_ns, had, tell)
+            if fetch.failures and not fetch.done and not fetch.before and fetch.last_error:
+                return fetches, f"Of {fetch.wanted:,} instruments of a gap none could be had: {fetch.last_error}"
+            fetches.append((gap, fetch))
+    return fetches, ""
+
+
+async def _fetch_quotes(history: DhanHistory, conn: connection, clock: Clock, gap: EndedGap) -> int:
+    tokens = gap_instruments(conn, gap)
+    conn.commit()
+    count = 0
+    for first in range(0, len(tokens), MAX_QUOTES):
+        quotes = await history.quotes(tokens[first : first + MAX_QUOTES])
+        write_gap_quotes(conn, gap, quotes, clock.now())
+        count += len(quotes)
+    note_quotes(conn, gap, clock.now())
+    return count
+
+
+def _detail(fetch: Fetch) -> str:
+    return "; ".join(f"{kind}: {count}" for kind, count in fetch.failed.most_common())
+
+
+def _settled_ns(gap: EndedGap) -> int:
+    """When the broker has the bar of its last minute (ns since the Unix epoch, UTC)."""
+    return minutes_of(gap)[1] + SETTLED_AFTER_S * _SECOND_NS
+
+
+def _hours(settings: Settings, gaps: Sequence[EndedGap], clock: Clock) -> list[str]:
+    """Keys of the hours that gaps touch in session, and whose candles can be made; the others are made in time."""
+    found = set()
+    for gap in gaps:
+        start_ns, end_ns = minutes_of(gap)
+        segments = [ExchangeSegment(number) for number in gap.segments] or list(ExchangeSegment)
+        for hour_ns in range(hour_start_ns(start_ns), end_ns, HOUR_NS):
+            from_ns, to_ns = max(hour_ns, start_ns), min(hour_ns + HOUR_NS, end_ns)
+            in_session = session_seconds(from_ns, to_ns, segments, settings.sessions == "always")
+            if in_session and hour_ns + HOUR_NS + LATE_S * _SECOND_NS <= clock.now_ns():
+                found.add(hour_key(hour_ns))
+    return sorted(found)

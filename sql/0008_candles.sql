@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS candles_1m (
     PRIMARY KEY (instrument_token, "time")
 );
 
-CREATE INDEX IF NOT EXISTS candles_1m_time ON candles_1m USING brin ("time");
+CREATE INDEX IF NOT EXISTS candles_1m_time ON candles_1m USING brin ("time") WITH (autosummarize);
 
 CREATE TABLE IF NOT EXISTS broker_candles (
     instrument_token bigint NOT NULL,
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS broker_candles (
     PRIMARY KEY (instrument_token, minutes, "time")
 );
 
-CREATE INDEX IF NOT EXISTS broker_candles_time ON broker_candles USING brin ("time");
+CREATE INDEX IF NOT EXISTS broker_candles_time ON broker_candles USING brin ("time") WITH (autosummarize);
 
 COMMENT ON TABLE candles_1m IS 'One row an instrument and minute in which it traded, built from ticks; an hour of it is a pure function of ticks, feed_gaps and broker_candles';
 COMMENT ON COLUMN candles_1m.instrument_token IS 'the instrument; see instruments';
@@ -80,7 +80,8 @@ BEGIN
             ('candles_1d', 'date_bin(''1 day'', "time", ''2000-01-01 00:00+05:30'')', 'a day')
         ) AS views (name, bar, length)
     LOOP
-        EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON candles_1m USING brin ((%s))', 'candles_1m_' || view.name, view.bar);
+        EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON candles_1m USING brin ((%s)) WITH (autosummarize)',
+            'candles_1m_in_' || view.name, view.bar);
         EXECUTE format($view$
             CREATE OR REPLACE VIEW %I AS
             SELECT

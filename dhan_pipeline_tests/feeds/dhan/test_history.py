@@ -1,6 +1,7 @@
 """The client against the simulator's REST, which has the market's own bars."""
 
 import asyncio
+import json
 import logging
 import traceback
 from collections import deque
@@ -10,10 +11,13 @@ from datetime import date, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from websockets.asyncio.client import connect
 
+from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.errors import (
@@ -29,11 +33,13 @@ from dhan_pipeline.feeds.dhan.errors import (
 )
 from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
 from dhan_pipeline.feeds.dhan.rest import Pacer, RestPolicy
+from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.history import intraday
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import NULL_INT
@@ -71,7 +77,7 @@ class Broker:
         self.market = Market(tokens, clock=self.clock)
         self.watcher = Watcher(self.market)
         for _ in range(minutes):
-            self.watcher.trade(20 * len(tokens))
+            self.watcher.trade(12 * len(tokens))
             self.clock.at += timedelta(minutes=1)
         self.clock.at += timedelta(minutes=later)
         self.rest = RestServer(self.clock)
@@ -129,6 +135,33 @@ async def test_the_bars_are_those_of_the_packets_of_every_instrument_and_minute(
     assert sum(map(len, fetched)) > 8 * len(tokens)
     for token, bars in zip(tokens, fetched, strict=True):
         assert listed(bars) == of(it.watcher, token)
+
+
+async def test_the_bars_are_those_that_a_subscriber_of_the_feed_makes(tmp_path: Path) -> None:
+    clock = Clock(NOON_NS + 40 * 1_000_000_000, speed=300.0)
+    end = NOON_NS + 5 * MINUTE_NS
+    last_s = end // 1_000_000_000 + 240  # once that minute is seen, all before it are, and the client asks for them
+    watcher = Watcher()
+    token = make_token(CLIENT_ID, clock=clock)
+    save_token(tmp_path / "token.json", token, CLIENT_ID)
+    wanted = [
+        {"ExchangeSegment": segment.name, "SecurityId": str(number)}
+        for segment, number in map(split_instrument_token, KINDS)
+    ]
+    async with DhanSimulator([*KINDS], rate=300, clock=clock) as simulator:
+        query = urlencode({"version": 2, "token": token, "clientId": CLIENT_ID, "authType": 2})
+        async with connect(f"{simulator.feed_url}?{query}", compression=None, proxy=None, max_queue=None) as websocket:
+            await websocket.send(json.dumps({"RequestCode": 21, "InstrumentCount": 3, "InstrumentList": wanted}))
+            while max(watcher.bars[RELIANCE], default=0) < last_s:
+                message = await websocket.recv()
+                if message[0] == ResponseCode.FULL:
+                    watcher.see(message)
+        facts: dict[str, Any] = {"dhan_token_file": tmp_path / "token.json", "dhan_api_url": simulator.rest_url}
+        async with DhanHistory(Settings(_env_file=None, **facts), clock, RestPolicy(**QUICK)) as client:
+            for token, kind in KINDS.items():
+                bars = await client.minute_bars(token, kind, NOON_NS, end)
+                assert len(bars) > 0
+                assert listed(bars) == [bar for bar in of(watcher, token) if bar[0] < end // 1_000_000_000]
 
 
 async def test_an_index_has_bars_without_volume(tmp_path: Path) -> None:
@@ -193,7 +226,7 @@ async def test_quotes_are_asked_for_a_thousand_at_a_time(tmp_path: Path) -> None
         quotes = await client.quotes([*tokens, unknown, tokens[0]])
         assert it.rest.asked[QUOTE] == 2
     assert list(quotes) == tokens
-    packets = it.market.packets(8, np.arange(len(tokens)))  # type: ignore[arg-type]
+    packets = it.market.packets(ResponseCode.FULL, np.arange(len(tokens)))
     untraded = 0
     for quote, packet in zip(quotes.values(), packets, strict=True):
         assert np.float32(quote.last_price) == packet["last_price"]
@@ -402,8 +435,8 @@ async def test_a_token_that_is_refused_for_good_is_one_sentence(tmp_path: Path) 
             await client.minute_bars(RELIANCE, "EQUITY", *HOUR)
         assert it.rest.asked[INTRADAY] == 1  # there was no other to try
         assert str(caught.value) == (
-            "Dhan does not accept the access token (DH-901 access token or client id invalid or expired). It comes from"
-            f" the token file {it.token_file}; make a new one with `dhan-pipeline token generate`."
+            "Dhan does not accept the access token (DH-901 access token or client id invalid or expired), which comes"
+            f" from the token file {it.token_file}: make a new one with `dhan-pipeline token generate`."
         )
         with pytest.raises(TokenRejectedError, match="807"):
             await client.quotes([RELIANCE])
@@ -458,6 +491,7 @@ async def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path) -> None
             await client.minute_bars(RELIANCE, "EQUITY", *HOUR)
     waiting.set()
     server.close()
+    await server.wait_closed()
 
 
 async def test_a_client_that_meets_the_limit_gets_everything_in_the_end(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
@@ -40,35 +40,40 @@ class Bar:
 
 
 class Watcher:
-    """Sees every packet of a market: `bars[token][start of the minute in seconds, UTC]`."""
+    """Sees every packet of a market: `bars[token][start of the minute in seconds, UTC]`.
 
-    def __init__(self, market: Market, offset_s: int = 19_800) -> None:
+    It trades with the market that it is given; without one, it is shown packets.
+    """
+
+    def __init__(self, market: Market | None = None) -> None:
         self.bars: defaultdict[int, dict[int, Bar]] = defaultdict(dict)
         self._market = market
-        self._offset_s = offset_s
         self._volumes: dict[int, tuple[int, int]] = {}
-        self._see(np.arange(len(market)))
+        if market is not None:
+            self._see_all(np.arange(len(market)))
 
     def trade(self, events: int) -> None:
+        assert self._market is not None
         for index, _ in self._market.step(events):
-            self._see(index)
+            self._see_all(index)
 
-    def _see(self, index: np.ndarray) -> None:
-        for token, price, traded_at, volume, oi in self._read(index):
-            day = (traded_at - self._offset_s + 19_800) // 86_400
-            before_day, before = self._volumes.get(token, (day if traded_at else 0, volume))
-            self._volumes[token] = day, volume
-            if traded_at == 0:
-                continue
-            minute = (traded_at - self._offset_s) // 60 * 60
-            bar = self.bars[token].setdefault(minute, Bar(price, price, price, price))
-            bar.high, bar.low, bar.close, bar.oi = max(bar.high, price), min(bar.low, price), price, oi
-            # With a new day volumes begin at zero: at midnight, but trade times follow with the first trade only.
-            bar.volume += volume if day != before_day else max(volume - before, 0)
+    def see(self, packet: bytes) -> None:
+        """A full packet."""
+        _, _, segment, security_id, price, _, trade_time, _, volume, _, _, oi, *_ = struct.unpack(FULL, packet)
+        token = generate_instrument_token(segment, security_id)
+        price = round(price, 4)
+        day = trade_time // 86_400
+        before_day, before = self._volumes.get(token, (day, volume))
+        self._volumes[token] = day, volume
+        if trade_time == 0:
+            return
+        minute = (trade_time - 19_800) // 60 * 60
+        bar = self.bars[token].setdefault(minute, Bar(price, price, price, price))
+        bar.high, bar.low, bar.close, bar.oi = max(bar.high, price), min(bar.low, price), price, oi
+        # With a new day volumes begin at zero: at midnight, but trade times follow with the first trade only.
+        bar.volume += volume if day != before_day else max(volume - before, 0)
 
-    def _read(self, index: np.ndarray) -> Iterator[tuple[int, float, int, int, int]]:
+    def _see_all(self, index: NDArray[np.intp]) -> None:
+        assert self._market is not None
         for packet in self._market.packets(ResponseCode.FULL, index):
-            _, _, segment, security_id, price, _, traded_at, _, volume, _, _, oi, *_ = struct.unpack(
-                FULL, packet.tobytes()
-            )
-            yield generate_instrument_token(segment, security_id), round(price, 4), traded_at, volume, oi
+            self.see(packet.tobytes())

@@ -37,7 +37,7 @@ from dhan_pipeline.instruments import split_instrument_token
 log = logging.getLogger(__name__)
 
 #: Packets that are sent at once, at most: other tasks wait for them.
-_BURST = 4096
+_BURST = 2048
 
 #: How long subscriptions must have rested before the recording begins: a client sends many, over several connections.
 SETTLED_S = 1.0

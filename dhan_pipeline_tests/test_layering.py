@@ -21,6 +21,7 @@ ROOMS = (
     {"orchestration"},
     {"ingest"},
     {"quality"},
+    {"research"},
     {"store"},
     {"journal"},
     {"feeds"},
@@ -111,7 +112,8 @@ def test_wire_formats_do_no_input_and_output(name: str) -> None:
     ("module", "absent"),
     [
         ("cli", {"dagster", "pandas", "psycopg2", "sqlalchemy", "pyarrow", "numpy"}),
-        ("ingest.run", {"dagster", "pandas"}),
+        ("ingest.run", {"dagster", "pandas", "dhan_pipeline.research"}),
+        ("errors", {"numpy", "pyarrow", "psycopg2", "dhan_pipeline.research"}),
         ("feeds.dhan.explain", {"dagster", "pandas", "psycopg2"}),
     ],
 )

@@ -26,6 +26,11 @@ def partition_name(at_ns: int) -> str:
     return instant(hour_start_ns(at_ns)).astimezone(IST).strftime(_NAME_FORMAT)
 
 
+def partition_starts(conn: connection) -> list[int]:
+    """Starts of the hours that have a partition (nanoseconds, UTC), in order. Leaves the transaction open."""
+    return sorted(_start_ns(name) for name in _existing(conn))
+
+
 def ensure_partitions(conn: connection, from_ns: int, to_ns: int) -> list[str]:
     """Make what is missing of the partitions that hold [from_ns, to_ns), and commit. Returns the names made.
 
@@ -84,9 +89,7 @@ def drop_expired(
             with conn, conn.cursor() as cursor:
                 cursor.execute("SET LOCAL lock_timeout = '1s'")
                 for name in partitions:
-                    start = datetime.strptime(name, _NAME_FORMAT).replace(tzinfo=IST)
-                    hour = int(start.timestamp()) * 1_000_000_000 // HOUR_NS
-                    cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, hour))
+                    cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (HOUR_LOCK, _start_ns(name) // HOUR_NS))
                 if not may_drop(day):
                     found.kept.append(day)
                     continue
@@ -96,6 +99,11 @@ def drop_expired(
             break
         found.dropped.extend(partitions)
     return found
+
+
+def _start_ns(name: str) -> int:
+    start = datetime.strptime(name, _NAME_FORMAT).replace(tzinfo=IST)
+    return int(start.timestamp()) * 1_000_000_000
 
 
 def _existing(conn: connection) -> set[str]:

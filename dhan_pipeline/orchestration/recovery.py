@@ -17,6 +17,7 @@ from dhan_pipeline.feeds.dhan.auth import check_dhan_token_validity, get_dhan_cr
 from dhan_pipeline.feeds.dhan.errors import CredentialsError
 from dhan_pipeline.ingest.recovery import due, recover_gaps
 from dhan_pipeline.orchestration.assets.broker import BROKER_CANDLES, CANDLE_RECONCILIATION
+from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.names import ROLE_TAG
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.orchestration.schedules import TIME_ZONE
@@ -33,8 +34,6 @@ INTERVAL_S = 60
 
 #: A recovery that failed is tried again after so many seconds: what is wrong may pass by itself.
 RETRY_S = 600.0
-
-CANDLES_1M = dg.AssetKey("candles_1m")
 
 
 @dg.op(

@@ -13,6 +13,7 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.broker_bars import fetch_day
+from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, severity
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
 from dhan_pipeline.orchestration.resources import explained
@@ -96,7 +97,7 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
 
     @dg.asset(
         key=CANDLE_RECONCILIATION,
-        deps=["candles_1m", BROKER_CANDLES],
+        deps=[CANDLES_1M, BROKER_CANDLES],
         partitions_def=days,
         group_name=MARKET_DATA,
         owners=OWNERS,

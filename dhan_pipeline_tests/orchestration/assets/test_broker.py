@@ -1,0 +1,140 @@
+"""The daily assets, materialised for real against a server whose bars are partly wrong."""
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from psycopg2.extensions import connection
+
+from dhan_pipeline.feeds.simulator.history import BarEdit
+from dhan_pipeline.feeds.simulator.market import Market
+from dhan_pipeline.feeds.simulator.rest import RestServer, error
+from dhan_pipeline.instruments import split_instrument_token
+from dhan_pipeline.orchestration.assets.broker import BROKER_CANDLES, CANDLE_RECONCILIATION, build_broker_assets
+from dhan_pipeline.orchestration.partitions import daily_partitions
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.broker import DAY, RELIANCE, TCS, at, insert_instruments, ns, serving, trade
+from dhan_pipeline_tests.feeds.simulator.trading import SetClock
+from dhan_pipeline_tests.orchestration.materialising import metadata, why_failed
+
+KEY = str(DAY)
+TOMORROW = DAY.replace(day=21)
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock(at("09:20"))
+
+
+@pytest.fixture
+def broker(
+    database_url: str, clock: SetClock, conn: connection, tmp_path: Path
+) -> Iterator[tuple[RestServer, Settings]]:
+    """Two instruments, subscribed; and candles of ours that are the bars of the broker's."""
+    insert_instruments(conn, [RELIANCE, TCS])
+    market = Market([RELIANCE, TCS], clock=clock)
+    for _ in trade(market, clock, [f"09:{minute}:10" for minute in range(21, 29)], events=20):
+        pass
+    with conn, conn.cursor() as cursor:
+        for index, token in enumerate(market.tokens.tolist()):
+            for number, bar in enumerate(market.minute_bars(index)):
+                numbers = (bar[name].item() for name in ("time_s", "open", "high", "low", "close", "volume"))
+                cursor.execute(
+                    "INSERT INTO candles_1m (instrument_token, time, open, high, low, close, volume, ticks, "
+                    "touches_gap, starts_late, source) "
+                    "VALUES (%s, to_timestamp(%s), %s, %s, %s, %s, %s, 9, false, %s, 'ticks')",
+                    (token, *numbers, number == 0),
+                )
+    settings = Settings(_env_file=None, data_dir=tmp_path / "data", database_url=database_url, partitions_start=DAY)
+    subscribe(settings, RELIANCE, TCS)
+    clock.at = at("00:20", TOMORROW)
+    with serving(settings, clock, market, tmp_path) as both:
+        yield both
+
+
+def subscribe(settings: Settings, *tokens: int) -> None:
+    subscriptions = [Subscription(*split_instrument_token(token), Mode.FULL, "X") for token in tokens]
+    write_subscriptions(settings.subscriptions_path, subscriptions)
+
+
+def materialize(
+    settings: Settings, clock: SetClock, instance: dg.DagsterInstance, config: dict[str, Any] | None = None
+) -> dg.ExecuteInProcessResult:
+    definitions = dg.Definitions(
+        assets=build_broker_assets(daily_partitions(settings)),
+        jobs=[
+            dg.define_asset_job("by_hand", selection=dg.AssetSelection.assets(BROKER_CANDLES, CANDLE_RECONCILIATION))
+        ],
+        resources={"settings": settings, "clock": clock},
+    )
+    return definitions.resolve_job_def("by_hand").execute_in_process(
+        instance=instance,
+        partition_key=KEY,
+        raise_on_error=False,
+        run_config={"ops": {"broker_candles": {"config": config}}} if config else None,
+    )
+
+
+def judged(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetCheckEvaluation:
+    [evaluation] = [e for e in result.get_asset_check_evaluations() if e.check_name == name]
+    return evaluation
+
+
+def test_a_day_is_fetched_and_compared_and_both_say_what_they_found(
+    broker: tuple[RestServer, Settings], clock: SetClock, instance: dg.DagsterInstance
+) -> None:
+    rest, settings = broker
+    rest.history_edits = [
+        BarEdit(RELIANCE, ns("09:25") // 10**9, "high", 1.0),
+        BarEdit(RELIANCE, ns("09:26") // 10**9, "volume", 100_000),
+        BarEdit(TCS, ns("09:27") // 10**9),
+    ]
+    result = materialize(settings, clock, instance)
+    assert result.success
+    fetched = metadata(result, "broker_candles")
+    bars = fetched["dagster/row_count"] - 2
+    assert (fetched["instruments"], fetched["failed"], fetched["requests"]) == (2, 0, 4)
+    assert judged(result, "bars_fetched").passed
+    compared = metadata(result, "candle_reconciliation")
+    assert (compared["instruments"], compared["bars"], compared["bars_that_differ"]) == (2, bars + 1, 3)
+    assert compared["agreement_percent"] == pytest.approx(100 * (1 - 3 / (bars + 1)), abs=0.001)
+    assert "| high | 1 | 0 |" in compared["differences"]
+    assert "| extra | 1 | 0 |" in compared["differences"]
+    # The exchange was open before the first packet.
+    assert "| day_volume | 0 | 2 |" in compared["differences"]
+    assert compared["instruments_with_most"].splitlines()[2:] == ["| S2885 | 2 | 3 |", "| S11536 | 1 | 2 |"]
+    assert len(compared["by_time_of_day"]) < 2000
+    agree = judged(result, "candles_agree")
+    assert (agree.passed, agree.severity, agree.partition) == (False, dg.AssetCheckSeverity.ERROR, KEY)
+    assert agree.metadata["value"].value == compared["agreement_percent"]
+    assert instance.get_materialized_partitions(CANDLE_RECONCILIATION) == {KEY}
+
+
+def test_partial_failure_is_shown_and_checked_and_the_next_run_goes_on(
+    broker: tuple[RestServer, Settings], clock: SetClock, instance: dg.DagsterInstance
+) -> None:
+    rest, settings = broker
+    rest.instead.append((HTTPStatus.BAD_REQUEST, error("DH-905", "no such instrument")))
+    result = materialize(settings, clock, instance)
+    assert result.success
+    fetched = metadata(result, "broker_candles")
+    assert (fetched["failed"], fetched["failures"].splitlines()[-1]) == (1, "| refused (DH-905) | 1 |")
+    check = judged(result, "bars_fetched")
+    assert (check.passed, check.severity, check.metadata["value"].value) == (False, dg.AssetCheckSeverity.ERROR, 50.0)
+    result = materialize(settings, clock, instance)
+    assert (metadata(result, "broker_candles")["fetched_before"], judged(result, "bars_fetched").passed) == (1, True)
+    rest.asked.clear()
+    assert materialize(settings, clock, instance, {"again": True}).success
+    assert rest.asked.total() == 4
+
+
+def test_without_credentials_it_fails_with_a_sentence(
+    broker: tuple[RestServer, Settings], clock: SetClock, instance: dg.DagsterInstance
+) -> None:
+    poor = broker[1].model_copy(update={"dhan_token_file": Path("/nowhere/token.json")})
+    assert "DHAN_ACCESS_TOKEN" in why_failed(materialize(poor, clock, instance))

@@ -1,6 +1,5 @@
 """Ticks by symbol and time: from the table, from the archive, and from both at once the same."""
 
-import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path

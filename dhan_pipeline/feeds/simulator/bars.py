@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 #: Prices in ticks, volume and open interest in units.
 BAR = np.dtype([(name, np.uint32) for name in ("index", "open", "high", "low", "close", "volume", "oi")])
 
-#: All bars together take so much; then the oldest minutes are forgotten. Two hours of 20,000 instruments that trade every
-#: minute, or six days of 1000.
+#: All bars together take so much; then the oldest minutes are forgotten. Two hours of 20,000 instruments that trade
+#: every minute, or six days of 1000.
 MEMORY_BYTES = 64 << 20
 
 #: Trades are folded when they were noted in so many parts.

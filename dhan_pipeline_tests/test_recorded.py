@@ -174,7 +174,11 @@ def test_the_program_sends_a_recorded_day_once(journal_dir: Path, tmp_path: Path
         summary, said = process.communicate(timeout=20)
     assert process.returncode == 0
     assert json.loads(summary) == {"sent": {"full": 38}, "skipped": 0}
-    assert "Recorded from 2026-11-20 09:00:00 IST to 2026-11-20 11:05:00 IST; it waits for a client to" in said
+    assert said.splitlines()[:3] == [
+        "The recording is from 2026-11-20 09:00:00 IST to 2026-11-20 11:05:00 IST.",
+        "It begins when a client has subscribed.",
+        "It has begun.",
+    ]
     assert "The recording has ended: 76 packets in it, 38 sent to clients." in said
     assert "Nothing was recorded of 1 of the 2 instruments asked for: NSE_EQ 3." in said
 

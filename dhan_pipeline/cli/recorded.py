@@ -96,9 +96,11 @@ def read_recording(journal_dir: Path, start_ns: int, end_ns: int) -> Recording:
 
 async def follow(replay: "DhanReplay", recording: Recording, stop: asyncio.Event, *, once: bool) -> None:
     """Say how far the recording has come, and what it came to. Where it cannot be read on, and with `once`, stop."""
-    _say(f"Recorded from {_ist(recording.first_ns)} to {_ist(recording.last_ns)}; it waits for a client to subscribe.")
-    await replay.begun.wait()
-    _say("It runs.")
+    _say(f"The recording is from {_ist(recording.first_ns)} to {_ist(recording.last_ns)}.")
+    if not replay.begun.is_set():
+        _say("It begins when a client has subscribed.")
+        await replay.begun.wait()
+        _say("It has begun.")
     loop = asyncio.get_running_loop()
     ended = asyncio.ensure_future(replay.ended.wait())
     played, then = replay.played, loop.time()

@@ -1,10 +1,7 @@
 """Rebuild hours of `ticks` from the journal: the same rows as the live path, each hour in one transaction."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +17,6 @@ from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.ticks import HourRebuild, JournalIncompleteError, StoredBlocks, replace_hour
-
-T = TypeVar("T")
-
-#: What a rebuild adds to the niceness of its thread.
-_NICENESS = 10
 
 
 class HourRefusedError(PipelineError):
@@ -88,12 +80,6 @@ def held_hours(settings: Settings, first: str, last: str) -> list[str]:
     first_ns, last_ns = parse_hour_key(first), parse_hour_key(last)
     of_captures = [hours(settings.journal_dir, capture) for capture in captures(settings.journal_dir)]
     return sorted({h for found in of_captures for h in found if first_ns <= parse_hour_key(h) <= last_ns})
-
-
-def gently(work: Callable[[], T]) -> T:
-    """Do the work in a thread of low priority, as are those that it starts: a running capture goes first."""
-    with ThreadPoolExecutor(1, "rebuild", os.nice, (_NICENESS,)) as pool:
-        return pool.submit(work).result()
 
 
 def _replay(

@@ -29,6 +29,9 @@ _REPLACED, _DIFFERING = "replaced_ticks", "differing_ticks"
 #: Differences that a comparison keeps.
 EXAMPLES = 20
 
+#: Stands for a column where a row's bytes differ and what they mean does not: NaN for NULL, prices of another scale.
+_BYTES = "bytes"
+
 _ROWS_AT_ONCE = 50_000
 
 _PRESENT, _ABSENT = "present", "absent"
@@ -72,7 +75,10 @@ class Differences:
     removed: int = 0
     changed: int = 0
     columns: tuple[tuple[str, int], ...] = ()
-    """In how many of the changed rows each column of `ticks` differs, in its order; without those that never do."""
+    """In how many of the changed rows each column of `ticks` differs, in its order; without those that never do.
+
+    `bytes` are those in which none does, and only the way in which they are stored.
+    """
     examples: tuple[Difference, ...] = ()
     """The first `EXAMPLES`: of changed rows, then of removed and of added ones, each by tick_id."""
 
@@ -155,7 +161,7 @@ def _changed(conn: connection, told: _Told) -> tuple[tuple[str, int], ...]:
             (_ROWS_AT_ONCE,),
         )
         firsts = [first for (first,) in cursor.fetchall()]
-    counts: dict[str, int] = dict.fromkeys((*(column.name for column in COLUMNS), "depth"), 0)
+    counts: dict[str, int] = dict.fromkeys((*(column.name for column in COLUMNS), _BYTES), 0)
     for bounds in pairwise([*firsts, 2**63 - 1]):
         within = "tick_id >= %s AND tick_id < %s"
         condition = f"{within} AND tick_id IN (SELECT tick_id FROM {_DIFFERING} WHERE kind = 'changed' AND {within})"
@@ -164,8 +170,7 @@ def _changed(conn: connection, told: _Told) -> tuple[tuple[str, int], ...]:
             for table in (_REPLACED, RENEWED)
         )
         differs = {name: _differs(before[name], after[name]) for name in before.column_names}
-        # The bytes differ, and what they mean does not: prices that are written to another scale.
-        differs["depth"] = ~np.logical_or.reduce(list(differs.values()))
+        differs[_BYTES] = ~np.logical_or.reduce(list(differs.values()))
         for name, rows in differs.items():
             counts[name] += int(np.count_nonzero(rows))
         if not told.enough:
@@ -182,7 +187,7 @@ def _tell_changed(before: pa.Table, after: pa.Table, differs: dict[str, NDArray[
         tick_id, time, token = (after[name][row].as_py() for name in ("tick_id", "time", "instrument_token"))
         found = []
         for name in (names[column] for column in np.flatnonzero(table[row])):
-            old, new = (side[name][row].as_py() if name != "depth" else None for side in (before, after))
+            old, new = (side[name][row].as_py() if name != _BYTES else None for side in (before, after))
             found.append(Difference(tick_id, time, token, name, old, new))
         told.tell(found)
 

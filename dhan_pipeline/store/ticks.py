@@ -3,6 +3,7 @@
 A block's rows, its rejected packets and its ledger row share one transaction, so the ledger row proves all of them.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ _COPY = f"COPY {{}} ({', '.join(STORED)}) FROM STDIN (FORMAT binary)"
 
 #: First number of the advisory lock, beside those of `partitions`, that lets one redrive of a capture run at a time.
 _REDRIVE_LOCK = 0x6468_0004
+
+#: What the thread of a rebuild adds to its niceness. Linux keeps one for each thread.
+_NICENESS = 10
 
 #: What the ledger says of a block, and as what the server is told. Times are microseconds since the Unix epoch.
 _BOOKS = {
@@ -301,9 +305,12 @@ def _of_hour(part: StoredBlocks, hour: str) -> StoredBlocks:
 
 @contextmanager
 def _rows_ahead(blocks: Iterable[StoredBlocks]) -> Iterator[Iterator[Rows]]:
-    """What blocks become, each made by a thread while the server takes the one before."""
+    """What blocks become, each made by a thread while the server takes the one before.
+
+    Most of the work of a rebuild is done there, at low priority: a capture on the same machine goes first.
+    """
     made = map(_rows, blocks)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, "rebuild", os.nice, (_NICENESS,)) as pool:
         following = pool.submit(next, made, None)
 
         def each() -> Iterator[Rows]:

@@ -16,6 +16,8 @@ from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal import stretch
 from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.quality.hours import measure_hour
+from dhan_pipeline.quality.measures import CheckOutcome, hour_outcomes
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.digests import hour_digest
@@ -216,6 +218,25 @@ def test_the_capture_goes_on_meanwhile_and_all_its_rows_are_those_of_a_rebuild(
     change = "SELECT change FROM ticks WHERE instrument_token = %s AND last_price >= 500 ORDER BY tick_id"
     assert query(database_url, change, token) == 4 * [(410.0,), (411.0,)]
     assert_rows_are_those_of_a_rebuild(settings, database_url, HOUR, NEXT_HOUR)
+
+
+def test_a_sealed_hour_that_it_changed_is_on_record_and_passes_once_a_rebuild_comes_to_the_same(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    record(journal, market_messages(100), START_NS)
+    store(settings, database_url, journal)
+
+    def judged() -> CheckOutcome:
+        return hour_outcomes(measure_hour(settings, HOUR, AFTER), settings)[-1]
+
+    assert judged().passed
+    know_the_unknown(database_url)
+    assert redrive(settings, database_url, AFTER).driven
+    assert (judged().name, judged().passed, judged().severity) == ("digest", False, "WARN")
+    assert rebuild_hour(settings, database_url, HOUR, AFTER).same
+    assert judged().passed
+    origins = query(database_url, "SELECT origin FROM hour_digests ORDER BY made_at")
+    assert origins == [("capture",), ("redrive",), ("rebuild",)]
 
 
 def test_two_at_once_come_to_the_rows_of_one(settings: Settings, database_url: str, journal: JournalWriter) -> None:

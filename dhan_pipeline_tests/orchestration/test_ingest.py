@@ -8,6 +8,7 @@ import signal
 import dagster as dg
 import pytest
 from dagster import AssetCheckKey
+from psycopg2.extensions import connection
 
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.orchestration import ingest
@@ -88,7 +89,9 @@ def why_failed(result: dg.ExecuteInProcessResult) -> str | None:
     return data.description if data else None
 
 
-def test_each_complete_hour_is_materialised_with_its_counts(pipeline: Pipeline, record_hour: Record) -> None:
+def test_each_complete_hour_is_materialised_with_its_counts_and_its_digest_recorded(
+    pipeline: Pipeline, record_hour: Record, conn: connection
+) -> None:
     record_hour(HOUR)
     record_hour(NEXT_HOUR)
     with meanwhile(stop_when(pipeline, lambda: materialized(pipeline) == {HOUR, NEXT_HOUR})):
@@ -109,11 +112,15 @@ def test_each_complete_hour_is_materialised_with_its_counts(pipeline: Pipeline, 
         "bytes": 80,
         "damaged": 0,
     }
-    assert {name: ticks.metadata[name].value for name in ("dagster/row_count", "packets", "control")} == {
+    assert {name: ticks.metadata[name].value for name in ("dagster/row_count", "packets", "control", "digest")} == {
         "dagster/row_count": 0,
         "packets": 10,
         "control": 10,
+        "digest": 16 * "0",
     }
+    with conn, conn.cursor() as cursor:
+        cursor.execute("SELECT origin, rows, digest FROM hour_digests ORDER BY hour")
+        assert cursor.fetchall() == 2 * [("capture", 0, 16 * "0")]
 
 
 def test_each_check_of_a_complete_hour_lands_on_its_partition(pipeline: Pipeline, record_hour: Record) -> None:

@@ -1,7 +1,7 @@
 """Hours and status lines are judged against the thresholds, in words that say what to do."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from dhan_pipeline.quality.measures import (
 )
 from dhan_pipeline.sessions import IST, parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.digests import DigestRecord, Origin
 
 SETTINGS = Settings(_env_file=None)
 GOOD_HOUR = HourMeasures(
@@ -77,6 +78,15 @@ def hour(name: str, **changes: Any) -> CheckOutcome:
 
 def live(name: str, earlier: dict[str, Any] | None = None, **changes: Any) -> CheckOutcome:
     return named(live_outcomes({**GOOD_STATUS, **changes}, SETTINGS, earlier=earlier), name)
+
+
+def recorded(*rows: tuple[Origin, str] | tuple[Origin, str, tuple[int, int, int]]) -> tuple[DigestRecord, ...]:
+    """Records of a good hour's 900 rows, a minute apart: origin, digest, and what was added, removed and changed."""
+    ten = datetime.fromisoformat("2026-11-20T10:00+05:30")
+    return tuple(
+        DigestRecord(ten + timedelta(minutes=at), origin, 900, digest, *(changes[0] if changes else ()))
+        for at, (origin, digest, *changes) in enumerate(rows)
+    )
 
 
 def test_a_good_hour_passes_every_check_in_their_order() -> None:
@@ -344,3 +354,47 @@ def test_a_disk_that_is_nearly_full_is_told_early(free_gb: float, passed: bool, 
     outcome = live("disk", disk_free_gb=free_gb)
     assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, free_gb)
     assert ("make room" in outcome.description) is not passed
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        recorded(),
+        recorded(("capture", "a")),
+        recorded(("capture", "b"), ("capture", "a")),  # late blocks
+        recorded(("capture", "a"), ("rebuild", "a", (0, 0, 0))),
+        recorded(("capture", "a"), ("rebuild", "a", (1, 2, 3))),  # it mended what others had done
+        recorded(("capture", "b"), ("rebuild", "a", (0, 0, 0))),  # late blocks, which it found there
+        recorded(("rebuild", "a", (0, 0, 9)), ("rebuild", "a", (0, 0, 0))),
+        recorded(("redrive", "a"), ("rebuild", "a", (0, 0, 0))),
+        recorded(("rebuild", "a", (900, 0, 0))),
+    ],
+)
+def test_rows_that_are_what_they_were_pass(records: tuple[DigestRecord, ...]) -> None:
+    outcome = hour("digest", digest="a", recorded=records)
+    assert (outcome.passed, outcome.value) == (True, 0.0)
+
+
+def test_rows_that_others_changed_are_critical() -> None:
+    outcome = hour("digest", digest="b", recorded=recorded(("capture", "b"), ("rebuild", "a", (0, 0, 0))), rows=890)
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 10)
+    assert "The 890 rows of 2026-11-20T09:00 are not the 900 that were there at 2026-11-20 10:01 IST" in (
+        outcome.description
+    )
+    assert "`dhan-pipeline replay --hour 2026-11-20T09:00 --diff`" in outcome.description
+
+
+def test_a_rebuild_that_left_other_rows_warns_with_their_numbers() -> None:
+    outcome = hour("digest", digest="a", recorded=recorded(("capture", "b"), ("rebuild", "a", (1, 2, 1000))))
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 1003)
+    assert outcome.description.startswith(
+        "The rebuild of 2026-11-20 10:01 IST left other rows of 2026-11-20T09:00 than were there: 1 added, 2 removed,"
+        " 1,000 changed."
+    )
+    assert "Materialise `ticks` for 2026-11-20T09:00 once more" in outcome.description
+
+
+def test_a_redrive_that_left_other_rows_warns() -> None:
+    outcome = hour("digest", digest="a", recorded=recorded(("capture", "b"), ("redrive", "a")))
+    assert (outcome.passed, outcome.severity) == (False, "WARN")
+    assert "The redrive of 2026-11-20 10:01 IST" in outcome.description

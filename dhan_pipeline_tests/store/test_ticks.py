@@ -305,31 +305,3 @@ def test_rows_of_an_earlier_day_are_renewed_without_a_word_to_the_writer(conn: c
     write_blocks(conn, [make_block(1), make_block(9)], CLOCK, redrives)
     assert replace_blocks(conn, 1, 5, lambda first, last: [make_block(1, price=5.0)], CLOCK) == 6
     assert ledger.redrives(conn, 0) == redrives
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "UPDATE ticks SET last_price = last_price + 0.01 WHERE tick_id = 1 << 16 | 1",
-        "UPDATE tick_rows SET depth = set_byte(depth, 13, 1) WHERE tick_id = 1 << 16",
-        "UPDATE tick_rows SET day_low = '-0' WHERE tick_id = 1 << 16",
-        "UPDATE ticks SET oi = NULL WHERE tick_id = 1 << 16",
-        "UPDATE ticks SET time = time + '1 microsecond' WHERE tick_id = 1 << 16",
-        "DELETE FROM ticks WHERE tick_id = 1 << 16",
-    ],
-)
-def test_the_digest_notices_any_difference(conn: connection, change: str) -> None:
-    write_blocks(conn, [make_block(1)], CLOCK)
-    _all(conn, "UPDATE tick_rows SET day_low = 0 RETURNING 1")
-    before = hour_digest(conn, HOUR)
-    _all(conn, f"{change} RETURNING 1")
-    assert hour_digest(conn, HOUR) != before
-
-
-def test_the_digest_depends_neither_on_order_nor_on_the_session(conn: connection) -> None:
-    blocks = [make_block(number) for number in range(1, 5)]
-    write_blocks(conn, blocks, CLOCK)
-    before = hour_digest(conn, HOUR)
-    replace_hour(conn, HOUR, blocks[::-1], CLOCK)
-    _all(conn, "SET TimeZone = 'America/New_York'; SET DateStyle = 'German'; SELECT 1")
-    assert hour_digest(conn, HOUR) == before

@@ -5,12 +5,11 @@ reports of the running capture (`ingest.py`), which materialises the same hourly
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.ingest.rebuild import HourRefusedError, gently, rebuild_hour
+from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour
 from dhan_pipeline.orchestration.metadata import (
     raw_packets_metadata,
     rebuild_metadata,
@@ -91,7 +90,7 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         hour = context.partition_key
         with explained():
             try:
-                rebuilt = gently(partial(rebuild_hour, settings, database_url(settings), hour, clock))
+                rebuilt = rebuild_hour(settings, database_url(settings), hour, clock)
             except HourRefusedError as error:
                 over = hour < hour_key(clock.now_ns())
                 raise HourRefusedError(f"{error}{_missed(hour_gaps(settings, hour)) if over else ''}") from error

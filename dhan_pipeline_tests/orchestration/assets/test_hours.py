@@ -11,9 +11,10 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration.names import RAW_PACKETS, TICKS
-from dhan_pipeline.quality.measures import HOUR_CHECKS
+from dhan_pipeline.quality.hours import measure_hour
+from dhan_pipeline.quality.measures import HOUR_CHECKS, hour_outcomes
 from dhan_pipeline.sessions import parse_hour_key
-from dhan_pipeline_tests.orchestration.conftest import HOUR, OPEN_HOUR, Pipeline, Record
+from dhan_pipeline_tests.orchestration.conftest import HOUR, NOW, OPEN_HOUR, Pipeline, Record
 from dhan_pipeline_tests.orchestration.materialising import materialize, metadata, run_job, why_failed
 
 RELIANCE = 2885
@@ -90,3 +91,25 @@ def test_materialising_an_hour_of_ticks_rebuilds_it_and_judges_it(pipeline: Pipe
     evaluations = result.get_asset_check_evaluations()
     assert {(e.check_name, e.partition, e.passed) for e in evaluations} == {(name, HOUR, True) for name in HOUR_CHECKS}
     assert all(evaluation.target_materialization_data for evaluation in evaluations)
+
+
+def test_rows_that_somebody_changed_are_critical_until_they_are_mended_and_named(
+    pipeline: Pipeline, conn: connection
+) -> None:
+    assert run_job(pipeline, "instrument_sync_job").success
+    capture(pipeline, HOUR, 2890.5, 2891.0, 2891.5)
+    first = metadata(materialize(pipeline, TICKS, HOUR), "ticks")
+    assert (first["added"], first["removed"], first["changed"], len(first["digest"])) == (3, 0, 0, 16)
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE tick_rows SET last_price = 1 WHERE last_price = 2891")
+        cursor.execute("DELETE FROM tick_rows WHERE last_price = 2891.5")
+    judged = hour_outcomes(measure_hour(pipeline.settings, HOUR, NOW), pipeline.settings)[-1]
+    assert (judged.name, judged.passed, judged.severity) == ("digest", False, "ERROR")
+    result = materialize(pipeline, TICKS, HOUR)
+    found = metadata(result, "ticks")
+    assert (found["added"], found["removed"], found["changed"]) == (1, 0, 1)
+    assert found["digest"] == first["digest"] != found["digest_before"]
+    assert "| last_price | 1 |" in found["changed_columns"]
+    assert "| 09:00:01.000000 | 1103806597957 | last_price | 1.0 | 2891.0 |" in found["differences"]
+    assert "| 09:00:02.000000 | 1103806597957 |  | absent | present |" in found["differences"]
+    assert all(evaluation.passed for evaluation in result.get_asset_check_evaluations())

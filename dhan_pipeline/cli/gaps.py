@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
+from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
 
 _DAY_NS = 86_400_000_000_000
 
@@ -26,9 +27,21 @@ def gaps(
         str | None,
         typer.Option(metavar="TIME", help="Since a time until now: ISO 8601, IST unless it names an offset."),
     ] = None,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover",
+            help="Fetch from the broker what ended gaps swallowed, as far as ticks are kept, and do not list.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the gaps: when a connection or an instrument brought nothing in session, why, and how it ended."""
+    if recover:
+        if hour or day or since:
+            raise typer.BadParameter("all gaps are recovered; it goes with --json only", param_hint="--recover")
+        _recover(as_json)
+        return
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.quality.gaps import parts
     from dhan_pipeline.sessions import IST, hour_key
@@ -87,6 +100,19 @@ def gaps(
         print(f"There is no gap in session {between}.")
     if outside := len(stored) - len(found):
         print(f"{outside} more {'was' if outside == 1 else 'were'} outside sessions.")
+
+
+def _recover(as_json: bool) -> None:
+    """Fetch what is due after gaps, also what could not be had before. Progress is said on standard error."""
+    from dhan_pipeline.clock import Clock
+    from dhan_pipeline.ingest.recovery import recover_gaps
+
+    settings = read_settings()
+    with open_database(settings) as url:
+        recovered = recover_gaps(settings, url, Clock(), stderr_console().print, again=True)
+    for problem in recovered.problems:
+        stderr_console().print(problem)
+    print(json.dumps(asdict(recovered)) if as_json else recovered.in_words())
 
 
 def _interval(hour: str | None, day: str | None, since: str | None, now_ns: int) -> tuple[int, int]:

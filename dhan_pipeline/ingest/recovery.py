@@ -65,12 +65,15 @@ class Recovered:
 
     def in_words(self) -> str:
         """All of it but the problems, for a person."""
-        waiting = f" {self.waiting} more gaps are too fresh for bars." if self.waiting else ""
-        return (
-            f"{self.gaps} gaps recovered: {self.bars:,} bars of {self.instruments:,} instruments,"
-            f" {self.failed:,} failed; {self.quotes:,} quotes; candles rebuilt of"
-            f" {', '.join(self.hours) or 'no hour'}.{waiting}"
-        )
+        words = f"{self.gaps:,} {'gap was' if self.gaps == 1 else 'gaps were'} recovered"
+        if self.gaps:
+            words += f": {self.bars:,} bars of {self.instruments:,} instruments, {self.failed:,} of which failed"
+            words += f"; candles were rebuilt of {', '.join(self.hours) or 'no hour'}"
+        if self.quotes:
+            words += f"; {self.quotes:,} quotes were taken"
+        if self.waiting:
+            words += f"; {self.waiting:,} too fresh for bars: ask again in some minutes"
+        return f"{words}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,62 @@
+"""Recovering from gaps by hand, against a real server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from psycopg2.extensions import connection
+from typer.testing import CliRunner, Result
+
+from dhan_pipeline.cli.gaps import gaps
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.simulator.market import Market
+from dhan_pipeline.gaps import Cause, Gap
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.gaps import apply_notes
+from dhan_pipeline_tests.broker import RELIANCE, TCS, insert_instruments, serving
+
+MINUTE_NS = 60_000_000_000
+
+
+@pytest.fixture
+def broker(
+    database_url: str, conn: connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[connection]:
+    """The environment of somebody who may ask, ten minutes after a gap."""
+    clock = Clock()
+    insert_instruments(conn, [RELIANCE, TCS])
+    now_ns = clock.now_ns()
+    gap = Gap(1, 0, now_ns - 11 * MINUTE_NS, Cause.RESET, "", (RELIANCE, TCS), now_ns - 10 * MINUTE_NS)
+    with conn, conn.cursor() as cursor:
+        apply_notes(cursor, 0, [(1, gap)])
+    monkeypatch.chdir(tmp_path)
+    with serving(Settings(_env_file=None), clock, Market([RELIANCE, TCS], clock=clock), tmp_path) as (_, settings):
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        monkeypatch.setenv("DHAN_API_URL", settings.dhan_api_url)
+        monkeypatch.setenv("DHAN_TOKEN_FILE", str(settings.dhan_token_file))
+        monkeypatch.setenv("SESSIONS", "always")
+        yield conn
+
+
+def ask(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(gaps)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_gaps_are_recovered_by_hand_and_the_second_time_there_is_nothing_to_do(broker: connection) -> None:
+    done = ask("--recover")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("1 gap was recovered: 0 bars of 2 instruments, 0 of which failed;")
+    assert done.stdout.endswith("2 quotes were taken.\n")
+    facts = json.loads(ask("--recover", "--json").stdout)
+    assert (facts["gaps"], facts["quotes"], facts["failed"]) == (0, 0, 0)
+    with broker, broker.cursor() as cursor:
+        cursor.execute("SELECT instruments, failed FROM gap_recoveries")
+        assert cursor.fetchall() == [(2, 0)]
+
+
+def test_all_gaps_are_recovered_so_none_are_chosen(broker: connection) -> None:
+    assert ask("--recover", "--day", "2026-11-20").exit_code == 2

@@ -99,11 +99,9 @@ WHERE upper(underlying_symbol) = %(symbol)s AND expiry IS NOT NULL AND {conditio
     AND valid_from < %(until)s AND valid_to >= %(until)s
 ORDER BY days, points, expiry, strike LIMIT %(limit)s
 """
-_SYMBOLS = """
-SELECT upper(trading_symbol) FROM instruments WHERE is_active AND source = %(source)s AND expiry IS NULL
-UNION
-SELECT upper(underlying_symbol) FROM instruments
-WHERE is_active AND source = %(source)s AND underlying_symbol IS NOT NULL
+_SYMBOLS = f"""
+SELECT upper(trading_symbol) FROM instruments WHERE is_active AND expiry IS NULL {_PLACE}
+UNION SELECT upper(underlying_symbol) FROM instruments WHERE is_active AND underlying_symbol IS NOT NULL {_PLACE}
 ORDER BY 1
 """
 
@@ -160,8 +158,8 @@ def resolve_symbols(
 
 def not_found(conn: connection, text: str, *, on: date | None = None, source: str = "dhan") -> SymbolError:
     """The error that says that nothing is called `text`, and what is near it."""
-    if not text.strip():
-        return SymbolError("An empty text is the name of no instrument.")
+    if not read_symbol(text, on or _today()):
+        return SymbolError(f"{text.strip() or 'An empty text'} is the name of no instrument.")
     near = _suggestions(conn, text, on, source)
     when = f" on {on}" if on else ""
     return SymbolError(f"No instrument is called {text}{when}" + (f"; near it: {', '.join(near)}." if near else "."))
@@ -225,7 +223,7 @@ def _suggestions(conn: connection, text: str, on: date | None, source: str) -> l
             cursor.execute(_NEAREST.format(condition=condition + _PLACE), values)
             if rows := cursor.fetchall():
                 return [write_symbol(*row[:4]) for row in rows]
-        cursor.execute(_SYMBOLS, {"source": source})
+        cursor.execute(_SYMBOLS, _values(readings[0], on, source))
         symbols = [symbol for (symbol,) in cursor.fetchall()]
     written = [*derivatives, *(reading for reading in readings if reading.kind == "name")][0].symbol
     near = difflib.get_close_matches(written, [symbol for symbol in symbols if symbol != written], _SUGGESTIONS)

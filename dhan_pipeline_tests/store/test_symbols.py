@@ -271,9 +271,11 @@ def test_a_number_is_a_token_and_a_segment_with_an_id_is_exact(synced: connectio
     [
         ("RELAINCE", "near it: RELIANCE"),
         ("RELAINCE FUT", "near it: RELIANCE FUT"),
+        ("MCX:CRUDEOI", "near it: MCX:CRUDEOIL, MCX:CRUDEOILM"),
         ("NIFTY 2026-12-03 24010 CE", "near it: NIFTY 2026-12-01 24000 CE, NIFTY 2026-12-01 24050 CE, NIFTY 2026-12"),
         ("NIFTY 2028-01-01 FUT", "near it: NIFTY 2026-12-08 FUT"),
         ("12345", "No instrument is called 12345 on 2026-11-20"),
+        ("NSE:", "NSE: is the name of no instrument"),
         ("", "An empty text is the name of no instrument"),
     ],
 )

@@ -25,7 +25,7 @@ from dhan_pipeline.store.lives import SYMBOL_FIELDS, read_lives, with_symbols
 from dhan_pipeline.store.rows import each_tick_table, tick_batches
 from dhan_pipeline.ticks import arrow_schema
 
-#: Rows of a row group, and so of what is in memory at once: some 150 MB.
+#: Rows of a row group, and so of what is in memory at once: 350 MB, however long the day.
 ROW_GROUP = 100_000
 
 #: The archive's order: an instrument's rows lie together, as they came.
@@ -74,13 +74,13 @@ def day_bounds(day: date) -> tuple[datetime, datetime]:
 
 
 def archive_day(
-    conn: connection, data_dir: Path, day: date, clock: Clock, *, rows_at_once: int = ROW_GROUP
+    conn: connection, data_dir: Path, day: date, clock: Clock, *, row_group: int = ROW_GROUP
 ) -> ArchivedDay:
     """Write the ticks received on an IST day to its file, by `ORDER`, replacing one that is there; and commit.
 
-    Everything is as of one moment. The file has a row group for each `rows_at_once` rows, which is also what is in
-    memory at a time; the server sorts, on its disk. Before the file gets its name it is read back and stored in a
-    temporary table, whose digest has to be that of the day. Takes some 10 seconds a million rows.
+    Everything is as of one moment. The server sorts, on its disk; in memory are no more than the rows of a row group.
+    Before the file gets its name it is read back and stored in a temporary table, whose digest has to be that of the
+    day. Takes some 10 seconds a million rows.
 
     Raises ArchiveError for a day that is not over or has no ticks, where somebody else archives it, and where what was
     written is not what the table holds; psycopg2.Error; OSError. The archive is as before then.
@@ -97,7 +97,7 @@ def archive_day(
         if not digest.rows:
             raise ArchiveError(f"The table holds no ticks of {day}, so there is nothing to archive.")
         path = data_dir / archive_file(day)
-        size = _make(conn, path, day, digest, rows_at_once)
+        size = _make(conn, path, day, digest, row_group)
         archived = ArchivedDay(day, digest.rows, digest.digest, size, archive_file(day).as_posix(), clock.now())
         cursor.execute(
             "INSERT INTO archived_days (day, rows, digest, bytes, file, archived_at) VALUES (%s, %s, %s, %s, %s, %s) "
@@ -139,13 +139,13 @@ def day_is_archived(conn: connection, data_dir: Path, day: date) -> bool:
     return path.is_file() and path.stat().st_size == archived.bytes
 
 
-def _make(conn: connection, path: Path, day: date, digest: Digest, rows_at_once: int) -> int:
+def _make(conn: connection, path: Path, day: date, digest: Digest, row_group: int) -> int:
     """Write, verify and name the file. Returns its size in bytes."""
     # Not taken for a file of the archive, should a crash leave it behind.
     unfinished = path.with_suffix(".unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _write(conn, unfinished, day, digest, rows_at_once)
+        _write(conn, unfinished, day, digest, row_group)
         _verify(conn, unfinished, day, digest)
         unfinished.replace(path)
     finally:
@@ -154,7 +154,7 @@ def _make(conn: connection, path: Path, day: date, digest: Digest, rows_at_once:
     return path.stat().st_size
 
 
-def _write(conn: connection, path: Path, day: date, digest: Digest, rows_at_once: int) -> None:
+def _write(conn: connection, path: Path, day: date, digest: Digest, row_group: int) -> None:
     bounds = day_bounds(day)
     with conn.cursor() as cursor:
         cursor.execute("SET LOCAL work_mem = '64MB'")
@@ -172,10 +172,10 @@ def _write(conn: connection, path: Path, day: date, digest: Digest, rows_at_once
         with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
 
             def take(rows: pa.Table) -> None:
-                writer.write_table(with_symbols(rows, lives).cast(schema), rows_at_once)
+                writer.write_table(with_symbols(rows, lives).cast(schema), row_group)
 
             each_tick_table(
-                conn, "time >= %s AND time < %s", bounds, take, order=", ".join(ORDER), rows_at_once=rows_at_once
+                conn, "time >= %s AND time < %s", bounds, take, order=", ".join(ORDER), rows_at_once=row_group
             )
         os.fsync(file.fileno())
 

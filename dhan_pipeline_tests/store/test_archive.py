@@ -80,7 +80,7 @@ def test_the_file_holds_the_day_as_the_view_says_it_to_the_last_bit(conn: connec
 
 def test_the_file_says_what_it_is(conn: connection, tmp_path: Path) -> None:
     fill(conn)
-    archived = make(conn, tmp_path, rows_at_once=50)
+    archived = make(conn, tmp_path, row_group=50)
     file = pq.ParquetFile(tmp_path / FILE)
     assert [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)] == [50, 50, 22]
     assert {column.compression for column in map(file.metadata.row_group(0).column, range(30))} == {"ZSTD"}
@@ -97,7 +97,7 @@ def test_the_file_says_what_it_is(conn: connection, tmp_path: Path) -> None:
 
 def test_pandas_polars_and_duckdb_read_the_same(conn: connection, tmp_path: Path) -> None:
     fill(conn)
-    make(conn, tmp_path, rows_at_once=50)
+    make(conn, tmp_path, row_group=50)
     folder = tmp_path / "archive" / "ticks"
     by_pandas = pd.read_parquet(folder, dtype_backend="pyarrow")
     by_polars = pl.read_parquet(folder / "**" / "*.parquet", hive_partitioning=True)
@@ -178,7 +178,7 @@ def test_what_fails_midway_leaves_no_file_and_the_old_one_as_it_was(
     with_symbols = archive.with_symbols
     monkeypatch.setattr(archive, "with_symbols", die)
     with pytest.raises(OSError, match="No space"):
-        make(conn, tmp_path, rows_at_once=10)
+        make(conn, tmp_path, row_group=10)
     assert files(tmp_path) == []
     monkeypatch.undo()
     before = make(conn, tmp_path)
@@ -186,7 +186,7 @@ def test_what_fails_midway_leaves_no_file_and_the_old_one_as_it_was(
     monkeypatch.setattr(archive, "with_symbols", die)
     written.clear()
     with pytest.raises(OSError, match="No space"):
-        make(conn, tmp_path, rows_at_once=10)
+        make(conn, tmp_path, row_group=10)
     assert files(tmp_path) == [FILE]
     assert (tmp_path / FILE).read_bytes() == old
     assert archived_days(conn) == [before]

@@ -6,6 +6,7 @@ CREATE TABLE IF NOT EXISTS broker_fetches (
     ended_at         timestamptz NOT NULL,
     fetched_at       timestamptz NOT NULL,
     bars             integer NOT NULL,
+    partial          boolean NOT NULL DEFAULT false,
     PRIMARY KEY (instrument_token, started_at, ended_at)
 );
 
@@ -53,6 +54,7 @@ COMMENT ON COLUMN broker_fetches.started_at IS 'first minute that was asked for'
 COMMENT ON COLUMN broker_fetches.ended_at IS 'end of the last minute that was asked for';
 COMMENT ON COLUMN broker_fetches.fetched_at IS 'when it was last asked for';
 COMMENT ON COLUMN broker_fetches.bars IS 'bars of a minute that came';
+COMMENT ON COLUMN broker_fetches.partial IS 'whether the broker may have more bars than it gives: of options that have expired, it gives those near the money';
 
 COMMENT ON TABLE gap_recoveries IS 'What the broker''s REST API was asked for after gaps';
 COMMENT ON COLUMN gap_recoveries.capture IS 'number of the capture, 0 to 31';

@@ -5,7 +5,7 @@ What was fetched is noted beside its bars, in one transaction, so that an interr
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -16,14 +16,16 @@ from psycopg2.extensions import connection
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.errors import (
+    BadRequestError,
     BusyError,
     NoDataPlanError,
     RequestsUsedUpError,
     RestError,
     UnavailableError,
 )
-from dhan_pipeline.feeds.dhan.history import DhanHistory
+from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
 from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.ingest.expired_options import expired_bars, is_expired_option
 from dhan_pipeline.quality.days import day_bounds
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -108,12 +110,13 @@ def fetch_day(
         with_ticks = instruments_with_ticks(conn, start_ns, end_ns)
         yesterday = clock.now().astimezone(IST).date() - timedelta(days=1)
         tokens = with_ticks if with_ticks and day < yesterday else [*with_ticks, *_subscribed(settings)]
-        had = set() if again else fetched(conn, start_ns, end_ns, end_ns)
+        had: Collection[int] = () if again else fetched(conn, start_ns, end_ns, end_ns)
         fetch = asyncio.run(
             _fetch(settings, conn, clock, list(dict.fromkeys(tokens)), start_ns, end_ns, had, tell, day, policy)
         )
     if fetch.failures and not fetch.done and not fetch.before:
-        raise BrokerBarsError(f"Of {fetch.wanted:,} instruments, none could be had: {fetch.last_error}")
+        reasons = fetch.last_error or f"{'; '.join(fetch.failed)}."
+        raise BrokerBarsError(f"Of {fetch.wanted:,} instruments, none could be had: {reasons}")
     return fetch
 
 
@@ -131,7 +134,7 @@ async def _fetch(
     tokens: Sequence[int],
     start_ns: int,
     end_ns: int,
-    had: set[int],
+    had: Collection[int],
     tell: Tell,
     day: date | None,
     policy: RestPolicy | None,
@@ -147,7 +150,7 @@ async def fetch_bars(
     tokens: Sequence[int],
     start_ns: int,
     end_ns: int,
-    had: set[int],
+    had: Collection[int],
     tell: Tell,
     day: date | None = None,
 ) -> Fetch:
@@ -163,14 +166,15 @@ async def fetch_bars(
     fetch = Fetch(wanted=len(tokens), before=sum(token in had for token in tokens))
     today = clock.now().astimezone(IST).date()
     active: list[Contract] = []
+    expired: list[Contract] = []
     for token in tokens:
         contract = known.get(token)
         if token in had:
             continue
         if contract is None:
             fetch.failed[UNKNOWN] += 1
-        elif contract.expiry is not None and contract.expiry < today:
-            fetch.failed[EXPIRED] += 1
+        elif _is_over(contract, today) and not contract.active:  # the broker may know it until the next master
+            expired.append(contract)
         else:
             active.append(contract)
     if len(active) > TELL_EVERY:
@@ -185,8 +189,15 @@ async def fetch_bars(
                 fetch.failed[NOT_ASKED] += 1
                 continue
             try:
-                await _fetch_one(history, conn, clock, contract, start_ns, end_ns, day, fetch)
+                bars = await history.minute_bars(contract.instrument_token, contract.instrument_type, start_ns, end_ns)
                 unanswered = 0
+                if not len(bars) and _is_over(contract, today):
+                    expired.append(contract)
+                    continue
+                of_day = None
+                if day is not None:
+                    of_day = await history.daily_bars(contract.instrument_token, contract.instrument_type, day, day)
+                _write(conn, clock, contract.instrument_token, start_ns, end_ns, bars, of_day, fetch)
             except NoDataPlanError:
                 raise
             except RequestsUsedUpError as error:
@@ -194,6 +205,9 @@ async def fetch_bars(
                 fetch.failed[NOT_ASKED] += 1
                 fetch.last_error = str(error)
             except RestError as error:
+                if isinstance(error, BadRequestError) and _is_over(contract, today):
+                    expired.append(contract)
+                    continue
                 unanswered = unanswered + 1 if isinstance(error, BusyError | UnavailableError) else 0
                 fetch.failed[_kind(error)] += 1
                 fetch.last_error = str(error)
@@ -203,34 +217,67 @@ async def fetch_bars(
                 tell(f"{asked:,} of {len(active):,} instruments, {fetch.failures:,} failed; {_span(left_s)} left.")
 
     await _all(work() for _ in range(CONCURRENT))
+    await _fetch_expired(history, conn, clock, expired, start_ns, end_ns, day, fetch)
     fetch.requests = max(0, history.requests_today - requests)  # it begins anew at midnight
     fetch.seconds = round(loop.time() - began, 3)
     return fetch
 
 
-async def _fetch_one(
+def _write(
+    conn: connection,
+    clock: Clock,
+    instrument_token: int,
+    start_ns: int,
+    end_ns: int,
+    bars: BrokerBars,
+    of_day: BrokerBars | None,
+    fetch: Fetch,
+    partial: bool = False,
+) -> None:
+    """Keep an instrument's bars, note that they were fetched, and commit. Nobody else comes in between: no await."""
+    now = clock.now()
+    with conn:
+        write_broker_candles(conn, instrument_token, MINUTE, bars, now)
+        if of_day is not None:
+            write_broker_candles(conn, instrument_token, DAY, of_day, now)
+        note_fetch(conn, instrument_token, start_ns, end_ns, len(bars), now, partial)
+    fetch.done += 1
+    fetch.bars += len(bars)
+    fetch.rows += len(bars) + (0 if of_day is None else len(of_day))
+
+
+def _is_over(contract: Contract, today: date) -> bool:
+    return contract.expiry is not None and contract.expiry < today
+
+
+async def _fetch_expired(
     history: DhanHistory,
     conn: connection,
     clock: Clock,
-    contract: Contract,
+    expired: Sequence[Contract],
     start_ns: int,
     end_ns: int,
     day: date | None,
     fetch: Fetch,
 ) -> None:
-    token, kind = contract.instrument_token, contract.instrument_type
-    bars = await history.minute_bars(token, kind, start_ns, end_ns)
-    of_day = await history.daily_bars(token, kind, day, day) if day is not None else None
-    # Nothing is awaited from here on: the transaction is of this instrument alone.
-    now = clock.now()
-    with conn:
-        write_broker_candles(conn, token, MINUTE, bars, now)
-        if of_day is not None:
-            write_broker_candles(conn, token, DAY, of_day, now)
-        note_fetch(conn, token, start_ns, end_ns, len(bars), now)
-    fetch.done += 1
-    fetch.bars += len(bars)
-    fetch.rows += len(bars) + (0 if of_day is None else len(of_day))
+    """What can be had of a day of contracts that have expired."""
+    options = [contract for contract in expired if is_expired_option(contract)] if day is not None else []
+    found: dict[int, BrokerBars] = {}
+    failed: dict[int, RestError] = {}
+    if day is not None and options:
+        try:
+            found, failed = await expired_bars(history, conn, options, day)
+        except RequestsUsedUpError as error:
+            fetch.last_error = str(error)
+    for contract in expired:
+        token = contract.instrument_token
+        if token in found:
+            _write(conn, clock, token, start_ns, end_ns, found[token], None, fetch, partial=True)
+        elif token in failed:
+            fetch.failed[_kind(failed[token])] += 1
+            fetch.last_error = str(failed[token])
+        else:
+            fetch.failed[EXPIRED] += 1
 
 
 async def _all(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:

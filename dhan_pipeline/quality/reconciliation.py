@@ -80,6 +80,8 @@ class Reconciliation:
     differences: Differences
     by_minute: NDArray[np.float64]
     """Share of the bars that agree, in each PICTURE_MINUTES of the day (IST); NaN where there was none to compare."""
+    left_out: int = 0
+    """Instruments with candles, of which the broker's bars were not had."""
 
     @property
     def agreement(self) -> float | None:
@@ -206,6 +208,8 @@ def candles_agree(result: Reconciliation, settings: Settings) -> CheckOutcome:
         f"{result.agreement:.2%} of {result.bars - result.explained:,} bars of {result.day} agree with the broker's."
         f" {result.explained:,} more differ where a noted gap or a late start explains it."
     )
+    if result.left_out:
+        found += f" {result.left_out:,} instruments were not compared, because the broker's bars of them are missing."
     passed = result.agreement >= settings.candles_agree_warn
     if not passed:
         missing = result.by_field().get("missing", (0, 0))[0]

@@ -74,30 +74,39 @@ def read_broker_candles(conn: connection, minutes: int, start_ns: int, end_ns: i
 
 
 def note_fetch(
-    conn: connection, instrument_token: int, start_ns: int, end_ns: int, bars: int, fetched_at: datetime
+    conn: connection,
+    instrument_token: int,
+    start_ns: int,
+    end_ns: int,
+    bars: int,
+    fetched_at: datetime,
+    partial: bool = False,
 ) -> None:
-    """Note that the minutes from `start_ns` to `end_ns` were asked for, and so many bars came. No commit."""
-    with conn.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO broker_fetches (instrument_token, started_at, ended_at, fetched_at, bars) "
-            "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (instrument_token, started_at, ended_at) "
-            "DO UPDATE SET fetched_at = excluded.fetched_at, bars = excluded.bars",
-            (instrument_token, instant(start_ns), instant(end_ns), fetched_at, bars),
-        )
+    """Note that the minutes from `start_ns` to `end_ns` were asked for, and so many bars came. No commit.
 
-
-def fetched(conn: connection, start_ns: int, end_ns: int, since_ns: int) -> set[int]:
-    """The instruments of which all minutes of [`start_ns`, `end_ns`) were asked for at `since_ns` or later (ns, UTC).
-
-    Leaves the transaction open.
+    `partial`: the broker may have more.
     """
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT DISTINCT instrument_token FROM broker_fetches "
-            "WHERE started_at <= %s AND ended_at >= %s AND fetched_at >= %s",
+            "INSERT INTO broker_fetches (instrument_token, started_at, ended_at, fetched_at, bars, partial) "
+            "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (instrument_token, started_at, ended_at) "
+            "DO UPDATE SET fetched_at = excluded.fetched_at, bars = excluded.bars, partial = excluded.partial",
+            (instrument_token, instant(start_ns), instant(end_ns), fetched_at, bars, partial),
+        )
+
+
+def fetched(conn: connection, start_ns: int, end_ns: int, since_ns: int = 0) -> dict[int, bool]:
+    """The instruments of which all minutes of [`start_ns`, `end_ns`) were asked for at `since_ns` or later (ns, UTC).
+
+    Each with whether the broker may have more bars than came. Leaves the transaction open.
+    """
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT instrument_token, bool_and(partial) FROM broker_fetches "
+            "WHERE started_at <= %s AND ended_at >= %s AND fetched_at >= %s GROUP BY instrument_token",
             (instant(start_ns), instant(end_ns), instant(since_ns)),
         )
-        return {token for (token,) in cursor.fetchall()}
+        return dict(cursor.fetchall())
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +125,8 @@ class Contract:
     """CE or PE."""
     tick_size: float | None
     """In rupees."""
+    active: bool
+    """Whether the latest scrip master still lists it."""
 
 
 def contracts(conn: connection, tokens: Collection[int], at_ns: int) -> dict[int, Contract]:
@@ -123,7 +134,10 @@ def contracts(conn: connection, tokens: Collection[int], at_ns: int) -> dict[int
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT instrument_token, coalesce(instrument_type, ''), coalesce(exchange_segment, ''), trading_symbol, "
-            "underlying_symbol, expiry, strike::float8, option_type, tick_size::float8 FROM instrument_lives "
+            "underlying_symbol, expiry, strike::float8, option_type, tick_size::float8, "
+            "EXISTS (SELECT FROM instruments AS now WHERE now.instrument_token = life.instrument_token "
+            "AND now.is_active AND now.expiry IS NOT DISTINCT FROM life.expiry) "
+            "FROM instrument_lives AS life "
             "WHERE source = 'dhan' AND instrument_token = ANY (%s) AND valid_from <= %s AND valid_to > %s",
             (list(tokens), instant(at_ns), instant(at_ns)),
         )
@@ -142,3 +156,37 @@ def instruments_with_ticks(conn: connection, start_ns: int, end_ns: int) -> list
             (instant(start_ns), instant(end_ns)),
         )
         return [token for (token,) in cursor.fetchall()]
+
+
+def underlying_id(conn: connection, underlying: str, instrument_type: str) -> int | None:
+    """Security id of what options derive from: of an index for OPTIDX, of an equity of NSE for OPTSTK. No commit."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT security_id FROM instruments WHERE source = 'dhan' AND exchange_segment = %s "
+            "AND trading_symbol = %s ORDER BY series = 'EQ' DESC NULLS LAST, is_active DESC LIMIT 1",
+            ("IDX_I" if instrument_type == "OPTIDX" else "NSE_EQ", underlying),
+        )
+        found = cursor.fetchone()
+        return None if found is None else int(found[0])
+
+
+def expiries_from(conn: connection, underlying: str, instrument_type: str, day: date) -> list[date]:
+    """The expiries of an underlying's options that are known, from a day (IST) on, ascending. No commit."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT expiry FROM instrument_lives WHERE source = 'dhan' "
+            "AND upper(underlying_symbol) = upper(%s) AND instrument_type = %s AND expiry >= %s ORDER BY expiry",
+            (underlying, instrument_type, day),
+        )
+        return [expiry for (expiry,) in cursor.fetchall()]
+
+
+def closes_of(conn: connection, instrument_token: int, first_s: int, last_s: int) -> dict[int, float]:
+    """Closes of an instrument's candles built from ticks, by start in seconds since the Unix epoch, UTC. No commit."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT extract(epoch FROM time)::bigint, close FROM candles_1m WHERE instrument_token = %s "
+            "AND source = 'ticks' AND time BETWEEN to_timestamp(%s) AND to_timestamp(%s)",
+            (instrument_token, first_s, last_s),
+        )
+        return dict(cursor.fetchall())

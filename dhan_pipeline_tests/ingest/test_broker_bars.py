@@ -153,7 +153,9 @@ def test_failures_are_counted_by_reason_and_the_others_go_on(
     gone, unknown = FUTURE + 1, FUTURE + 2
     insert_instruments(conn, [gone])
     with conn, conn.cursor() as cursor:
-        cursor.execute("UPDATE instruments SET expiry = %s WHERE instrument_token = %s", (at("00:00"), gone))
+        cursor.execute(
+            "UPDATE instruments SET expiry = %s, is_active = false WHERE instrument_token = %s", (at("00:00"), gone)
+        )
     subscribe(settings, *TOKENS, gone, unknown)
     rest.instead.append((HTTPStatus.BAD_REQUEST, error("DH-905", "no such instrument")))
     clock.at = TOMORROW
@@ -162,6 +164,20 @@ def test_failures_are_counted_by_reason_and_the_others_go_on(
     assert (fetched.wanted, fetched.done) == (6, 3)
     assert "no such instrument" in fetched.last_error
     assert fetch(settings, clock).done == 1  # the one that failed
+
+
+def test_a_contract_that_the_broker_has_forgotten_before_the_master_has_is_expired_too(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+) -> None:
+    _, settings = broker
+    gone = FUTURE + 1
+    insert_instruments(conn, [gone])
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE instruments SET expiry = %s WHERE instrument_token IN (%s, %s)", (DAY, FUTURE, gone))
+    subscribe(settings, *TOKENS, gone)
+    clock.at = TOMORROW
+    fetched = fetch(settings, clock)
+    assert (fetched.done, fetched.failed) == (4, {EXPIRED: 1})
 
 
 def test_where_nothing_comes_at_all_it_fails_with_a_sentence(

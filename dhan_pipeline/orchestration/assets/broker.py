@@ -127,6 +127,7 @@ def _reconciliation_metadata(result: Reconciliation, known: dict[int, Contract])
         "bars_explained": result.explained,
         "bars_that_differ": result.unexplained,
         "stand_ins": result.stand_ins,
+        "instruments_left_out": result.left_out,
     }
     if result.agreement is not None:
         metadata["agreement_percent"] = round(100 * result.agreement, 3)

@@ -163,7 +163,7 @@ def minute_bars(ticks: Mapping[str, NDArray[Any]], earlier: Earlier, gaps: GapTi
         close=price[ends],
         volume=np.where(has_volume, np.add.reduceat(traded, starts), NULL_INT),
         turnover=np.where(has_volume, np.add.reduceat(traded * price, starts), np.nan),
-        oi=np.where(latest_oi >= starts, oi[latest_oi], NULL_INT),
+        oi=np.where(latest_oi >= 0, oi[latest_oi], NULL_INT),
         ticks=ends + 1 - starts,
         touches_gap=np.logical_or.reduceat(across, starts) | _overlap(pairs, number[first], minute[first], hour_us),
         starts_late=np.logical_or.reduceat(late[rows], starts),

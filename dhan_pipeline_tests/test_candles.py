@@ -253,7 +253,10 @@ def test_a_packet_without_a_price_is_no_trade() -> None:
         ((EVERY, 70.0, 80.0), [False, True, False]),
         ((8, 70.0, 80.0), [False, False, False]),
         ((7, -900.0, -800.0), [False, False, False]),  # ended before what was heard of it last
+        ((7, -900.0, -400.0), [False, False, False]),  # with what was heard of it last
         ((7, -900.0, -30.0), [True, False, False]),
+        ((7, 60.0, 61.0), [False, True, False]),
+        ((7, 59.0, 60.0), [True, True, False]),
         ((7, 3700.0, 9000.0), [False, False, False]),
     ],
 )
@@ -262,6 +265,12 @@ def test_a_bar_touches_the_gaps_in_its_minute_and_those_that_its_volume_was_trad
 ) -> None:
     stream = [Tick(10, volume=10), Tick(90, volume=20), Tick(200, volume=30)]
     assert [bar["touches_gap"] for bar in bars(*stream, before=earlier(Heard(0)), gaps=gap_times(gap))] == touched
+
+
+def test_the_last_packet_before_a_gap_is_not_across_it() -> None:
+    stream = [Tick(61, volume=10, ago=2), Tick(200, volume=30)]
+    touched = [bar["touches_gap"] for bar in bars(*stream, before=earlier(Heard(0)), gaps=gap_times((7, 61.0, 90.0)))]
+    assert touched == [False, True]
 
 
 def test_nothing_gives_no_bars() -> None:

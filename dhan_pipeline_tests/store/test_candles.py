@@ -118,6 +118,7 @@ def test_volume_goes_on_from_the_hours_before_however_far_back_an_instrument_was
             tick("09:20:00", 1000),
             tick("09:20:01", 40, token=OTHER),
             tick("11:30:00", 1500),
+            (SHARE, at("11:31:00"), None, 9999, at("11:30:59")),  # without a price it is no trade
             tick("12:01:00", 1600),
             tick("12:02:00", 75, token=OTHER),
         ],
@@ -125,6 +126,13 @@ def test_volume_goes_on_from_the_hours_before_however_far_back_an_instrument_was
     rebuild(conn, NOON)
     assert [row[1:3] for row in short(conn)] == [(100.0, 100), (100.0, 35)]
     assert not any(row[11] for row in candles(conn))
+
+
+def test_volume_that_comes_hours_after_a_gap_touches_it(conn: connection) -> None:
+    store(conn, [tick("09:20:00", 1000), tick("12:01:00", 1010), tick("12:02:00", 1020)])
+    store_gap(conn, at("10:10:00"), at("10:20:00"), SHARE)
+    rebuild(conn, NOON)
+    assert [row[10] for row in candles(conn)] == [True, False]
 
 
 def test_what_was_traded_before_yesterdays_snapshot_is_no_volume_of_today(conn: connection) -> None:
@@ -207,8 +215,8 @@ def test_the_hours_may_be_made_in_any_order_and_again(conn: connection) -> None:
 
 def test_the_bar_of_the_broker_stands_in_where_packets_were_missed_and_nowhere_else(conn: connection) -> None:
     store(conn, [tick("10:00:01", 100), tick("10:05:10", 110), tick("10:08:10", 190), tick("10:09:10", 200)])
-    store_gap(conn, at("10:05:30"), at("10:07:30"), SHARE)
-    for clock in ("10:00", "10:03", "10:05", "10:06", "10:08"):
+    store_gap(conn, at("10:05:30"), at("10:07:00"), SHARE)
+    for clock in ("10:00", "10:03", "10:05", "10:06", "10:07", "10:08"):
         store_broker_bar(conn, clock)
     store_broker_bar(conn, "10:06", OTHER)
     (made,) = rebuild(conn, TEN)

@@ -25,7 +25,7 @@ from dhan_pipeline.store.lives import SYMBOL_FIELDS, read_lives, with_symbols
 from dhan_pipeline.store.rows import each_tick_table, tick_batches
 from dhan_pipeline.ticks import arrow_schema
 
-#: Rows of a row group, and so of what is in memory at once: 350 MB, however long the day.
+#: Rows of a row group, and so of what is in memory at once: some 400 MB, however long the day.
 ROW_GROUP = 100_000
 
 #: The archive's order: an instrument's rows lie together, as they came.
@@ -80,7 +80,7 @@ def archive_day(
 
     Everything is as of one moment. The server sorts, on its disk; in memory are no more than the rows of a row group.
     Before the file gets its name it is read back and stored in a temporary table, whose digest has to be that of the
-    day. Takes some 10 seconds a million rows.
+    day. Takes some 12 seconds a million rows.
 
     Raises ArchiveError for a day that is not over or has no ticks, where somebody else archives it, and where what was
     written is not what the table holds; psycopg2.Error; OSError. The archive is as before then.

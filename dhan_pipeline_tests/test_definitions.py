@@ -11,16 +11,18 @@ from dhan_pipeline.orchestration.build import build_defs
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import COLUMNS
 
-#: key: (upstream, group, kinds, hourly, checks)
+HOURLY, DAILY = dg.HourlyPartitionsDefinition, dg.DailyPartitionsDefinition
+
+#: key: (upstream, group, kinds, partitions, checks)
 ASSETS = {
-    "scrip_master": (set(), "reference", {"csv"}, False, set()),
-    "instruments": ({"scrip_master"}, "reference", {"postgres", "table"}, False, set()),
-    "subscriptions": ({"instruments"}, "reference", {"csv"}, False, set()),
+    "scrip_master": (set(), "reference", {"csv"}, None, set()),
+    "instruments": ({"scrip_master"}, "reference", {"postgres", "table"}, None, set()),
+    "subscriptions": ({"instruments"}, "reference", {"csv"}, None, set()),
     "live_feed": (
         {"subscriptions"},
         "market_data",
         {"websocket"},
-        False,
+        None,
         {
             "parser_error_rate",
             "latency_p99",
@@ -33,13 +35,23 @@ ASSETS = {
             "disk",
         },
     ),
-    "raw_packets": ({"subscriptions"}, "market_data", {"arrow"}, True, set()),
+    "raw_packets": ({"subscriptions"}, "market_data", {"arrow"}, HOURLY, set()),
     "ticks": (
         {"raw_packets"},
         "market_data",
         {"postgres", "table"},
-        True,
-        {"parser_error_rate", "latency_p99", "conservation", "gaps"},
+        HOURLY,
+        {"parser_error_rate", "latency_p99", "conservation", "gaps", "digest"},
+    ),
+    "candles_1m": ({"ticks"}, "market_data", {"postgres", "table"}, HOURLY, set()),
+    "ticks_archive": ({"ticks"}, "market_data", {"parquet"}, DAILY, set()),
+    "broker_candles": ({"subscriptions"}, "market_data", {"postgres", "table"}, DAILY, {"bars_fetched"}),
+    "candle_reconciliation": (
+        {"candles_1m", "broker_candles"},
+        "market_data",
+        {"postgres", "table"},
+        DAILY,
+        {"candles_agree"},
     ),
 }
 
@@ -74,7 +86,7 @@ def test_the_assets_are_these(definitions: dg.Definitions) -> None:
             {dependency.asset_key.to_user_string() for dependency in spec.deps},
             spec.group_name,
             spec.kinds,
-            isinstance(spec.partitions_def, dg.HourlyPartitionsDefinition),
+            spec.partitions_def and type(spec.partitions_def),
             {check.name for check in checks if check.asset_key == spec.key},
         )
         for spec in definitions.resolve_all_asset_specs()
@@ -107,15 +119,25 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
     assert {name for name in repository.job_names if not name.startswith("__")} == {
         "ingest_job",
         "instrument_sync_job",
+        "candles_job",
+        "archive_job",
+        "reconciliation_job",
+        "gap_recovery_job",
         "retention_job",
         "token_refresh_job",
     }
     assert {(s.name, s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs} == {
         ("instrument_sync_schedule", "30 8 * * *", "Asia/Kolkata"),
+        ("archive_schedule", "10 0 * * *", "Asia/Kolkata"),
+        ("reconciliation_schedule", "20 0 * * *", "Asia/Kolkata"),
         ("retention_schedule", "30 0 * * *", "Asia/Kolkata"),
         ("token_refresh_schedule", "*/15 * * * *", "Asia/Kolkata"),
     }
-    assert [sensor.name for sensor in repository.sensor_defs] == ["ingest_supervisor"]
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        "ingest_supervisor",
+        "candles_sensor",
+        "gap_recovery_sensor",
+    }
     for instigator in (*repository.schedule_defs, *repository.sensor_defs):
         assert instigator.default_status.value == "RUNNING"
 

@@ -12,7 +12,9 @@ import typer
 
 from dhan_pipeline.cli.capture import decode, ingest
 from dhan_pipeline.cli.database import db_app, migrate, redrive, sync_instruments
+from dhan_pipeline.cli.find import find
 from dhan_pipeline.cli.gaps import gaps
+from dhan_pipeline.cli.replay import replay
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.token import token_app
@@ -30,9 +32,11 @@ app.command(short_help="Run everything on this machine, over a simulated exchang
 app.command(cls=WithFaults, short_help="Run the simulated exchange.")(simulate)
 app.command(short_help="Capture the feed, without Dagster.")(ingest)
 app.command("sync-instruments", short_help="Load the scrip master into the database.")(sync_instruments)
+app.command(short_help="Find instruments by what a trader writes.")(find)
 app.command()(migrate)
 app.add_typer(db_app, name="db")
 app.command(short_help="List the times in which packets may be missing.")(gaps)
+app.command(short_help="Rebuild hours of ticks from the journal, or only compare.")(replay)
 app.command(short_help="Process rejected packets again, after a fix.")(redrive)
 app.add_typer(token_app, name="token")
 app.command(short_help="Explain a message of the feed.")(decode)

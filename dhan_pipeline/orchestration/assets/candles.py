@@ -1,6 +1,7 @@
-"""Bars of one minute by the hour: `candles_1m`, and the clock that has each hour made when it is over.
+"""Bars of one minute by the hour: `candles_1m`.
 
-Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work.
+Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work, and when it
+is done (`orchestration/candles.py`).
 """
 
 import base64
@@ -8,16 +9,12 @@ from collections.abc import Sequence
 from contextlib import closing
 
 import dagster as dg
-import psycopg2
 
-from dhan_pipeline.candles import LATE_S
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, TICKS
 from dhan_pipeline.orchestration.resources import explained
-from dhan_pipeline.sessions import HOUR_NS, hour_key
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store.candles import rebuild_candles, ticks_booked
+from dhan_pipeline.store.candles import rebuild_candles
 from dhan_pipeline.store.engine import connect, database_url
 
 CANDLES_1M = dg.AssetKey("candles_1m")
@@ -58,37 +55,6 @@ def build_candle_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         )
 
     return [candles_1m]
-
-
-candles_job = dg.define_asset_job(
-    "candles_job",
-    selection=dg.AssetSelection.assets(CANDLES_1M),
-    description="Makes an hour's bars of one minute from its ticks.",
-    tags={"dhan/role": "candles"},
-)
-
-
-@dg.schedule(
-    job=candles_job,
-    name="candles_schedule",
-    cron_schedule=f"{LATE_S // 60 + 1} * * * *",
-    execution_timezone="Asia/Kolkata",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description=f"Each hour, {LATE_S // 60 + 1} minutes after its end, when no packet of it comes any more: makes its"
-    " bars, if it has ticks.",
-)
-def candles_schedule(
-    context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[Settings]
-) -> dg.RunRequest | dg.SkipReason:
-    """The hour before, by the time for which the schedule was due: what was missed meanwhile is made up for."""
-    hour = hour_key(int(context.scheduled_execution_time.timestamp()) * 1_000_000_000 - HOUR_NS)
-    try:
-        with closing(connect(database_url(settings))) as conn:
-            if not ticks_booked(conn, hour):
-                return dg.SkipReason(f"The hour {hour} has no ticks.")
-    except (PipelineError, psycopg2.Error):
-        context.log.warning("The database cannot be asked; the run will say so if that is still so.")
-    return dg.RunRequest(run_key=hour, partition_key=hour)
 
 
 def _picture(of_minute: Sequence[int]) -> str:

@@ -1,25 +1,20 @@
-"""Bars of an hour, materialised for real, and the clock that asks for them."""
+"""Bars of an hour, materialised for real."""
 
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
 from psycopg2.extensions import connection
 
-from dhan_pipeline.orchestration.assets.candles import (
-    CANDLES_1M,
-    build_candle_assets,
-    candles_job,
-    candles_schedule,
-)
+from dhan_pipeline.orchestration.assets.candles import CANDLES_1M, build_candle_assets
+from dhan_pipeline.orchestration.candles import candles_job
 from dhan_pipeline.orchestration.names import TICKS
 from dhan_pipeline.orchestration.partitions import hourly_partitions
-from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
+from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.partitions import ensure_partitions, instant
-from dhan_pipeline_tests.orchestration.conftest import HOUR, NEXT_HOUR, NOW, OPEN_HOUR, Pipeline, Record
+from dhan_pipeline_tests.orchestration.conftest import HOUR, NOW, OPEN_HOUR, Pipeline, Record
 from dhan_pipeline_tests.orchestration.materialising import metadata, why_failed
 
 Materialize = Callable[[str], dg.ExecuteInProcessResult]
@@ -30,7 +25,6 @@ def materialize(pipeline: Pipeline) -> Materialize:
     definitions = dg.Definitions(
         assets=[dg.AssetSpec(TICKS), *build_candle_assets(hourly_partitions(pipeline.settings))],
         jobs=[candles_job],
-        schedules=[candles_schedule],
         resources={"settings": pipeline.settings, "clock": NOW},
     )
     job = definitions.resolve_job_def("candles_job")
@@ -83,38 +77,3 @@ def test_an_hour_is_made_and_what_it_adds_up_to_is_shown(
 )
 def test_an_hour_without_ticks_or_still_open_is_refused(materialize: Materialize, hour: str, reason: str) -> None:
     assert why_failed(materialize(hour)) == reason
-
-
-def ask(pipeline: Pipeline, hour: str, minutes: int = 6) -> dg.RunRequest | dg.SkipReason:
-    """What the schedule says so many minutes after the hour's end."""
-    due = datetime.fromtimestamp((parse_hour_key(hour) + HOUR_NS) / 1e9 + 60 * minutes, UTC)
-    context = dg.build_schedule_context(
-        instance=pipeline.instance, scheduled_execution_time=due, resources={"settings": pipeline.settings}
-    )
-    said = candles_schedule(context)
-    assert isinstance(said, dg.RunRequest | dg.SkipReason)
-    return said
-
-
-def test_the_hour_before_is_asked_for_if_it_has_ticks(
-    pipeline: Pipeline, conn: connection, record_hour: Record
-) -> None:
-    record_hour(HOUR)
-    assert ask(pipeline, HOUR) == dg.SkipReason(f"The hour {HOUR} has no ticks.")
-    with conn, conn.cursor() as cursor:
-        cursor.execute("UPDATE ingest_ledger SET ticks = 2")
-    asked = ask(pipeline, HOUR)
-    assert isinstance(asked, dg.RunRequest)
-    assert (asked.partition_key, asked.run_key) == (HOUR, HOUR)
-    assert ask(pipeline, NEXT_HOUR) == dg.SkipReason(f"The hour {NEXT_HOUR} has no ticks.")
-
-
-def test_an_hour_is_asked_for_while_the_database_is_away(pipeline: Pipeline) -> None:
-    away = pipeline.settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:1/nothing"})
-    asked = ask(Pipeline(away, pipeline.instance), HOUR)
-    assert isinstance(asked, dg.RunRequest)
-
-
-def test_the_schedule_waits_until_no_packet_comes_any_more() -> None:
-    assert candles_schedule.cron_schedule == "6 * * * *"
-    assert candles_schedule.execution_timezone == "Asia/Kolkata"

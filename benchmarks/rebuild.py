@@ -3,15 +3,16 @@
     python benchmarks/rebuild.py [--day] [--json]
 
 The journal is filled with full packets, one a message. A writer stores it first, as the capture would. Then
-`rebuild_hour` replaces the rows:
+`rebuild_hour` makes the rows again:
 
-- an hour in blocks of 200 (a feed of 10,000 ticks a second, whose blocks are closed every 20 ms), and an hour in blocks
-  of 8 (25,000 ticks a minute): five rounds each, in turn;
+- an hour in blocks of 200 (a feed of 10,000 ticks a second, whose blocks are closed every 20 ms), an hour in blocks of
+  8 (25,000 ticks a minute), and the first of them where all rows differ: five rounds each, in turn;
 - a day: six hours of 150,000 ticks in blocks of 200, one after another, once. With `--day` 9.4 million ticks in six
   hours, which takes five to ten minutes with everything around it. `--in-block` changes the size of its blocks.
 
-Every figure is of rows that are there already: to delete them is part of it, and so is reading what the day said before
-the hour. Before each, VACUUM removes what the last one deleted, as the server does by itself in time. CPU seconds are
+Every figure is of rows that are there already and are compared; reading what the day said before the hour is part of
+it. Where all rows differ, each was changed before: it is told by column, deleted and written. Before each, VACUUM
+removes what the last one deleted, as the server does by itself in time. CPU seconds are
 those of this process, which decodes and builds the rows, and of PostgreSQL, all its processes together. Both work at
 the same time: with two cores to themselves, the slower of them sets the pace.
 
@@ -43,8 +44,7 @@ from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.ledger import hour_totals
-from dhan_pipeline.store.ticks import hour_digest
+from dhan_pipeline.store.ledger import hour_bounds, hour_totals
 
 #: Ticks of the single hours, by the ticks of a block.
 HOUR_TICKS = {200: 200_000, 8: 50_000}
@@ -52,6 +52,9 @@ HOUR_TICKS = {200: 200_000, 8: 50_000}
 #: Ticks of a day, and of the whole day that 25,000 a minute make; and the hours that they are in.
 SHORT_DAY, WHOLE_DAY = 900_000, 9_400_000
 HOURS = 6
+
+#: What makes a row differ, in SQL.
+CHANGE = "day_high = coalesce(day_high, 0) + 1, depth = NULL"
 
 DAY_NS = 24 * HOUR_NS
 
@@ -70,24 +73,28 @@ class Rebuilds:
         self.server_us: dict[str, list[float]] = {}
         """CPU of PostgreSQL, us a tick."""
 
-    def rebuild(self, name: str, hours: Sequence[str], ticks: int) -> float:
-        """Ticks a second of hours of so many ticks, one after another."""
-        self._clean_up()
+    def rebuild(self, name: str, hours: Sequence[str], ticks: int, change: str = "") -> float:
+        """Ticks a second of hours of so many ticks, one after another. `change` is SQL that their rows go through."""
+        self._prepare(hours, change)
         python, server = time.process_time(), self._server.seconds()
         started = time.perf_counter()
-        rows = sum(rebuild_hour(self._settings, self._settings.database_url or "", hour, self._clock) for hour in hours)
+        url = self._settings.database_url or ""
+        rebuilt = [rebuild_hour(self._settings, url, hour, self._clock) for hour in hours]
         took = time.perf_counter() - started
         python, server = time.process_time() - python, self._server.seconds() - server
-        if rows != ticks:
-            wrong(f"{name}: {rows} rows were made of {ticks} ticks")
+        rows, changed = sum(hour.rows for hour in rebuilt), sum(hour.differences.changed for hour in rebuilt)
+        if rows != ticks or changed != (ticks if change else 0):
+            wrong(f"{name}: {rows} rows were made of {ticks} ticks, and {changed} were changed")
         self.seconds.setdefault(name, []).append(took)
         self.python_us.setdefault(name, []).append(1e6 * python / ticks)
         self.server_us.setdefault(name, []).append(1e6 * server / ticks)
         return ticks / took
 
-    def _clean_up(self) -> None:
+    def _prepare(self, hours: Sequence[str], change: str) -> None:
         with closing(connect(self._settings.database_url or "")) as conn, conn.cursor() as cursor:
             conn.autocommit = True
+            for hour in hours if change else ():
+                cursor.execute(f"UPDATE tick_rows SET {change} WHERE time >= %s AND time < %s", hour_bounds(hour))
             cursor.execute("VACUUM")
 
 
@@ -97,7 +104,7 @@ def state(conn: connection, hours: Sequence[str]) -> dict[str, tuple[str, int, i
     with conn:
         for hour in hours:
             totals = hour_totals(conn, hour)
-            found[hour] = hour_digest(conn, hour), totals.rows, totals.ticks, totals.messages
+            found[hour] = totals.digest, totals.rows, totals.ticks, totals.messages
     return found
 
 
@@ -138,11 +145,13 @@ def main() -> None:
         before = state(conn, list(ticks))
         rebuilds = Rebuilds(settings, conn, clock)
         names = {in_block: f"an hour, {in_block} ticks a block" for in_block in single}
+        differs = f"{names[200]}, all rows differ"
         spreads = take_turns(
             {
                 name: partial(rebuilds.rebuild, name, [single[in_block]], HOUR_TICKS[in_block])
                 for in_block, name in names.items()
             }
+            | {differs: partial(rebuilds.rebuild, differs, [single[200]], HOUR_TICKS[200], CHANGE)}
         )
         of_day = f"a day of {HOURS} hours, {options.in_block} ticks a block"
         spreads |= take_turns({of_day: partial(rebuilds.rebuild, of_day, day, day_ticks)}, rounds=1)
@@ -158,7 +167,8 @@ def main() -> None:
         problems.append(f"{missed} blocks were not rebuilt")
     if problems:
         wrong(*problems)
-    counts = {name: HOUR_TICKS[in_block] for in_block, name in names.items()} | {of_day: day_ticks}
+    counts = {name: HOUR_TICKS[in_block] for in_block, name in names.items()}
+    counts |= {differs: HOUR_TICKS[200], of_day: day_ticks}
     rows = [
         {
             "rebuilt": name,

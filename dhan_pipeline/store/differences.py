@@ -22,14 +22,14 @@ from dhan_pipeline.store.ledger import hour_bounds
 from dhan_pipeline.store.rows import read_tick_table
 from dhan_pipeline.ticks import COLUMNS, DEPTH_LEVELS, Mode
 
-#: The temporary tables of a comparison: rows to come, rows of the hour that differ from them, and which these are.
+#: The temporary tables of a comparison: all rows to come; which rows differ; those of the hour, and those to come.
 RENEWED = "renewed_ticks"
-_REPLACED, _DIFFERING = "replaced_ticks", "differing_ticks"
+_DIFFERING, _OLD, _NEW = "differing_ticks", "old_ticks", "new_ticks"
 
 #: Differences that a comparison keeps.
 EXAMPLES = 20
 
-#: Stands for a column where a row's bytes differ and what they mean does not: NaN for NULL, prices of another scale.
+#: Stands for a column where what is stored differs, and what it means does not: NaN for NULL, prices of another scale.
 _BYTES = "bytes"
 
 _ROWS_AT_ONCE = 50_000
@@ -38,17 +38,19 @@ _PRESENT, _ABSENT = "present", "absent"
 
 # A row that cannot be read, or that is there twice, is no match for one to come: it goes, and that one is added.
 _FIND = f"""
-WITH old AS (
-    SELECT tick_id, {ROW_HASH} AS hash, CASE WHEN count(*) OVER (PARTITION BY tick_id) = 1 AND mode = ANY(%(modes)s)
-        AND coalesce(octet_length(depth), %(depth)s) = %(depth)s THEN tick_id END AS match
+WITH old AS MATERIALIZED (
+    SELECT tick_id, {ROW_HASH} AS hash,
+        mode = ANY(%(modes)s) AND coalesce(octet_length(depth), %(depth)s) = %(depth)s AS readable
     FROM tick_rows t WHERE time >= %(start)s AND time < %(end)s
+), single AS (
+    SELECT tick_id FROM old GROUP BY tick_id HAVING count(*) = 1 AND bool_and(readable)
 ), new AS (
     SELECT tick_id, {ROW_HASH} AS hash FROM {RENEWED} t
 )
 INSERT INTO {_DIFFERING}
 SELECT coalesce(new.tick_id, old.tick_id),
     CASE WHEN old.tick_id IS NULL THEN 'added' WHEN new.tick_id IS NULL THEN 'removed' ELSE 'changed' END
-FROM old FULL JOIN new ON new.tick_id = old.match
+FROM (old LEFT JOIN single USING (tick_id)) FULL JOIN new ON new.tick_id = single.tick_id
 WHERE old.tick_id IS NULL OR new.tick_id IS NULL OR old.hash <> new.hash
 """
 
@@ -94,7 +96,7 @@ def compare(
 ) -> Differences:
     """Compare the hour's rows with those in `RENEWED`, which stays open to `apply`.
 
-    NULL and NaN are equal, 0 and -0 are not. `each_row` gets all differences of one row after another, in the order of
+    By column, NULL and NaN are equal. `each_row` gets all differences of one row after another, in the order of
     `examples`. Memory stays flat however many differ. Once a transaction.
     """
     start, end = hour_bounds(hour)
@@ -104,19 +106,24 @@ def compare(
         cursor.execute(_FIND, scope)
         cursor.execute(f"SELECT kind, count(*) FROM {_DIFFERING} GROUP BY kind")
         counts: dict[str, int] = dict(cursor.fetchall())
-        cursor.execute(f"CREATE TEMPORARY TABLE {_REPLACED} (LIKE tick_rows) ON COMMIT DROP")
-        cursor.execute(
-            f"INSERT INTO {_REPLACED} SELECT * FROM tick_rows WHERE time >= %(start)s AND time < %(end)s "
-            f"AND tick_id IN (SELECT tick_id FROM {_DIFFERING} WHERE kind <> 'added')",
-            scope,
-        )
-        for table in (_DIFFERING, _REPLACED, RENEWED):
+        for table, rows, kind in (
+            (_OLD, "tick_rows WHERE time >= %(start)s AND time < %(end)s", "removed"),
+            (_NEW, f"{RENEWED} WHERE true", "added"),
+        ):
+            # In order, so that it is read in order.
+            cursor.execute(f"CREATE TEMPORARY TABLE {table} (LIKE tick_rows, changed boolean) ON COMMIT DROP")
+            cursor.execute(
+                f"INSERT INTO {table} SELECT t.*, kind = 'changed' FROM (SELECT * FROM {rows}) AS t JOIN (SELECT "
+                f"DISTINCT tick_id, kind FROM {_DIFFERING} WHERE kind IN (%(kind)s, 'changed')) AS differing "
+                "USING (tick_id) ORDER BY tick_id",
+                scope | {"kind": kind},
+            )
             cursor.execute(f"CREATE INDEX ON {table} (tick_id)")
     told = _Told(each_row)
     columns = _changed(conn, told)
-    for kind, table in (("removed", _REPLACED), ("added", RENEWED)):
+    for kind, table, sides in (("removed", _OLD, (_PRESENT, _ABSENT)), ("added", _NEW, (_ABSENT, _PRESENT))):
         if counts.get(kind):
-            _whole(conn, kind, table, told)
+            _whole(conn, table, sides, told)
     return Differences(
         counts.get("added", 0), counts.get("removed", 0), counts.get("changed", 0), columns, tuple(told.examples)
     )
@@ -129,10 +136,7 @@ def apply(conn: connection, hour: str) -> None:
             f"DELETE FROM tick_rows WHERE time >= %s AND time < %s AND tick_id IN (SELECT tick_id FROM {_DIFFERING})",
             hour_bounds(hour),
         )
-        cursor.execute(
-            f"INSERT INTO tick_rows ({', '.join(STORED)}) SELECT {', '.join(STORED)} FROM {RENEWED} "
-            f"WHERE tick_id IN (SELECT tick_id FROM {_DIFFERING})"
-        )
+        cursor.execute(f"INSERT INTO tick_rows ({', '.join(STORED)}) SELECT {', '.join(STORED)} FROM {_NEW}")
 
 
 class _Told:
@@ -157,17 +161,15 @@ def _changed(conn: connection, told: _Told) -> tuple[tuple[str, int], ...]:
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT tick_id FROM (SELECT tick_id, row_number() OVER (ORDER BY tick_id) AS number "
-            f"FROM {_DIFFERING} WHERE kind = 'changed') AS changed WHERE number %% %s = 1 ORDER BY tick_id",
+            f"FROM {_NEW} WHERE changed) AS changed WHERE number %% %s = 1 ORDER BY tick_id",
             (_ROWS_AT_ONCE,),
         )
         firsts = [first for (first,) in cursor.fetchall()]
     counts: dict[str, int] = dict.fromkeys((*(column.name for column in COLUMNS), _BYTES), 0)
     for bounds in pairwise([*firsts, 2**63 - 1]):
-        within = "tick_id >= %s AND tick_id < %s"
-        condition = f"{within} AND tick_id IN (SELECT tick_id FROM {_DIFFERING} WHERE kind = 'changed' AND {within})"
         before, after = (
-            read_tick_table(conn, condition, (*bounds, *bounds), relation=table, order="tick_id")
-            for table in (_REPLACED, RENEWED)
+            read_tick_table(conn, "changed AND tick_id >= %s AND tick_id < %s", bounds, relation=table, order="tick_id")
+            for table in (_OLD, _NEW)
         )
         differs = {name: _differs(before[name], after[name]) for name in before.column_names}
         differs[_BYTES] = ~np.logical_or.reduce(list(differs.values()))
@@ -192,21 +194,15 @@ def _tell_changed(before: pa.Table, after: pa.Table, differs: dict[str, NDArray[
         told.tell(found)
 
 
-def _whole(conn: connection, kind: str, table: str, told: _Told) -> None:
+def _whole(conn: connection, table: str, sides: tuple[str, str], told: _Told) -> None:
     """Tell of rows that are on one side only."""
-    before, after = (_ABSENT, _PRESENT) if kind == "added" else (_PRESENT, _ABSENT)
     with conn.cursor("whole_rows") as cursor:
         cursor.itersize = _ROWS_AT_ONCE
-        cursor.execute(
-            f"SELECT tick_id, time, instrument_token FROM {table} "
-            f"WHERE tick_id IN (SELECT tick_id FROM {_DIFFERING} WHERE kind = %s) ORDER BY tick_id",
-            (kind,),
-        )
-        for row in cursor:
+        cursor.execute(f"SELECT tick_id, time, instrument_token FROM {table} WHERE NOT changed ORDER BY tick_id")
+        for tick_id, time, token in cursor:
             if told.enough:
                 return
-            tick_id, time, token = row
-            told.tell([Difference(tick_id, time, token, None, before, after)])
+            told.tell([Difference(tick_id, time, token, None, *sides)])
 
 
 def _differs(before: pa.ChunkedArray, after: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -217,7 +213,7 @@ def _differs(before: pa.ChunkedArray, after: pa.ChunkedArray) -> NDArray[np.bool
             differs |= _differs(pc.list_element(before, level), pc.list_element(after, level))
     elif pa.types.is_floating(before.type):
         old, new = (np.asarray(side.to_numpy(), np.float64) for side in (before, after))  # NaN for NULL
-        differs = (old.view(np.int64) != new.view(np.int64)) & ~(np.isnan(old) & np.isnan(new))
+        differs = (old != new) & ~(np.isnan(old) & np.isnan(new))
     else:
         both_absent = pc.and_(pc.is_null(before), pc.is_null(after))
         same = pc.or_(pc.fill_null(pc.equal(before, after), False), both_absent)

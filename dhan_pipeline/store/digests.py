@@ -1,8 +1,9 @@
-"""Digests of hours: whether rows are the same to the byte, and what is on record of them in `hour_digests`.
+"""Digests of hours: whether rows are the same in every column, and what is on record of them in `hour_digests`.
 
-A row's hash is that of the bytes in which PostgreSQL sends it, so every column counts, and every bit of it. A million
-rows take 0.7 s where two processors are free. `hash_record_extended` would take half of that, but it cannot tell 0 from
--0, nor every bigint from another, and a sum of what it says may stay as it was when rows swap values among themselves.
+A row's hash is PostgreSQL's own of records, which takes half of the time of one of the row's bytes: 0.4 s a million
+rows where two processors are free. As it stands it has holes: its sum over rows may stay the same where rows swap
+values, NULL may be 0, and a token another one. The seed, which differs with the row's place and its token, closes them.
+What is left: 0 and -0 are the same to it, as they are to every query, and one NaN is the other.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dhan_pipeline.store.partitions import HOUR_LOCK, instant
 from dhan_pipeline.ticks import POSITION_BITS
 
 #: The 64-bit hash of a row `t`. It is the same in every session, whatever table of these columns the row is in.
-ROW_HASH = "hash_array_extended(ARRAY[record_send(t)], 0)"
+ROW_HASH = "hash_record_extended(t, tick_id # (instrument_token << 16))"
 
 _DIGEST = f"SELECT count(*), coalesce(sum({ROW_HASH}), 0) FROM"
 _OF_HOUR = "tick_rows t WHERE time >= %(start)s AND time < %(end)s"
@@ -26,7 +27,7 @@ Origin = Literal["capture", "rebuild", "redrive"]
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """Of rows in any order: equal exactly when the rows are, but for a chance of 1 in 2^64."""
+    """Of rows in any order: equal when the rows are, and else not, but by a chance of about 1 in 2^64."""
 
     rows: int
     digest: str

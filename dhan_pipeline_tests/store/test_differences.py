@@ -91,13 +91,13 @@ def test_what_follows_from_a_column_is_counted_too_and_arrays_as_a_whole(conn: c
 @pytest.mark.parametrize(
     ("change", "columns"),
     [
-        ("day_low = '-0'", {"day_low": 6}),
+        ("day_low = 0", {"day_low": 6}),
         ("day_low = 'NaN'", {"day_low": 3, "bytes": 3}),
         ("tradable = false", {"tradable": 6}),
         ("last_trade_time = '-infinity'", {"bytes": 6}),
     ],
 )
-def test_every_bit_counts(conn: connection, change: str, columns: dict[str, int]) -> None:
+def test_every_column_counts_and_how_it_is_stored(conn: connection, change: str, columns: dict[str, int]) -> None:
     write_blocks(conn, [make_block(1)], CLOCK)
     run(conn, f"UPDATE tick_rows SET {change}")
     before = hour_digest(conn, HOUR)

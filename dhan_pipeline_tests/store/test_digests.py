@@ -35,7 +35,10 @@ def recorded(conn: connection) -> list[tuple[str, int]]:
     [
         "UPDATE tick_rows SET last_price = last_price + 0.01 WHERE tick_id = 1 << 16 | 1",
         "UPDATE tick_rows SET depth = set_byte(depth, 13, 1) WHERE tick_id = 1 << 16",
-        "UPDATE tick_rows SET day_low = '-0' WHERE tick_id = 1 << 16",
+        "UPDATE tick_rows SET day_low = 'NaN' WHERE tick_id = 1 << 16",
+        "UPDATE tick_rows SET tick_id = tick_id + 7 WHERE tick_id = 1 << 16",
+        # A bigint's own hash is that of its upper half xor its lower.
+        "UPDATE tick_rows SET instrument_token = (3::bigint << 32) + (257 # 3) WHERE tick_id = 1 << 16 | 1",
         "UPDATE tick_rows SET day_low = NULL WHERE tick_id = 1 << 16",
         "UPDATE tick_rows SET oi = NULL WHERE tick_id = 1 << 16",
         "UPDATE tick_rows SET instrument_token = (1::bigint << 41) + 3 WHERE tick_id = 1 << 16 | 1",
@@ -50,6 +53,14 @@ def test_the_digest_notices_any_difference(conn: connection, change: str) -> Non
     before = hour_digest(conn, HOUR)
     run(conn, change)
     assert hour_digest(conn, HOUR) != before
+
+
+def test_only_zeros_of_either_sign_are_the_same_to_the_digest(conn: connection) -> None:
+    write_blocks(conn, [make_block(1)], CLOCK)
+    run(conn, "UPDATE tick_rows SET day_low = 0")
+    before = hour_digest(conn, HOUR)
+    run(conn, "UPDATE tick_rows SET day_low = '-0'")
+    assert hour_digest(conn, HOUR) == before
 
 
 def test_the_digest_notices_rows_that_swap_their_values(conn: connection) -> None:

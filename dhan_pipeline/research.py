@@ -85,7 +85,7 @@ def read_ticks(
     table = pa.concat_tables(filled or [parts[0].select(wanted)]).unify_dictionaries()
     if len(filled) > 1:
         table = table.sort_by([(name, "ascending") for name in ORDER])
-    return _as(table.select(names), as_)
+    return _as(_with_own_words(table.select(names)), as_)
 
 
 def read_candles(
@@ -201,6 +201,15 @@ def _from_archive(
     except FileNotFoundError:
         raise ResearchError(f"The archive of {archived.day} is not where it should be: {path}.") from None
     return table.cast(schema)
+
+
+def _with_own_words(table: pa.Table) -> pa.Table:
+    """With dictionaries of the words that occur: a row group's has those of other instruments, too."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            words = table[field.name].cast(field.type.value_type).combine_chunks()
+            table = table.set_column(at, field, words.dictionary_encode())
+    return table
 
 
 def _scalar(at: datetime) -> pa.Scalar:

@@ -30,17 +30,18 @@ format: $(VENV)/.dev ## Rewrite to the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-BENCHMARKS := end_to_end decode enrich journal receive copy_rows rebuild catch_up instruments
+BENCHMARKS := end_to_end decode enrich journal receive copy_rows rebuild catch_up instruments candles
 
 bench: $(VENV)/.dev ## Measure everything beside what it replaces, in under a quarter of an hour; JSON into data/benchmarks
 	@mkdir -p $(RESULTS)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json > $(RESULTS)/$$name.json; done
 
-bench-long: $(VENV)/.dev ## Measure ten minutes at 50,000 ticks/s, an outage, growth, and the rebuild of a whole day
+bench-long: $(VENV)/.dev ## Measure ten minutes at 50,000 ticks/s, an outage, growth, and a whole day from the wire to the archive
 	@mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/endurance.py --json > $(RESULTS)/endurance.json
 	$(BIN)/python benchmarks/growth.py --json > $(RESULTS)/growth.json
 	$(BIN)/python benchmarks/rebuild.py --day --json > $(RESULTS)/rebuild_day.json
+	$(BIN)/python benchmarks/day.py --json > $(RESULTS)/day.json
 
 soak: $(VENV)/.dev ## Random faults against the running system, for SOAK_MINUTES (10); is anything lost?
 	$(BIN)/python -m dhan_pipeline_tests.soak $(ARGS)

@@ -6,6 +6,7 @@ so that DuckDB, polars, pandas and pyarrow see the column `date`.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from importlib.metadata import version
@@ -15,10 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg2.extensions import connection
+from psycopg2.extras import Json
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.sessions import HOUR_KEY_FORMAT, IST
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.digests import Digest, hour_digest, table_digest
 from dhan_pipeline.store.lives import SYMBOL_FIELDS, read_lives, with_symbols
@@ -46,15 +48,13 @@ class ArchivedDay:
     day: date
     rows: int
     digest: str
+    """Of the rows of `tick_rows`: the sum of its hours' digests, modulo 2^64."""
+    hours: Mapping[str, str]
+    """Digest of each hour that has ticks, by the hour of the IST clock: `09`."""
     bytes: int
     file: str
     """Relative to the data directory."""
     archived_at: datetime
-
-    @property
-    def of(self) -> Digest:
-        """Of the rows of `tick_rows`: the sum of its hours' digests, modulo 2^64."""
-        return Digest(self.rows, self.digest)
 
 
 def archive_file(day: date) -> Path:
@@ -82,8 +82,9 @@ def archive_day(
     Before the file gets its name it is read back and stored in a temporary table, whose digest has to be that of the
     day. Takes some 12 seconds a million rows.
 
-    Raises ArchiveError for a day that is not over or has no ticks, where somebody else archives it, and where what was
-    written is not what the table holds; psycopg2.Error; OSError. The archive is as before then.
+    Raises ArchiveError for a day that is not over, has no ticks, or of which the table lacks some that the ledger has;
+    where somebody else archives it; and where what was written is not what the table holds. Raises psycopg2.Error,
+    OSError. The archive is as before then.
     """
     if clock.now() < day_bounds(day)[1]:
         raise ArchiveError(f"The day {day} is not over yet: it can be archived from midnight on (IST).")
@@ -93,50 +94,93 @@ def archive_day(
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", (_ARCHIVE_LOCK, day.toordinal()))
         if not cursor.fetchall()[0][0]:
             raise ArchiveError(f"The day {day} is being archived by somebody else.")
-        digest = day_digest(conn, day)
-        if not digest.rows:
-            raise ArchiveError(f"The table holds no ticks of {day}, so there is nothing to archive.")
+        hours = hour_digests(conn, day)
+        _refuse_incomplete(conn, day, hours)
+        digest = _sum(hours)
         path = data_dir / archive_file(day)
         size = _make(conn, path, day, digest, row_group)
-        archived = ArchivedDay(day, digest.rows, digest.digest, size, archive_file(day).as_posix(), clock.now())
+        archived = ArchivedDay(
+            day,
+            digest.rows,
+            digest.digest,
+            {hour: found.digest for hour, found in hours.items()},
+            size,
+            archive_file(day).as_posix(),
+            clock.now(),
+        )
         cursor.execute(
-            "INSERT INTO archived_days (day, rows, digest, bytes, file, archived_at) VALUES (%s, %s, %s, %s, %s, %s) "
-            "ON CONFLICT (day) DO UPDATE SET rows = excluded.rows, digest = excluded.digest, "
-            "bytes = excluded.bytes, file = excluded.file, archived_at = excluded.archived_at",
-            (day, archived.rows, archived.digest, archived.bytes, archived.file, archived.archived_at),
+            "INSERT INTO archived_days (day, rows, digest, hours, bytes, file, archived_at) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (day) DO UPDATE SET rows = excluded.rows, "
+            "digest = excluded.digest, hours = excluded.hours, bytes = excluded.bytes, file = excluded.file, "
+            "archived_at = excluded.archived_at",
+            (
+                day,
+                archived.rows,
+                archived.digest,
+                Json(archived.hours),
+                archived.bytes,
+                archived.file,
+                archived.archived_at,
+            ),
         )
     return archived
 
 
-def day_digest(conn: connection, day: date) -> Digest:
-    """The digest of the rows that the table holds of an IST day. Takes half a second a million rows."""
-    start, _ = day_bounds(day)
-    hours = [hour_digest(conn, f"{start + timedelta(hours=hour):{HOUR_KEY_FORMAT}}") for hour in range(24)]
-    total = sum(int(hour.digest, 16) for hour in hours) % 2**64
-    return Digest(sum(hour.rows for hour in hours), f"{total:016x}")
+def hour_digests(conn: connection, day: date) -> dict[str, Digest]:
+    """The digest of each hour of an IST day of which the table holds ticks, by the hour of the clock: `09`.
+
+    Takes half a second a million rows. Leaves the transaction open.
+    """
+    found = {f"{hour:02}": hour_digest(conn, f"{day}T{hour:02}:00") for hour in range(24)}
+    return {hour: digest for hour, digest in found.items() if digest.rows}
 
 
 def archived_days(conn: connection) -> list[ArchivedDay]:
     """What is archived, in order. Leaves the transaction open."""
     with conn.cursor() as cursor:
-        cursor.execute("SELECT day, rows, digest, bytes, file, archived_at FROM archived_days ORDER BY day")
+        cursor.execute("SELECT day, rows, digest, hours, bytes, file, archived_at FROM archived_days ORDER BY day")
         return [ArchivedDay(*row) for row in cursor.fetchall()]
 
 
 def day_is_archived(conn: connection, data_dir: Path, day: date) -> bool:
     """Whether the archive holds the rows that the table holds of a day, so that they may go. True where it holds none.
 
-    The file has to be there in its full length, and the rows have to be those archived to the last bit: what was
-    rebuilt, driven again or came late since has to be archived again. Leaves the transaction open.
+    The file has to be there in its full length, and each hour that the table holds has to be as it was archived, to the
+    last bit: what was rebuilt, driven again or came late since has to be archived again. Leaves the transaction open.
     """
-    found = day_digest(conn, day)
-    archived = next((known for known in archived_days(conn) if known.day == day), None)
-    if not found.rows:
+    hours = hour_digests(conn, day)
+    if not hours:
         return True
-    if archived is None or archived.of != found:
+    archived = next((known for known in archived_days(conn) if known.day == day), None)
+    if archived is None or any(archived.hours.get(hour) != found.digest for hour, found in hours.items()):
         return False
     path = data_dir / archived.file
     return path.is_file() and path.stat().st_size == archived.bytes
+
+
+def _refuse_incomplete(conn: connection, day: date, hours: Mapping[str, Digest]) -> None:
+    """Raise ArchiveError unless the table holds all ticks of the day that were ever stored, and any."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT to_char(hour AT TIME ZONE 'Asia/Kolkata', 'HH24'), sum(ticks) FROM ingest_ledger "
+            "WHERE hour >= %s AND hour < %s GROUP BY hour ORDER BY hour",
+            day_bounds(day),
+        )
+        booked = dict(cursor.fetchall())
+    lost = [hour for hour, ticks in booked.items() if ticks > (hours[hour].rows if hour in hours else 0)]
+    if lost:
+        raise ArchiveError(
+            f"The table lacks ticks of {day} that the ledger has, in the hours {', '.join(lost)} (IST), so"
+            " the archive would not be the whole day; materialise these hours of ticks first."
+        )
+    if not hours:
+        raise ArchiveError(f"The table holds no ticks of {day}, so there is nothing to archive.")
+
+
+def _sum(hours: Mapping[str, Digest]) -> Digest:
+    """The digest of the rows of all."""
+    total = sum(int(hour.digest, 16) for hour in hours.values()) % 2**64
+    return Digest(sum(hour.rows for hour in hours.values()), f"{total:016x}")
 
 
 def _make(conn: connection, path: Path, day: date, digest: Digest, row_group: int) -> int:

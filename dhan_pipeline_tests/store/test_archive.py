@@ -24,12 +24,13 @@ from dhan_pipeline.store.archive import (
     archived_days,
     day_is_archived,
 )
-from dhan_pipeline.store.digests import table_digest
+from dhan_pipeline.store.digests import Digest, table_digest
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.lives import Lives
+from dhan_pipeline.store.ticks import write_blocks
 from dhan_pipeline.ticks import COLUMNS, Mode
 from dhan_pipeline_tests.store.batches import AT_NS, RELIANCE, USDINR, add_lives, bits_of, make_batch, store
-from dhan_pipeline_tests.store.blocks import StandingClock
+from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 
 DAY = date(2026, 11, 20)
 FILE = "archive/ticks/date=2026-11-20/ticks.parquet"
@@ -235,11 +236,38 @@ def test_a_day_without_ticks_may_go(conn: connection, tmp_path: Path) -> None:
     assert day_is_archived(conn, tmp_path, DAY)
 
 
-def test_the_digest_of_a_day_is_that_of_its_rows(conn: connection) -> None:
+def test_an_hour_that_was_rebuilt_after_its_day_was_dropped_may_go_again(conn: connection, tmp_path: Path) -> None:
     fill(conn)
+    make(conn, tmp_path)
+    with conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM tick_rows WHERE time < '2026-11-20T09:00+05:30' OR time > '2026-11-20T10:00+05:30'")
+        assert day_is_archived(conn, tmp_path, DAY)
+        cursor.execute("UPDATE tick_rows SET oi = 1 WHERE tick_id = 2000")
+        assert not day_is_archived(conn, tmp_path, DAY)
+
+
+def test_a_part_of_a_day_does_not_replace_the_whole(conn: connection, tmp_path: Path) -> None:
+    write_blocks(conn, [make_block(1), make_block(2, hour="2026-11-20T10:00")], NIGHT)
+    whole = make(conn, tmp_path)
+    with conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM tick_rows WHERE time >= '2026-11-20T10:00+05:30'")
+    with pytest.raises(ArchiveError, match=r"lacks ticks of 2026-11-20 that the ledger has, in the hours 10 \(IST\)"):
+        make(conn, tmp_path)
+    with conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM tick_rows")
+    with pytest.raises(ArchiveError, match=r"in the hours 09, 10 \(IST\)"):
+        make(conn, tmp_path)
+    assert archived_days(conn) == [whole]
+    assert pq.read_metadata(tmp_path / FILE).num_rows == 12
+
+
+def test_the_digest_of_a_day_is_that_of_its_rows(conn: connection, tmp_path: Path) -> None:
+    fill(conn)
+    archived = make(conn, tmp_path)
     with conn.cursor() as cursor:
         cursor.execute(
             "CREATE TEMPORARY TABLE day AS SELECT * FROM tick_rows "
             "WHERE time >= '2026-11-20T00:00+05:30' AND time < '2026-11-21T00:00+05:30'"
         )
-    assert archive.day_digest(conn, DAY) == table_digest(conn, "day")
+    assert Digest(archived.rows, archived.digest) == table_digest(conn, "day")
+    assert list(archived.hours) == ["00", "09", "23"]

@@ -9,14 +9,14 @@ from contextlib import closing
 from datetime import date
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.metadata import ticks_schema
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, TICKS, TICKS_ARCHIVE
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store.archive import archive_day
+from dhan_pipeline.store.archive import archive_day, archive_schema
 from dhan_pipeline.store.engine import connect, database_url
 
 
@@ -30,7 +30,7 @@ def build_archive_asset(days: dg.DailyPartitionsDefinition) -> dg.AssetsDefiniti
         group_name=MARKET_DATA,
         owners=OWNERS,
         kinds={"parquet"},
-        metadata={"dagster/column_schema": ticks_schema()},
+        metadata={"dagster/column_schema": _schema()},
         description="The day's ticks as one Parquet file, sorted by instrument and time, with what each instrument was"
         " then: for pandas, polars, DuckDB. It is read back and compared with the table before it gets its name, and"
         " only then may the day leave the database. Materialising it again replaces it.",
@@ -55,3 +55,13 @@ def build_archive_asset(days: dg.DailyPartitionsDefinition) -> dg.AssetsDefiniti
         )
 
     return ticks_archive
+
+
+def _schema() -> dg.TableSchema:
+    """The columns of the file, with units in their descriptions."""
+    columns = []
+    for field in archive_schema():
+        unit, meaning = field.metadata[b"unit"].decode(), field.metadata[b"meaning"].decode()
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        columns.append(dg.TableColumn(field.name, str(kind), f"{meaning} ({unit})" if unit else meaning))
+    return dg.TableSchema(columns=columns)

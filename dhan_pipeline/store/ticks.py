@@ -190,7 +190,8 @@ def replace_hour(
     """
     start, end = hour_bounds(hour)
     start_ns = parse_hour_key(hour)
-    ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
+    if not compare_only:
+        ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
     with conn, conn.cursor() as cur:
         digests.lock_hour(conn, hour)
         with _rows_ahead(_of_hour(part, hour) for part in blocks) as new:

@@ -144,6 +144,7 @@ def test_an_hour_that_is_not_there_is_compared_and_filled(conn: connection) -> N
     compared = rebuild(conn, compare_only=True)
     assert (compared.differences.added, len(compared.differences.examples)) == (12, 12)
     assert places(conn) == {}
+    assert run(conn, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'tick_rows'::regclass") == [(0,)]
     filled = rebuild(conn)
     assert (filled.differences, filled.rows) == (Differences(added=12), 12)
     assert hour_digest(conn, HOUR).digest == filled.digest == compared.digest

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -217,6 +218,18 @@ def test_a_reader_sees_the_old_rows_until_the_rebuild_commits_and_never_waits(
         replace_hour(conn, HOUR, blocks(), CLOCK)
         look()
     assert seen == [(12, 5.0, 5.0), (12, 5.0, 5.0), (80_000, 6.0, 6.0)]
+
+
+def test_the_work_of_a_rebuild_has_a_low_priority_and_the_process_keeps_its_own(conn: connection) -> None:
+    seen: list[int] = []
+
+    def blocks() -> Iterator[StoredBlocks]:
+        seen.append(os.nice(0))
+        yield make_block(1)
+
+    own = os.nice(0)
+    replace_hour(conn, HOUR, blocks(), CLOCK)
+    assert (seen, os.nice(0)) == ([min(own + 10, 19)], own)
 
 
 def test_a_failing_rebuild_changes_nothing(conn: connection) -> None:

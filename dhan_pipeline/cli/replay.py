@@ -47,7 +47,7 @@ def _replay(settings: "Settings", url: str, first: str, last: str, diff: bool, a
     console = stderr_console()
     with Progress(
         TextColumn("Hours"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[words]}"),
         TimeElapsedColumn(),

@@ -231,15 +231,20 @@ def candles_agree(result: Reconciliation, settings: Settings) -> CheckOutcome:
     )
 
 
-def bars_fetched(wanted: int, failed: Mapping[str, int], last_error: str) -> CheckOutcome:
-    """Whether the broker's bars came for all instruments that were asked for. `failed` are instruments by reason."""
-    failures = sum(failed.values())
-    reasons = "; ".join(f"{reason}: {count:,}" for reason, count in failed.items())
-    share = 1 - failures / wanted if wanted else 1.0
-    found = f"Bars of {wanted - failures:,} of {wanted:,} instruments were had."
+def bars_fetched(wanted: int, expired: int, failed: Mapping[str, int], last_error: str) -> CheckOutcome:
+    """Whether the broker's bars came for all instruments that were asked for.
+
+    Nobody is to blame for those that `expired`. `failed` are other instruments whose bars did not come, by reason.
+    """
+    available, failures = wanted - expired, sum(failed.values())
+    share = 1 - failures / available if available else 1.0
+    found = f"Bars of {available - failures:,} of {available:,} instruments were had."
     if failures:
+        reasons = "; ".join(f"{reason}: {count:,}" for reason, count in failed.items())
         found += f" Not of the others: {reasons}. Materialise the day again to ask for those that may still come."
         found += f" One of the answers: {last_error}" * bool(last_error)
+    if expired:
+        found += f" {expired:,} more have expired, and are not available."
     return CheckOutcome(
         "bars_fetched",
         not failures,

@@ -18,6 +18,7 @@ from dhan_pipeline.quality.reconciliation import (
     FIELDS,
     Reconciliation,
     agreement_picture,
+    bars_fetched,
     candles_agree,
     reconcile,
 )
@@ -243,6 +244,26 @@ def test_minutes_that_are_missing_without_a_gap_are_pointed_out() -> None:
 def test_a_day_without_bars_is_not_passed() -> None:
     outcome = candles_agree(compare(bars(RELIANCE), bars(RELIANCE)), SETTINGS)
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expired", "failed", "passed", "severity", "value"),
+    [
+        (0, 0, {}, True, "WARN", 100.0),
+        (100, 0, {}, True, "WARN", 100.0),
+        (100, 50, {}, True, "WARN", 100.0),
+        (150, 50, {"no answer": 1, "refused": 1}, False, "WARN", 98.0),
+        (150, 50, {"no answer": 10}, False, "ERROR", 90.0),
+    ],
+)
+def test_bars_that_did_not_come_are_judged_but_for_what_has_expired(
+    wanted: int, expired: int, failed: dict[str, int], passed: bool, severity: str, value: float
+) -> None:
+    outcome = bars_fetched(wanted, expired, failed, "Dhan is away.")
+    assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, value)
+    assert f" of {wanted - expired} instruments were had." in outcome.description
+    assert ("Dhan is away." in outcome.description) is bool(failed)
+    assert ("50 more have expired" in outcome.description) is bool(expired)
 
 
 def drawn(svg: str) -> Sequence[str]:

@@ -12,7 +12,7 @@ from datetime import date
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.ingest.broker_bars import fetch_day
+from dhan_pipeline.ingest.broker_bars import EXPIRED, fetch_day
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, severity
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
@@ -91,9 +91,9 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
                     ("reason", "instruments"), [(reason, f"{count:,}") for reason, count in fetch.failed.most_common()]
                 )
             )
-        yield dg.MaterializeResult(
-            metadata=metadata, check_results=[_result(bars_fetched(fetch.wanted, fetch.failed, fetch.last_error))]
-        )
+        failed = {reason: count for reason, count in fetch.failed.items() if reason != EXPIRED}
+        outcome = bars_fetched(fetch.wanted, fetch.failed[EXPIRED], failed, fetch.last_error)
+        yield dg.MaterializeResult(metadata=metadata, check_results=[_result(outcome)])
 
     @dg.asset(
         key=CANDLE_RECONCILIATION,

@@ -18,8 +18,10 @@ A difference is a failure (exit code 1). A time never is.
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -48,6 +50,9 @@ FIRST, LAST = f"{DAY}T09:00", f"{DAY}T15:00"
 OPEN_NS, CLOSE_NS = parse_hour_key(FIRST) + HOUR_NS // 4, parse_hour_key(LAST) + HOUR_NS // 2
 
 INSTRUMENTS = 500
+
+#: What is read of the archive.
+COLUMNS = ["volume_traded", "last_price"]
 
 #: Ticks a second, by the wall's clock.
 RATE = 30_000.0
@@ -98,9 +103,9 @@ def steps(where: Place, ticks: int) -> list[dict[str, Any]]:
     environment = prepare(where, "day", INSTRUMENTS)
     settings = Settings(  # type: ignore[call-arg]
         _env_file=None,
-        data_dir=environment["DATA_DIR"],
+        data_dir=Path(environment["DATA_DIR"]),
         database_url=environment["DATABASE_URL"],
-        dhan_token_file=environment["DHAN_TOKEN_FILE"],
+        dhan_token_file=Path(environment["DHAN_TOKEN_FILE"]),
         sessions="always",
     )
     url, clock = environment["DATABASE_URL"], _AfterMidnight()
@@ -161,19 +166,24 @@ def steps(where: Place, ticks: int) -> list[dict[str, Any]]:
             f"{archived.bytes / archived.rows:.0f} bytes a tick",
         )
     file = settings.data_dir / archived.file
-    query = f"SELECT count(*), sum(volume_traded), sum(last_price) FROM '{file}'"
-    columns = ["volume_traded", "last_price"]
-    for name, read in {
-        "read by DuckDB": lambda: duckdb.sql(query).fetchall()[0],
-        "read by pandas": lambda: _sums(pd.read_parquet(file, columns=columns)),
-        "read by polars": lambda: _sums(pl.read_parquet(file, columns=columns)),
-    }.items():
+    readers: dict[str, Callable[[Path], tuple[int, int, float]]] = {
+        "read by DuckDB": _duckdb,
+        "read by pandas": lambda path: _sums(pd.read_parquet(path, columns=COLUMNS)),
+        "read by polars": lambda path: _sums(pl.read_parquet(path, columns=COLUMNS)),
+    }
+    for name, read in readers.items():
         started = time.perf_counter()
-        count, volume, prices = read()
+        count, volume, prices = read(file)
         tell(name, time.perf_counter() - started, count, f"volume {volume:,}, mean price {prices / count:.4f}")
     if len({row["found"] for row in rows[-3:]}) > 1 or rows[-1]["rows"] != stored:
         wrong("the archive reads differently")
     return rows
+
+
+def _duckdb(path: Path) -> tuple[int, int, float]:
+    found = duckdb.read_parquet(str(path)).aggregate(", ".join(["count(*)", *(f"sum({name})" for name in COLUMNS)]))
+    count, volume, prices = found.fetchall()[0]
+    return count, int(volume), prices
 
 
 def _sums(frame: Any) -> tuple[int, int, float]:

@@ -19,7 +19,7 @@ from psycopg2.extensions import connection, cursor
 
 from dhan_pipeline.candles import EVERY, LATE_S, Bars, Earlier, GapTimes, minute_bars
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_start_ns, parse_hour_key
+from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.ledger import hour_bounds
 from dhan_pipeline.store.partitions import instant
@@ -193,6 +193,21 @@ def ticks_booked(conn: connection, hour: str) -> int:
         cur.execute("SELECT coalesce(sum(ticks), 0) FROM ingest_ledger WHERE hour = %s", hour_bounds(hour)[:1])
         ticks: int = cur.fetchall()[0][0]
     return ticks
+
+
+def hours_to_renew(conn: connection, start_ns: int, end_ns: int) -> list[str]:
+    """Keys of the hours in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC) in which more bars can stand in.
+
+    Those with a bar of ours that touches a gap, and of which the broker's own came since. Leaves the transaction open.
+    """
+    with conn.cursor() as cur:
+        cur.execute(
+            "SELECT DISTINCT (extract(epoch FROM ours.time) * 1e9)::bigint FROM candles_1m AS ours "
+            "JOIN broker_candles AS theirs USING (instrument_token, time) "
+            "WHERE ours.time >= %s AND ours.time < %s AND touches_gap AND source = 'ticks' AND minutes = 1",
+            (instant(start_ns), instant(end_ns)),
+        )
+        return sorted({hour_key(minute_ns) for (minute_ns,) in cur.fetchall()})
 
 
 def read_candles(

@@ -6,7 +6,8 @@ that work, and when it is done (`recovery.py`).
 
 import base64
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import date
 
 import dagster as dg
@@ -17,12 +18,13 @@ from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, severity
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
 from dhan_pipeline.orchestration.resources import explained
-from dhan_pipeline.quality.days import reconcile_day
+from dhan_pipeline.quality.days import day_bounds, reconcile_day
 from dhan_pipeline.quality.measures import CheckOutcome
 from dhan_pipeline.quality.reconciliation import Reconciliation, agreement_picture, bars_fetched, candles_agree
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import Contract
-from dhan_pipeline.store.engine import database_url
+from dhan_pipeline.store.candles import CandlesRefusedError, hours_to_renew, rebuild_candles
+from dhan_pipeline.store.engine import connect, database_url
 
 BROKER_CANDLES = dg.AssetKey("broker_candles")
 CANDLE_RECONCILIATION = dg.AssetKey("candle_reconciliation")
@@ -66,7 +68,7 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         description="The day's bars of a minute, and of the day, as the broker's history has them: of what had ticks,"
         " and of what is subscribed. Five requests a second are allowed, so 5,000 instruments take half an hour; an"
         " interrupted run goes on where it was. What was fetched after the day's end is not fetched again, unless"
-        " `again` is set.",
+        " `again` is set. Candles that touch a gap are made again with them.",
     )
     def broker_candles(
         context: dg.AssetExecutionContext,
@@ -76,12 +78,21 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
     ) -> Iterator[dg.MaterializeResult[None]]:
         day = date.fromisoformat(context.partition_key)
         with explained():
-            fetch = fetch_day(settings, database_url(settings), day, clock, context.log.info, again=config.again)
+            url = database_url(settings)
+            fetch = fetch_day(settings, url, day, clock, context.log.info, again=config.again)
+            renewed = _renew_candles(url, day, clock, context.log.warning)
+        for hour in renewed:
+            context.log_event(
+                dg.AssetMaterialization(
+                    CANDLES_1M, partition=hour, description="Made again, with the broker's bars where ours touch a gap."
+                )
+            )
         metadata: Metadata = {
             "dagster/row_count": fetch.rows,
             "instruments": fetch.wanted,
             "fetched_before": fetch.before,
             "failed": fetch.failures,
+            "candle_hours_renewed": len(renewed),
             "requests": fetch.requests,
             "seconds": fetch.seconds,
         }
@@ -117,6 +128,21 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         )
 
     return [broker_candles, candle_reconciliation]
+
+
+def _renew_candles(database_url: str, day: date, clock: Clock, warn: Callable[[str], object]) -> list[str]:
+    """Make the candles of those hours again in which bars of the broker's can stand in now. Returns their keys."""
+    renewed = []
+    with closing(connect(database_url)) as conn:
+        hours = hours_to_renew(conn, *day_bounds(day))
+        conn.commit()
+        for hour in hours:
+            try:
+                rebuild_candles(conn, hour, clock.now_ns())
+                renewed.append(hour)
+            except CandlesRefusedError as error:
+                warn(f"The candles of {hour} stay as they are. {error}")
+    return renewed
 
 
 def _reconciliation_metadata(result: Reconciliation, known: dict[int, Contract]) -> Metadata:

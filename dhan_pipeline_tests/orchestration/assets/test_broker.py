@@ -12,10 +12,13 @@ from psycopg2.extensions import connection
 from dhan_pipeline.feeds.simulator.history import BarEdit
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error
+from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.orchestration.assets.broker import BROKER_CANDLES, CANDLE_RECONCILIATION, build_broker_assets
+from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.partitions import daily_partitions
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.broker import DAY, RELIANCE, TCS, at, insert_instruments, ns, serving, trade
@@ -113,6 +116,41 @@ def test_a_day_is_fetched_and_compared_and_both_say_what_they_found(
     assert (agree.passed, agree.severity, agree.partition) == (False, dg.AssetCheckSeverity.ERROR, KEY)
     assert agree.metadata["value"].value == compared["agreement_percent"]
     assert instance.get_materialized_partitions(CANDLE_RECONCILIATION) == {KEY}
+
+
+def test_candles_that_touch_a_gap_are_made_again_with_the_brokers_bars(
+    broker: tuple[RestServer, Settings], clock: SetClock, instance: dg.DagsterInstance, conn: connection
+) -> None:
+    note = Gap(1, 0, ns("09:22:40"), Cause.RESET, "", (RELIANCE,), ns("09:24:10"))
+    with conn, conn.cursor() as cursor:
+        apply_notes(cursor, 0, [(1, note)])
+        cursor.execute("UPDATE candles_1m SET touches_gap = true WHERE time = to_timestamp(%s)", [ns("09:24") // 10**9])
+    result = materialize(broker[1], clock, instance)
+    assert metadata(result, "broker_candles")["candle_hours_renewed"] == 1
+    assert instance.get_materialized_partitions(CANDLES_1M) == {f"{DAY}T09:00"}
+    with conn, conn.cursor() as cursor:
+        cursor.execute("SELECT instrument_token, to_char(time, 'MI') FROM candles_1m WHERE source = 'rest' ORDER BY 2")
+        assert cursor.fetchall() == [(RELIANCE, "22"), (RELIANCE, "23"), (RELIANCE, "24")]
+    assert metadata(materialize(broker[1], clock, instance), "broker_candles")["candle_hours_renewed"] == 0
+
+
+def test_candles_stay_as_they_are_once_their_ticks_have_left_the_database(
+    broker: tuple[RestServer, Settings], clock: SetClock, instance: dg.DagsterInstance, conn: connection
+) -> None:
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE candles_1m SET touches_gap = true")
+        cursor.execute(
+            "INSERT INTO ingest_ledger SELECT 1, 0, to_timestamp(%s), 1, 1, 1, 0, 0, 0, 9, now(), now(), now(), 1",
+            [ns("09:00") // 10**9],
+        )
+        cursor.execute("SELECT count(*) FROM candles_1m")
+        before = cursor.fetchall()
+    result = materialize(broker[1], clock, instance)
+    assert result.success
+    assert metadata(result, "broker_candles")["candle_hours_renewed"] == 0
+    with conn, conn.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM candles_1m WHERE source = 'ticks'")
+        assert cursor.fetchall() == before
 
 
 def test_partial_failure_is_shown_and_checked_and_the_next_run_goes_on(

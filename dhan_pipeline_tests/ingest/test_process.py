@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from dhan_pipeline.enrich import derived
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.process import BlockProcessor, resume
@@ -45,7 +46,11 @@ def processor() -> BlockProcessor:
 
 
 def column(stored: StoredBlocks, name: str) -> list[float]:
-    return [value for batch in stored.enriched.ticks for value in batch.columns[name].tolist()]
+    return [
+        value
+        for batch in stored.enriched.ticks
+        for value in (dict(batch.columns) | derived(batch.columns))[name].tolist()
+    ]
 
 
 def rows(stored: StoredBlocks) -> bytes:

@@ -105,6 +105,7 @@ def gaps(
 def _recover(as_json: bool) -> None:
     """Fetch what is due after gaps, also what could not be had before. Progress is said on standard error."""
     from dhan_pipeline.clock import Clock
+    from dhan_pipeline.ingest.broker_bars import BrokerBarsError
     from dhan_pipeline.ingest.recovery import recover_gaps
 
     settings = read_settings()
@@ -113,6 +114,8 @@ def _recover(as_json: bool) -> None:
     for problem in recovered.problems:
         stderr_console().print(problem)
     print(json.dumps(asdict(recovered)) if as_json else recovered.in_words())
+    if recovered.unfinished:
+        raise BrokerBarsError(recovered.unfinished)
 
 
 def _interval(hour: str | None, day: str | None, since: str | None, now_ns: int) -> tuple[int, int]:

@@ -80,6 +80,8 @@ class Fetch:
     seconds: float = 0.0
     failed: Counter[str] = field(default_factory=Counter)
     """How many instruments failed, by reason."""
+    unanswered: int = 0
+    """Of them, those of which no answer came, or that were not asked for: another time may do."""
     last_error: str = ""
     """One of the errors, as a sentence."""
 
@@ -187,6 +189,7 @@ async def fetch_bars(
         for contract in todo:
             if unanswered >= PATIENCE:
                 fetch.failed[NOT_ASKED] += 1
+                fetch.unanswered += 1
                 continue
             try:
                 bars = await history.minute_bars(contract.instrument_token, contract.instrument_type, start_ns, end_ns)
@@ -200,24 +203,25 @@ async def fetch_bars(
                 _write(conn, clock, contract.instrument_token, start_ns, end_ns, bars, of_day, fetch)
             except NoDataPlanError:
                 raise
-            except RequestsUsedUpError as error:
-                unanswered = PATIENCE
-                fetch.failed[NOT_ASKED] += 1
-                fetch.last_error = str(error)
             except RestError as error:
                 if isinstance(error, BadRequestError) and _is_over(contract, today):
                     expired.append(contract)
                     continue
-                unanswered = unanswered + 1 if isinstance(error, BusyError | UnavailableError) else 0
-                fetch.failed[_kind(error)] += 1
-                fetch.last_error = str(error)
+                passes = _note_failure(fetch, error)
+                unanswered = unanswered + 1 if passes else 0
+                if isinstance(error, RequestsUsedUpError):
+                    unanswered = PATIENCE
             asked += 1
             if asked % TELL_EVERY == 0:
                 left_s = (loop.time() - began) / asked * (len(active) - asked)
                 tell(f"{asked:,} of {len(active):,} instruments, {fetch.failures:,} failed; {_span(left_s)} left.")
 
     await _all(work() for _ in range(CONCURRENT))
-    await _fetch_expired(history, conn, clock, expired, start_ns, end_ns, day, fetch)
+    if unanswered < PATIENCE:
+        await _fetch_expired(history, conn, clock, expired, start_ns, end_ns, day, fetch)
+    elif expired:
+        fetch.failed[NOT_ASKED] += len(expired)
+        fetch.unanswered += len(expired)
     fetch.requests = max(0, history.requests_today - requests)  # it begins anew at midnight
     fetch.seconds = round(loop.time() - began, 3)
     return fetch
@@ -265,17 +269,13 @@ async def _fetch_expired(
     found: dict[int, BrokerBars] = {}
     failed: dict[int, RestError] = {}
     if day is not None and options:
-        try:
-            found, failed = await expired_bars(history, conn, options, day)
-        except RequestsUsedUpError as error:
-            fetch.last_error = str(error)
+        found, failed = await expired_bars(history, conn, options, day)
     for contract in expired:
         token = contract.instrument_token
         if token in found:
             _write(conn, clock, token, start_ns, end_ns, found[token], None, fetch, partial=True)
         elif token in failed:
-            fetch.failed[_kind(failed[token])] += 1
-            fetch.last_error = str(failed[token])
+            _note_failure(fetch, failed[token])
         else:
             fetch.failed[EXPIRED] += 1
 
@@ -291,15 +291,22 @@ async def _all(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-_WORDS: dict[type[RestError], str] = {
+#: Errors that pass, and what an instrument that has one is counted as.
+_PASSING: dict[type[RestError], str] = {
     BusyError: "too many requests",
     UnavailableError: "no answer",
+    RequestsUsedUpError: NOT_ASKED,
 }
 
 
-def _kind(error: RestError) -> str:
-    words = _WORDS.get(type(error), "refused")
-    return f"{words} ({error.code})" if error.code else words
+def _note_failure(fetch: Fetch, error: RestError) -> bool:
+    """Count an instrument whose bars could not be had. Returns whether another time may do."""
+    passes = type(error) in _PASSING
+    words = _PASSING.get(type(error), "refused")
+    fetch.failed[f"{words} ({error.code})" if error.code else words] += 1
+    fetch.unanswered += passes
+    fetch.last_error = str(error)
+    return passes
 
 
 def _span(seconds: float) -> str:

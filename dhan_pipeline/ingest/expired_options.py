@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
-from dhan_pipeline.feeds.dhan.errors import BadRequestError, NoDataPlanError, RequestsUsedUpError, RestError
+from dhan_pipeline.feeds.dhan.errors import BadRequestError, NoDataPlanError, RestError
 from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory, ExpiryFlag, RollingOptionBars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.store.broker_candles import Contract, closes_of, expiries_from, underlying_id
@@ -60,7 +60,7 @@ async def expired_bars(
     for chain, members in chains.items():
         try:
             rolling = await _rolling(history, conn, chain, day)
-        except (NoDataPlanError, RequestsUsedUpError):
+        except NoDataPlanError:
             raise
         except RestError as error:
             failed |= dict.fromkeys((contract.instrument_token for contract in members), error)

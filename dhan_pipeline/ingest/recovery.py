@@ -17,7 +17,7 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.errors import NoDataPlanError, RestError
 from dhan_pipeline.feeds.dhan.history import MAX_QUOTES, SETTLED_AFTER_S, DhanHistory
 from dhan_pipeline.feeds.dhan.rest import RestPolicy
-from dhan_pipeline.ingest.broker_bars import BrokerBarsError, Fetch, Tell, fetch_bars
+from dhan_pipeline.ingest.broker_bars import NOT_ASKED, Fetch, Tell, fetch_bars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.quality.gaps import session_seconds
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns
@@ -62,9 +62,11 @@ class Recovered:
     """Hours whose candles were rebuilt, as partition keys."""
     problems: list[str] = field(default_factory=list)
     """What did not work, a sentence each."""
+    unfinished: str = ""
+    """Why something that is due could not be had now, a sentence."""
 
     def in_words(self) -> str:
-        """All of it but the problems, for a person."""
+        """All of it but what did not work, for a person."""
         words = f"{self.gaps:,} {'gap was' if self.gaps == 1 else 'gaps were'} recovered"
         if self.gaps:
             words += f": {self.bars:,} bars of {self.instruments:,} instruments, {self.failed:,} of which failed"
@@ -94,14 +96,14 @@ def due(settings: Settings, conn: connection, clock: Clock, again: bool = False)
     """
     now_ns = clock.now_ns()
     found = Due([], [], [])
-    for gap in ended_gaps(conn, now_ns - settings.retention_days * _DAY_NS, settings.gap_s_warn):
+    for gap in ended_gaps(conn, now_ns - settings.retention_days * _DAY_NS, settings.gap_s_warn, again):
         segments = [ExchangeSegment(number) for number in gap.segments] or list(ExchangeSegment)
         seconds = session_seconds(gap.started_ns, gap.ended_ns, segments, settings.sessions == "always")
         if seconds < settings.gap_s_warn:
             continue
         if not gap.has_quotes and now_ns < gap.ended_ns + QUOTES_WITHIN_S * _SECOND_NS:
             found.quotes.append(gap)
-        if not gap.has_bars or again:
+        if not gap.has_bars or gap.failed:
             settled = now_ns >= _settled_ns(gap)
             (found.bars if settled else found.waiting).append(gap)
     return found
@@ -119,8 +121,8 @@ def recover_gaps(
     """Fetch what is due after gaps, and rebuild the candles of the hours that are over. Progress goes to `tell`.
 
     All quotes come first, then the bars of one gap after the other, its liveliest instruments first. An interrupted
-    recovery goes on where it was. `again`: also those that failed. `policy` is for tests. Raises CredentialsError and
-    NoDataPlanError; and BrokerBarsError where of a gap not a single instrument could be had, which leaves it due.
+    recovery goes on where it was; so does one in which the broker fell silent, which ends it. `again`: also those that
+    failed. `policy` is for tests. Raises CredentialsError and NoDataPlanError.
     """
     recovered = Recovered()
     with closing(connect(database_url)) as conn:
@@ -129,7 +131,7 @@ def recover_gaps(
         recovered.waiting = len(work.waiting)
         if not work.quotes and not work.bars:
             return recovered
-        fetches, problem = asyncio.run(_fetch(settings, conn, clock, tell, work, recovered, policy))
+        fetches = asyncio.run(_fetch(settings, conn, clock, tell, work, recovered, policy))
         for hour in _hours(settings, [gap for gap, _ in fetches], clock):
             try:
                 rebuild_candles(conn, hour, clock.now_ns())
@@ -142,8 +144,6 @@ def recover_gaps(
             recovered.gaps += 1
             recovered.instruments += fetch.wanted
             recovered.failed += fetch.failures
-    if problem:
-        raise BrokerBarsError(problem)
     return recovered
 
 
@@ -155,8 +155,8 @@ async def _fetch(
     work: Due,
     recovered: Recovered,
     policy: RestPolicy | None,
-) -> tuple[list[tuple[EndedGap, Fetch]], str]:
-    """The gaps whose bars were fetched; and why the others were not, a sentence."""
+) -> list[tuple[EndedGap, Fetch]]:
+    """The gaps whose bars were fetched. Why others were not is in `recovered.unfinished`."""
     fetches: list[tuple[EndedGap, Fetch]] = []
     async with DhanHistory(settings, clock, policy) as history:
         for gap in work.quotes:
@@ -165,17 +165,21 @@ async def _fetch(
             except NoDataPlanError:
                 raise
             except RestError as error:
-                recovered.problems.append(str(error))
+                recovered.unfinished = str(error)
+                break
         for gap in work.bars:
             tokens = gap_instruments(conn, gap)
             start_ns, end_ns = minutes_of(gap)
             had = fetched(conn, start_ns, end_ns, _settled_ns(gap))
             conn.commit()
             fetch = await fetch_bars(history, conn, clock, tokens, start_ns, end_ns, had, tell)
-            if fetch.failures and not fetch.done and not fetch.before and fetch.last_error:
-                return fetches, f"Of {fetch.wanted:,} instruments of a gap none could be had: {fetch.last_error}"
+            # What the broker refuses, it would refuse again: that must not hold up the gaps after it.
+            if fetch.failed[NOT_ASKED] or (fetch.unanswered and not fetch.done and not fetch.before):
+                had_now = f"{fetch.done + fetch.before or 'none'} could be had: {fetch.last_error}"
+                recovered.unfinished = f"Of {fetch.wanted:,} instruments of a gap {had_now}"
+                break
             fetches.append((gap, fetch))
-    return fetches, ""
+    return fetches
 
 
 async def _fetch_quotes(history: DhanHistory, conn: connection, clock: Clock, gap: EndedGap) -> int:

@@ -42,7 +42,7 @@ RETRY_S = 600.0
 def recover_from_gaps(
     context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> None:
-    """Recover what is due. Fails with a sentence where a person has to act, or nothing at all could be had."""
+    """Recover what is due. Fails with a sentence where a person has to act, or the broker does not answer."""
     with explained():
         recovered = recover_gaps(settings, database_url(settings), clock, context.log.info)
     for hour in recovered.hours:
@@ -56,6 +56,8 @@ def recover_from_gaps(
     for problem in recovered.problems:
         context.log.warning(problem)
     context.log.info(recovered.in_words())
+    if recovered.unfinished:
+        raise dg.Failure(description=recovered.unfinished, allow_retries=False)
 
 
 @dg.job(
@@ -120,10 +122,13 @@ reconciliation_job = dg.define_asset_job(
     description="Every day at 00:20 IST, for the day before, if it has ticks.",
 )
 def reconciliation_schedule(
-    settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+    context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> dg.RunRequest | dg.SkipReason:
-    """A run for yesterday, where there is something to compare and somebody to ask."""
-    day = clock.now().astimezone(IST).date() - timedelta(days=1)
+    """A run for the day before the tick, where there is something to compare and somebody to ask.
+
+    A machine that was off at night is told of the ticks that it missed, of up to five days, when it is back.
+    """
+    day = (context.scheduled_execution_time.astimezone(IST) - timedelta(days=1)).date()
     try:
         with closing(connect(database_url(settings))) as conn:
             captured = has_ticks(conn, *day_bounds(day))

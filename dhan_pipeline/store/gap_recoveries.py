@@ -30,11 +30,12 @@ class EndedGap:
     """Instruments whose bars could not be had."""
 
 
-def ended_gaps(conn: connection, since_ns: int, shortest_s: float) -> list[EndedGap]:
+def ended_gaps(conn: connection, since_ns: int, shortest_s: float, with_failed: bool = False) -> list[EndedGap]:
     """The gaps of connections and segments that ended at `since_ns` (ns, UTC) or later, by start.
 
     Neither those for which somebody stopped the capture, nor those of a single silent instrument, nor those shorter
-    than `shortest_s` seconds, nor those from which nothing is left to fetch. Leaves the transaction open.
+    than `shortest_s` seconds, nor those whose bars are complete; `with_failed`: but for instruments that could not be
+    had. Leaves the transaction open.
     """
     with conn.cursor() as cur:
         cur.execute(
@@ -45,9 +46,9 @@ def ended_gaps(conn: connection, since_ns: int, shortest_s: float) -> list[Ended
             "snapshot_at IS NOT NULL, bars_at IS NOT NULL, coalesce(failed, 0) "
             "FROM feed_gaps AS gap LEFT JOIN gap_recoveries USING (capture, gap_id) "
             "WHERE ended_at >= %s AND ended_at - started_at >= make_interval(secs => %s) AND cause <> %s "
-            "AND NOT (cause = %s AND cardinality(gap.instruments) = 1) AND (bars_at IS NULL OR failed > 0) "
+            "AND NOT (cause = %s AND cardinality(gap.instruments) = 1) AND (bars_at IS NULL OR (failed > 0 AND %s)) "
             "ORDER BY started_at, capture, gap_id",
-            (instant(since_ns), shortest_s, Cause.STOP.value, Cause.SILENT.value),
+            (instant(since_ns), shortest_s, Cause.STOP.value, Cause.SILENT.value, with_failed),
         )
         return [
             EndedGap(capture, gap_id, started_ns, ended_ns, tuple(segments), *rest)

@@ -14,7 +14,7 @@ from dhan_pipeline.feeds.simulator.history import INTRADAY_PATH, QUOTE_PATH
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error
 from dhan_pipeline.gaps import Cause, Gap
-from dhan_pipeline.ingest.broker_bars import BrokerBarsError
+from dhan_pipeline.ingest import broker_bars
 from dhan_pipeline.ingest.recovery import Recovered, due, recover_gaps
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.gap_recoveries import gap_instruments
@@ -194,8 +194,7 @@ def test_an_interrupted_recovery_goes_on_where_it_was(
     note_gap(conn, "09:22:40", "09:24:10")
     clock.at = at("10:30")
     rest.instead.extend([(HTTPStatus.OK, b"")] * 99)
-    with pytest.raises(BrokerBarsError, match="Of 4 instruments of a gap none could be had"):
-        recover(settings, clock)
+    assert recover(settings, clock).unfinished.startswith("Of 4 instruments of a gap none could be had: ")
     assert rows(conn, "SELECT count(*) FROM gap_recoveries") == [(0,)]
     rest.instead.clear()
     with conn, conn.cursor() as cursor:
@@ -222,6 +221,51 @@ def test_failures_are_counted_and_asked_for_again_by_a_person_only(
     assert recover(settings, clock, again=True).failed == 0
     assert rest.asked == {INTRADAY_PATH: 1}
     assert rows(conn, "SELECT failed, detail FROM gap_recoveries") == [(0, "")]
+
+
+def test_what_the_broker_refuses_does_not_hold_up_the_gaps_after_it(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+) -> None:
+    rest, settings = broker
+    note_gap(conn, "09:22:40", "09:24:10", (RELIANCE,))
+    note_gap(conn, "09:25:40", "09:26:10", (RELIANCE,), gap_id=2)
+    clock.at = at("10:30")
+    rest.instead.append((HTTPStatus.BAD_REQUEST, error("DH-905", "no such instrument")))
+    done = recover(settings, clock)
+    assert (done.gaps, done.failed, done.unfinished) == (2, 1, "")
+
+
+def test_a_gap_in_which_the_broker_falls_silent_stays_due_and_keeps_what_came(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest, settings = broker
+    monkeypatch.setattr(broker_bars, "PATIENCE", 1)
+    monkeypatch.setattr(broker_bars, "CONCURRENT", 1)
+    note_gap(conn, "09:20:40", "09:21:10", (RELIANCE,))
+    note_gap(conn, "09:22:40", "09:24:10", gap_id=2)
+    with conn, conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO broker_fetches VALUES (%s, %s, %s, %s, 3)",
+            (RELIANCE, at("09:20"), at("09:30"), at("10:29")),
+        )
+    clock.at = at("10:30")
+    rest.instead.extend([(HTTPStatus.OK, b"")] * 2)
+    done = recover(settings, clock)
+    assert (done.gaps, done.unfinished.split(":")[0]) == (1, "Of 4 instruments of a gap 1 could be had")
+    assert recover(settings, clock).instruments == 4
+    assert recover(settings, clock) == Recovered()
+
+
+def test_without_an_answer_to_a_request_for_quotes_bars_come_all_the_same(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+) -> None:
+    rest, settings = broker
+    note_gap(conn, "09:22:40", "09:24:10")
+    clock.at = at("09:28")
+    rest.instead.extend([(HTTPStatus.OK, b"")] * 2)
+    done = recover(settings, clock)
+    assert (done.quotes, done.gaps) == (0, 1)
+    assert "quotes" in done.unfinished
 
 
 def test_the_liveliest_instruments_come_first(conn: connection) -> None:

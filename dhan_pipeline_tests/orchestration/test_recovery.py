@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import date
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator.market import Market
-from dhan_pipeline.feeds.simulator.rest import RestServer
+from dhan_pipeline.feeds.simulator.rest import RestServer, error
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.orchestration.assets.broker import build_broker_assets
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M, build_candle_assets
@@ -158,9 +159,27 @@ def test_the_sensor_says_why_it_does_nothing(
     assert said in look(broker[1].model_copy(update=changes), clock, instance)
 
 
+def test_a_recovery_that_is_not_done_fails_and_shows_what_it_did(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock, instance: dg.DagsterInstance
+) -> None:
+    rest, settings = broker
+    note_gap(conn)
+    clock.at = at("09:40")
+    rest.instead.append((HTTPStatus.BAD_REQUEST, error("DH-905", "no quotes")))
+    result = run(settings, clock, instance)
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "no quotes" in str(failure.step_failure_data.user_failure_data)
+    assert "1 gap was recovered" in "".join(record.message for record in instance.all_logs(result.run_id))
+    assert look(settings, clock, instance) == "No gap has anything left to be fetched."
+
+
 def at_night(settings: Settings, clock: SetClock) -> dg.RunRequest | dg.SkipReason:
-    clock.at = at("00:20", TOMORROW)
-    result = reconciliation_schedule(dg.build_schedule_context(resources={"settings": settings, "clock": clock}))
+    """What it does about the night after the day, three days later."""
+    clock.at = at("10:00", date(2026, 11, 23))
+    context = dg.build_schedule_context(
+        resources={"settings": settings, "clock": clock}, scheduled_execution_time=at("00:20", TOMORROW)
+    )
+    result = reconciliation_schedule(context)
     assert isinstance(result, dg.RunRequest | dg.SkipReason)
     return result
 

@@ -92,18 +92,15 @@ EXISTS (
 """
 
 _NEAREST = """
-SELECT DISTINCT underlying_symbol, expiry, strike::float8, option_type,
-    abs(expiry - %(first)s) AS days, abs(strike - %(strike)s) AS points
-FROM instrument_lives
+SELECT DISTINCT abs(expiry - %(meant)s) AS days, coalesce(abs(strike - %(strike)s), 0) AS points,
+    underlying_symbol, expiry, strike::float8, option_type
+FROM instrument_lives l
 WHERE upper(underlying_symbol) = %(symbol)s AND expiry IS NOT NULL AND {condition}
-    AND valid_from < %(until)s AND valid_to >= %(until)s
+    AND valid_from < %(until)s AND valid_to >= %(until)s AND {listed}
 ORDER BY days, points, expiry, strike LIMIT %(limit)s
 """
-_SYMBOLS = f"""
-SELECT upper(trading_symbol) FROM instruments WHERE is_active AND expiry IS NULL {_PLACE}
-UNION SELECT upper(underlying_symbol) FROM instruments WHERE is_active AND underlying_symbol IS NOT NULL {_PLACE}
-ORDER BY 1
-"""
+_UNDERLYINGS = f"SELECT upper(underlying_symbol) FROM instruments WHERE is_active AND expiry IS NOT NULL {_PLACE}"
+_NAMES = f"SELECT upper(trading_symbol) FROM instruments WHERE is_active AND expiry IS NULL {_PLACE}"
 
 _Row = dict[str, Any]
 
@@ -161,8 +158,14 @@ def not_found(conn: connection, text: str, *, on: date | None = None, source: st
     if not read_symbol(text, on or _today()):
         return SymbolError(f"{text.strip() or 'An empty text'} is the name of no instrument.")
     near = _suggestions(conn, text, on, source)
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT FROM instruments LIMIT 1")
+        if not cursor.rowcount:
+            return SymbolError("The database has no instruments yet; run: dhan-pipeline sync-instruments --download.")
     when = f" on {on}" if on else ""
-    return SymbolError(f"No instrument is called {text}{when}" + (f"; near it: {', '.join(near)}." if near else "."))
+    return SymbolError(
+        f"No instrument is called {text.strip()}{when}" + (f"; near it: {', '.join(near)}." if near else ".")
+    )
 
 
 def _matches(conn: connection, text: str, on: date | None, source: str) -> Iterator[tuple[Reading, list[_Row]]]:
@@ -216,15 +219,20 @@ def _place(row: _Row) -> int:
 def _suggestions(conn: connection, text: str, on: date | None, source: str) -> list[str]:
     readings = read_symbol(text, on or _today())
     derivatives = [reading for reading in readings if reading.kind in ("future", "option")]
+    nearest: set[tuple[Any, ...]] = set()
     with conn.cursor() as cursor:
         for reading in derivatives:
-            values = _values(reading, on, source) | {"limit": _SUGGESTIONS}
+            meant = reading.last if reading.latest else reading.first
+            values = _values(reading, on, source) | {"meant": meant, "limit": _SUGGESTIONS}
             condition = _FUTURE if reading.kind == "future" else "option_type = %(option_type)s"
-            cursor.execute(_NEAREST.format(condition=condition + _PLACE), values)
-            if rows := cursor.fetchall():
-                return [write_symbol(*row[:4]) for row in rows]
-        cursor.execute(_SYMBOLS, _values(readings[0], on, source))
-        symbols = [symbol for (symbol,) in cursor.fetchall()]
+            listed = "true" if on else _LISTED_NOW
+            cursor.execute(_NEAREST.format(condition=condition + _PLACE, listed=listed), values)
+            nearest.update(cursor.fetchall())
+        if nearest:
+            return list(dict.fromkeys(write_symbol(*row[2:]) for row in sorted(nearest)))[:_SUGGESTIONS]
+        symbols_of = _UNDERLYINGS if derivatives else f"{_NAMES} UNION {_UNDERLYINGS}"
+        cursor.execute(f"SELECT DISTINCT * FROM ({symbols_of}) symbols ORDER BY 1", _values(readings[0], on, source))
+        symbols = [symbol for (symbol,) in cursor.fetchall() if symbol]
     written = [*derivatives, *(reading for reading in readings if reading.kind == "name")][0].symbol
     near = difflib.get_close_matches(written, [symbol for symbol in symbols if symbol != written], _SUGGESTIONS)
     return [" ".join(text.upper().split()).replace(written, symbol, 1) for symbol in near]

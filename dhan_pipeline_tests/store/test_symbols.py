@@ -17,7 +17,7 @@ from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.instruments import sync_to_database
 from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline.store.partitions import ensure_partitions
-from dhan_pipeline.store.symbols import COLUMNS, SymbolError, find_instruments, resolve_symbols
+from dhan_pipeline.store.symbols import COLUMNS, SymbolError, find_instruments, not_found, resolve_symbols
 
 ON = date(2026, 11, 20)
 
@@ -271,10 +271,11 @@ def test_a_number_is_a_token_and_a_segment_with_an_id_is_exact(synced: connectio
     [
         ("RELAINCE", "near it: RELIANCE"),
         ("RELAINCE FUT", "near it: RELIANCE FUT"),
+        ("NIFTY DECEMBER FUT", "No instrument is called NIFTY DECEMBER FUT on 2026-11-20."),
         ("MCX:CRUDEOI", "near it: MCX:CRUDEOIL, MCX:CRUDEOILM"),
         ("NIFTY 2026-12-03 24010 CE", "near it: NIFTY 2026-12-01 24000 CE, NIFTY 2026-12-01 24050 CE, NIFTY 2026-12"),
         ("NIFTY 2028-01-01 FUT", "near it: NIFTY 2026-12-08 FUT"),
-        ("12345", "No instrument is called 12345 on 2026-11-20"),
+        (" 12345 ", "No instrument is called 12345 on 2026-11-20"),
         ("NSE:", "NSE: is the name of no instrument"),
         ("", "An empty text is the name of no instrument"),
     ],
@@ -283,6 +284,11 @@ def test_what_is_not_found_is_named_with_what_is_near(synced: connection, text: 
     with pytest.raises(SymbolError) as caught:
         resolve_symbols(synced, ["NIFTY", text], on=ON)
     assert near in str(caught.value)
+
+
+def test_what_is_near_follows_from_all_readings(synced: connection) -> None:
+    expired = not_found(synced, "NIFTY 26NOV 24010 CE", on=date(2026, 11, 27))
+    assert "near it: NIFTY 2026-12-01 24000 CE, NIFTY 2026-12-01 24050 CE" in str(expired), "not November 2027"
 
 
 @pytest.mark.parametrize(
@@ -326,3 +332,12 @@ def test_what_the_latest_master_does_not_name_is_found_by_token_only(database_ur
     sync(database_url, "2026-04-01T08:30+05:30", SHARE)
     assert find_instruments(conn, "NIFTY 2026-03-31 22000 CE").empty
     assert resolve_symbols(conn, [TOKEN, "NSE_FNO:49081"]) == [TOKEN, TOKEN]
+    with pytest.raises(SymbolError, match=r"No instrument is called NIFTY 2026-03-31 22010 CE\.$"):
+        resolve_symbols(conn, ["NIFTY 2026-03-31 22010 CE"])
+    assert "near it: NIFTY 2026-03-31 22000 CE" in str(
+        not_found(conn, "NIFTY 2026-03-31 22010 CE", on=date(2026, 3, 30))
+    )
+
+
+def test_a_database_without_instruments_is_no_wrong_spelling(conn: connection) -> None:
+    assert "no instruments yet; run: dhan-pipeline sync-instruments" in str(not_found(conn, "NIFTY"))

@@ -45,6 +45,9 @@ SETTLED_S = 1.0
 #: How often a client that has too much to read is looked at.
 _PATIENCE_S = 0.001
 
+#: No recording is longer, and a time that is so much later is still a time: a speed may be any number.
+_LONGEST_NS = 2.0**62
+
 _TEXT_FRAME = 0x81
 
 #: Packets that go to everybody and have a layout.
@@ -215,7 +218,7 @@ class DhanReplay(DhanExchange):
         """How many of these are due."""
         if self._speed is None:
             return len(received_ns)
-        passed_ns = int((self._now_s() - self._began_s) * self._speed * 1e9)
+        passed_ns = int(min((self._now_s() - self._began_s) * self._speed * 1e9, _LONGEST_NS))
         return int(received_ns.searchsorted(self._first_ns + passed_ns, "right"))
 
     def _send(self, burst: "_Burst") -> None:

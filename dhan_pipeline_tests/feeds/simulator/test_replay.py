@@ -241,6 +241,13 @@ async def test_packets_come_spaced_as_they_were_recorded_divided_by_the_speed(sp
         await exchange.ended.wait()
 
 
+async def test_no_speed_is_too_high() -> None:
+    async with replay(ticker(RELIANCE), speed=1e308) as exchange:
+        exchange.begin()
+        await exchange.ended.wait()
+        assert exchange.failure is None
+
+
 async def test_it_waits_until_clients_have_subscribed() -> None:
     sent = [ticker(instrument) for instrument in equities(300)] * 2
     async with replay(*sent, settled_s=0.3) as exchange, client(exchange) as websocket:

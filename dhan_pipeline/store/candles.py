@@ -92,8 +92,9 @@ _COLUMNS = (
 )
 
 # The broker's bars for the minutes of instruments with a gap in them (of all, where the gap names none), and for our
-# bars that touch one. An index is not traded, whatever the broker's bar says.
-_STAND_IN = """
+# bars that touch one. An index is not traded, whatever the broker's bar says; a minute in which nothing else was traded
+# is no bar.
+_STAND_INS = """
 WITH gaps AS (
     SELECT concerned, greatest(started_at, %(start)s) AS start, least(ended_at, %(end)s) AS until
     FROM feed_gaps LEFT JOIN LATERAL unnest(instruments) AS concerned ON true
@@ -101,20 +102,32 @@ WITH gaps AS (
 ), minutes AS (
     SELECT DISTINCT concerned, minute
     FROM gaps, generate_series(date_trunc('minute', start), until, interval '1 minute') AS minute WHERE minute < until
+), stand_ins AS (
+    SELECT instrument_token, time, open, high, low, close,
+        CASE WHEN instrument_token >> 32 <> 256 THEN volume END AS volume, oi
+    FROM broker_candles
+    WHERE minutes = 1 AND time >= %(start)s AND time < %(end)s AND (volume > 0 OR instrument_token >> 32 = 256)
+        AND ((instrument_token, time) IN (
+                SELECT concerned, minute FROM minutes WHERE concerned IS NOT NULL
+                UNION ALL
+                SELECT instrument_token, time FROM candles_1m
+                WHERE time >= %(start)s AND time < %(end)s AND touches_gap)
+            OR time IN (SELECT minute FROM minutes WHERE concerned IS NULL))
 )
+"""
+_STAND_IN = f"""{_STAND_INS}
 INSERT INTO candles_1m AS ours
-SELECT instrument_token, time, open, high, low, close,
-    CASE WHEN instrument_token >> 32 <> 256 THEN volume END, NULL, oi, 0, true, false, 'rest'
-FROM broker_candles
-WHERE minutes = 1 AND time >= %(start)s AND time < %(end)s
-    AND ((instrument_token, time) IN (
-            SELECT concerned, minute FROM minutes WHERE concerned IS NOT NULL
-            UNION ALL
-            SELECT instrument_token, time FROM candles_1m WHERE time >= %(start)s AND time < %(end)s AND touches_gap)
-        OR time IN (SELECT minute FROM minutes WHERE concerned IS NULL))
+SELECT instrument_token, time, open, high, low, close, volume, NULL, oi, 0, true, false, 'rest' FROM stand_ins
 ON CONFLICT (instrument_token, time) DO UPDATE SET
     open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close, volume = excluded.volume,
     turnover = NULL, oi = excluded.oi, touches_gap = true, source = 'rest'
+"""
+_CAN_STAND_IN = f"""{_STAND_INS}
+SELECT EXISTS (
+    SELECT instrument_token, time, open, high, low, close, volume, oi FROM stand_ins
+    EXCEPT
+    SELECT instrument_token, time, open, high, low, close, volume, oi FROM candles_1m
+    WHERE time >= %(start)s AND time < %(end)s AND source = 'rest')
 """
 
 
@@ -196,18 +209,20 @@ def ticks_booked(conn: connection, hour: str) -> int:
 
 
 def hours_to_renew(conn: connection, start_ns: int, end_ns: int) -> list[str]:
-    """Keys of the hours in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC) in which more bars can stand in.
+    """Keys of the hours in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC) in which other bars can stand in.
 
-    Those with a bar of ours that touches a gap, and of which the broker's own came since. Leaves the transaction open.
+    Those with a minute in a gap, or a bar that touches one, of which the broker's bar came since, or is another now.
+    Leaves the transaction open.
     """
+    hours = [hour_key(hour_ns) for hour_ns in range(hour_start_ns(start_ns), end_ns, HOUR_NS)]
     with conn.cursor() as cur:
-        cur.execute(
-            "SELECT DISTINCT (extract(epoch FROM ours.time) * 1e9)::bigint FROM candles_1m AS ours "
-            "JOIN broker_candles AS theirs USING (instrument_token, time) "
-            "WHERE ours.time >= %s AND ours.time < %s AND touches_gap AND source = 'ticks' AND minutes = 1",
-            (instant(start_ns), instant(end_ns)),
-        )
-        return sorted({hour_key(minute_ns) for (minute_ns,) in cur.fetchall()})
+
+        def renewable(hour: str) -> bool:
+            start, end = hour_bounds(hour)
+            cur.execute(_CAN_STAND_IN, {"start": start, "end": end})
+            return bool(cur.fetchall()[0][0])
+
+        return [hour for hour in hours if renewable(hour)]
 
 
 def read_candles(

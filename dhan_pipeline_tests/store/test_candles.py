@@ -12,7 +12,14 @@ from psycopg2.extras import execute_values
 
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.sessions import HOUR_NS, IST, parse_hour_key
-from dhan_pipeline.store.candles import RELATIONS, CandleHour, CandlesRefusedError, read_candles, rebuild_candles
+from dhan_pipeline.store.candles import (
+    RELATIONS,
+    CandleHour,
+    CandlesRefusedError,
+    hours_to_renew,
+    read_candles,
+    rebuild_candles,
+)
 from dhan_pipeline.store.partitions import ensure_partitions
 
 NINE, TEN, ELEVEN, NOON = (f"2026-11-20T{hour:02}:00" for hour in (9, 10, 11, 12))
@@ -253,6 +260,36 @@ def test_an_hour_that_nothing_came_of_is_the_brokers(conn: connection) -> None:
         rebuild(conn, TEN)
     store_broker_bar(conn, "10:30")
     assert rebuild(conn, TEN)[0].from_rest == 1
+
+
+def test_a_minute_without_a_trade_is_no_bar_though_the_broker_gives_one_but_of_an_index(conn: connection) -> None:
+    store_gap(conn, at("10:05:00"), at("10:10:00"))
+    store_broker_bar(conn, "10:06", volume=0)
+    store_broker_bar(conn, "10:07")
+    store_broker_bar(conn, "10:08", INDEX, volume=0)
+    rebuild(conn, TEN)
+    assert [(row[0], row[1], row[6]) for row in candles(conn)] == [(INDEX, at("10:08"), None), (SHARE, at("10:07"), 77)]
+
+
+def test_hours_are_to_be_made_again_while_other_bars_of_the_brokers_can_stand_in(conn: connection) -> None:
+    day_ns = parse_hour_key("2026-11-20T00:00")
+
+    def hours() -> list[str]:
+        return hours_to_renew(conn, day_ns, day_ns + 24 * HOUR_NS)
+
+    store(conn, [tick("09:49:00", 100), tick("10:01:00", 110), tick("12:20:10", 120)])
+    store_gap(conn, at("11:05:00"), at("12:10:00"), SHARE)
+    rebuild(conn, NINE, TEN, NOON)
+    store_broker_bar(conn, "10:01")
+    assert hours() == []
+    store_broker_bar(conn, "11:30")  # nothing of ours is near
+    store_broker_bar(conn, "12:20")  # volume of the gap is in ours
+    assert hours() == [ELEVEN, NOON]
+    rebuild(conn, ELEVEN, NOON)
+    assert hours() == []
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE broker_candles SET close = 3.0 WHERE time = %s", (at("11:30"),))
+    assert hours() == [ELEVEN]
 
 
 def test_bars_are_kept_when_their_ticks_are_gone(conn: connection) -> None:

@@ -200,10 +200,7 @@ def candles_agree(result: Reconciliation, settings: Settings) -> CheckOutcome:
     name, unit = "candles_agree", "%"
     limits = f"warning below {settings.candles_agree_warn:.1%}, critical below {settings.candles_agree_error:.1%}"
     if result.agreement is None:
-        return CheckOutcome(
-            name, False, "WARN", None, unit, limits,
-            f"There was no bar of {result.day} to compare: materialise `candles_1m` and `broker_candles` of the day.",
-        )  # fmt: skip
+        return CheckOutcome(name, False, "WARN", None, unit, limits, _why_nothing_is_judged(result))
     found = (
         f"{result.agreement:.2%} of {result.bars - result.explained:,} bars of {result.day} agree with the broker's."
         f" {result.explained:,} more differ where a noted gap or a late start explains it."
@@ -212,14 +209,22 @@ def candles_agree(result: Reconciliation, settings: Settings) -> CheckOutcome:
         found += f" {result.left_out:,} instruments were not compared, because the broker's bars of them are missing."
     passed = result.agreement >= settings.candles_agree_warn
     if not passed:
-        missing = result.by_field().get("missing", (0, 0))[0]
-        found += (
-            f" {missing:,} minutes that the broker has are missing without a noted gap: look for rejected packets, and"
-            " materialise `ticks` and `candles_1m` of their hours again."
-            if missing > result.unexplained / 2
-            else " The feed leaves out some prints that the broker's chart has, so single highs, lows and volumes"
-            " differ; if whole instruments do, look at their rows of `candle_differences`."
-        )
+        missing, extra = (result.by_field().get(name, (0, 0))[0] for name in ("missing", "extra"))
+        if missing > result.unexplained / 2:
+            found += (
+                f" {missing:,} minutes that the broker has are missing without a noted gap: look for rejected packets,"
+                " and materialise `ticks` and `candles_1m` of their hours again."
+            )
+        elif extra > result.unexplained / 2:
+            found += (
+                f" The broker's history lacks {extra:,} minutes that we have: it is late at times. Materialise"
+                " `broker_candles` of the day with `again`, then this."
+            )
+        else:
+            found += (
+                " The feed leaves out some prints that the broker's chart has, so single highs, lows and volumes"
+                " differ; if whole instruments do, look at their rows of `candle_differences`."
+            )
     return CheckOutcome(
         name,
         passed,
@@ -229,6 +234,20 @@ def candles_agree(result: Reconciliation, settings: Settings) -> CheckOutcome:
         limits,
         found,
     )
+
+
+def _why_nothing_is_judged(result: Reconciliation) -> str:
+    if result.bars:
+        return (
+            f"Each of the {result.bars:,} bars of {result.day} that could be compared differs, and a noted gap or a"
+            " late start explains it: there is nothing to judge."
+        )
+    if result.stand_ins:
+        return (
+            f"All {result.stand_ins:,} bars of {result.day} that could be compared are the broker's own, which stand in"
+            " for ours: there is nothing to judge."
+        )
+    return f"There was no bar of {result.day} to compare: materialise `candles_1m` and `broker_candles` of the day."
 
 
 def bars_fetched(wanted: int, expired: int, failed: Mapping[str, int], last_error: str) -> CheckOutcome:

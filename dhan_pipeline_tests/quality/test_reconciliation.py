@@ -244,6 +244,21 @@ def test_minutes_that_are_missing_without_a_gap_are_pointed_out() -> None:
 def test_a_day_without_bars_is_not_passed() -> None:
     outcome = candles_agree(compare(bars(RELIANCE), bars(RELIANCE)), SETTINGS)
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", None)
+    assert "materialise `candles_1m` and `broker_candles`" in outcome.description
+
+
+def test_what_the_broker_lacks_is_asked_for_again() -> None:
+    lost = compare(bars(RELIANCE, 0, 1), bars(RELIANCE, 0))
+    assert "The broker's history lacks 1 minutes" in candles_agree(lost, SETTINGS).description
+
+
+def test_a_day_of_which_nothing_can_be_judged_says_why() -> None:
+    explained = replace(agreeing(0.0), explained=1000, unexplained=0)
+    assert (
+        "1,000 bars of 2026-11-20 that could be compared differs, and" in candles_agree(explained, SETTINGS).description
+    )
+    stand_ins = replace(compare(bars(RELIANCE), bars(RELIANCE)), stand_ins=7)
+    assert "All 7 bars of 2026-11-20" in candles_agree(stand_ins, SETTINGS).description
 
 
 @pytest.mark.parametrize(

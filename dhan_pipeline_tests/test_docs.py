@@ -101,6 +101,21 @@ def test_the_readme_lists_every_command_and_no_other() -> None:
     assert {word for cell in first_cells for word in re.findall(r"`([^`]+)`", cell)} == commands()
 
 
+def test_every_command_line_in_the_documents_has_options_that_there_are() -> None:
+    programs = get_command(app).commands  # type: ignore[attr-defined]
+    lines = [
+        (programs[name], rest)
+        for path in DOCUMENTS
+        for name, rest in re.findall(r"(?:`|dhan-pipeline )([a-z-]+) ([^`\n]+)", text(path).replace("\\\n", ""))
+        if name in programs
+    ]
+    assert len(lines) > 30
+    for program, rest in lines:
+        command = program.commands[rest.split()[0]] if hasattr(program, "commands") else program
+        known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, (command.name, rest)
+
+
 def test_the_guide_lists_every_exit_code() -> None:
     table = sections(text(REPOSITORY / "docs" / "guide.md"))["Commands"]
     named, _, _ = (cli.__doc__ or "").partition("Exit codes: ")[2].partition(". ")

@@ -136,7 +136,7 @@ class Made:
             bars = minute_bars(ticks, earlier, gaps, (START_NS + HOUR_NS) // 1000)
             self._took("computing", started)
             started = time.perf_counter()
-            replace_bars(cursor, OF_BARS, bars)
+            replace_bars(cursor, OF_BARS, [bars])
         self._took("writing", started)
         return self._ticks / (time.perf_counter() - begun)
 

@@ -4,7 +4,7 @@ An hour of `candles_1m` is a pure function of `ticks`, `feed_gaps` and `broker_c
 nor other hours of it matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -29,6 +29,9 @@ from dhan_pipeline.ticks import NULL_INT
 #: Where bars of so many minutes are.
 RELATIONS = {1: "candles_1m", 5: "candles_5m", 15: "candles_15m", 60: "candles_60m", 1440: "candles_1d"}
 
+#: An hour of more ticks is made in parts, by instrument. They take 220 bytes each.
+TICKS_AT_ONCE = 4_000_000
+
 #: First number of the advisory lock that lets one process make an hour at a time.
 _CANDLES_LOCK = 0x6468_0008
 
@@ -41,7 +44,7 @@ _VOLUME = "CASE WHEN tradable THEN volume_traded END"
 _TICKS = f"""
 SELECT tick_id, time, instrument_token, coalesce(last_trade_time, '-infinity'), coalesce(last_price, 'NaN'),
     coalesce(last_traded_quantity, {_NULL}), coalesce({_VOLUME}, {_NULL}), coalesce(oi, {_NULL})
-FROM tick_rows WHERE time >= %s AND time < %s
+FROM tick_rows WHERE time >= %s AND time < %s AND (%s = 1 OR instrument_token %% %s = %s)
 """
 _TICK_COLUMNS: dict[str, RecordKind] = {
     "tick_id": "int8",
@@ -167,10 +170,20 @@ def rebuild_candles(conn: connection, hour: str, now_ns: int) -> CandleHour:
         )
     with conn, conn.cursor() as cur:
         cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_CANDLES_LOCK, start_ns // HOUR_NS))
-        ticks, earlier, gaps = read_hour(conn, hour)
-        made = replace_bars(cur, hour, minute_bars(ticks, earlier, gaps, start_ns // 1000))
-        if not ((ticks["time"] >= start_ns // 1000) & (ticks["time"] < end_ns // 1000)).any():
-            if ticks_booked(conn, hour):
+        booked = ticks_booked(conn, hour)
+        has_ticks = False
+
+        def bars() -> Iterator[Bars]:
+            nonlocal has_ticks
+            parts = 1 + booked // TICKS_AT_ONCE
+            for part in range(parts):
+                ticks, earlier, gaps = read_hour(conn, hour, part, parts)
+                has_ticks |= bool(((ticks["time"] >= start_ns // 1000) & (ticks["time"] < end_ns // 1000)).any())
+                yield minute_bars(ticks, earlier, gaps, start_ns // 1000)
+
+        made = replace_bars(cur, hour, bars())
+        if not has_ticks:
+            if booked:
                 raise CandlesRefusedError(
                     f"The ticks of the hour {hour} are no longer in the database: materialise them first."
                 )
@@ -179,20 +192,26 @@ def rebuild_candles(conn: connection, hour: str, now_ns: int) -> CandleHour:
     return made
 
 
-def read_hour(conn: connection, hour: str) -> tuple[dict[str, NDArray[Any]], Earlier, GapTimes]:
-    """What `minute_bars` makes the bars of an hour of. `hour` is a partition key (IST). Leaves the transaction open."""
+def read_hour(
+    conn: connection, hour: str, part: int = 0, parts: int = 1
+) -> tuple[dict[str, NDArray[Any]], Earlier, GapTimes]:
+    """What `minute_bars` makes the bars of an hour of. `hour` is a partition key (IST). Leaves the transaction open.
+
+    With `parts`, of every so many-th instrument, `part` counting from 0.
+    """
     start_ns = parse_hour_key(hour) - _LATE_NS
     end_ns = start_ns + HOUR_NS + 2 * _LATE_NS
-    ticks = read_records(conn, _TICKS, (instant(start_ns), instant(end_ns)), _TICK_COLUMNS)
+    ticks = read_records(conn, _TICKS, (instant(start_ns), instant(end_ns), parts, parts, part), _TICK_COLUMNS)
     return ticks, _earlier(conn, start_ns, ticks), _gaps(conn, day_start_ns(start_ns), end_ns)
 
 
-def replace_bars(cur: cursor, hour: str, bars: Bars) -> CandleHour:
+def replace_bars(cur: cursor, hour: str, parts: Iterable[Bars]) -> CandleHour:
     """Replace an hour's bars by these, then some of these by the broker's. Leaves the transaction open."""
     start, end = hour_bounds(hour)
     bounds = {"start": start, "end": end}
     cur.execute("DELETE FROM candles_1m WHERE time >= %(start)s AND time < %(end)s", bounds)
-    _copy(cur, bars)
+    for bars in parts:
+        _copy(cur, bars)
     cur.execute(_STAND_IN, bounds)
     return _summary(cur, bounds)
 

@@ -18,6 +18,7 @@ from dhan_pipeline.store.candles import (
     CandlesRefusedError,
     hours_to_renew,
     read_candles,
+    read_hour,
     rebuild_candles,
 )
 from dhan_pipeline.store.partitions import ensure_partitions
@@ -306,6 +307,32 @@ def test_bars_are_kept_when_their_ticks_are_gone(conn: connection) -> None:
     with pytest.raises(CandlesRefusedError, match="no longer in the database"):
         rebuild(conn, TEN)
     assert candles(conn) == made
+
+
+def test_an_hour_of_many_ticks_is_made_in_parts_of_its_instruments(
+    conn: connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [SHARE, OTHER, INDEX, GOLD]
+    store(conn, [tick(f"10:0{minute}:01", 100 + minute, token=token) for minute in range(5) for token in tokens])
+    store_gap(conn, at("10:01:00"), at("10:02:00"), SHARE)
+    (at_once,) = rebuild(conn, TEN)
+    expected = candles(conn)
+    with conn, conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO ingest_ledger VALUES (1, 0, %s, 1, 1, 20, 0, 0, 0, 9, %s, %s, now(), 1)", (at("10:00"),) * 3
+        )
+    read: list[int] = []
+
+    def noting(conn: connection, hour: str, part: int, parts: int) -> Any:
+        ticks, *rest = read_hour(conn, hour, part, parts)
+        read.append(len(ticks["time"]))
+        return ticks, *rest
+
+    monkeypatch.setattr("dhan_pipeline.store.candles.TICKS_AT_ONCE", 7)
+    monkeypatch.setattr("dhan_pipeline.store.candles.read_hour", noting)
+    assert (rebuild(conn, TEN), candles(conn)) == ([at_once], expected)
+    assert len(read) == 3
+    assert max(read) < sum(read) == 20
 
 
 def test_an_hour_whose_packets_may_still_come_is_refused(conn: connection) -> None:

@@ -83,8 +83,8 @@ def archive_day(
     day. Takes some 12 seconds a million rows.
 
     Raises ArchiveError for a day that is not over, has no ticks, or of which the table lacks some that the ledger has;
-    where somebody else archives it; and where what was written is not what the table holds. Raises psycopg2.Error,
-    OSError. The archive is as before then.
+    where somebody else archives it; where the file cannot be written; and where what was written is not what the table
+    holds. Raises psycopg2.Error. The archive is as before then.
     """
     if clock.now() < day_bounds(day)[1]:
         raise ArchiveError(f"The day {day} is not over yet: it can be archived from midnight on (IST).")
@@ -185,17 +185,20 @@ def _sum(hours: Mapping[str, Digest]) -> Digest:
 
 def _make(conn: connection, path: Path, day: date, digest: Digest, row_group: int) -> int:
     """Write, verify and name the file. Returns its size in bytes."""
-    # Not taken for a file of the archive, should a crash leave it behind.
-    unfinished = path.with_suffix(".unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden: who reads the folder meanwhile, or after a crash, does not take it for a file of the archive.
+    unfinished = path.with_name(".unfinished")
     try:
-        _write(conn, unfinished, day, digest, row_group)
-        _verify(conn, unfinished, day, digest)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return path.stat().st_size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(conn, unfinished, day, digest, row_group)
+            _verify(conn, unfinished, day, digest)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return path.stat().st_size
+    except OSError as error:
+        raise ArchiveError(f"The archive of {day} cannot be written, {path}: {error.strerror or error}.") from error
 
 
 def _write(conn: connection, path: Path, day: date, digest: Digest, row_group: int) -> None:

@@ -1,5 +1,6 @@
 """A day as a Parquet file: what it holds, who can read it, and that it is whole or not there."""
 
+import errno
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -173,12 +174,12 @@ def test_what_fails_midway_leaves_no_file_and_the_old_one_as_it_was(
     def die(table: pa.Table, lives: Lives) -> pa.Table:
         written.append(table)
         if len(written) == 3:
-            raise OSError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
         return with_symbols(table, lives)
 
     with_symbols = archive.with_symbols
     monkeypatch.setattr(archive, "with_symbols", die)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ArchiveError, match=r"2026-11-20 cannot be written, .*: No space left on device\."):
         make(conn, tmp_path, row_group=10)
     assert files(tmp_path) == []
     monkeypatch.undo()
@@ -186,11 +187,36 @@ def test_what_fails_midway_leaves_no_file_and_the_old_one_as_it_was(
     old = (tmp_path / FILE).read_bytes()
     monkeypatch.setattr(archive, "with_symbols", die)
     written.clear()
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ArchiveError, match="No space"):
         make(conn, tmp_path, row_group=10)
     assert files(tmp_path) == [FILE]
     assert (tmp_path / FILE).read_bytes() == old
     assert archived_days(conn) == [before]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(conn: connection, tmp_path: Path) -> None:
+    fill(conn)
+    (tmp_path / "archive").write_text("in the way")
+    with pytest.raises(ArchiveError, match=r"written, .*/archive/ticks/date=2026-11-20/ticks\.parquet: Not a"):
+        make(conn, tmp_path)
+    assert archived_days(conn) == []
+
+
+def test_who_reads_the_folder_while_it_is_archived_again_gets_the_old_file(
+    conn: connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(conn)
+    rows = make(conn, tmp_path).rows
+    read = []
+
+    def meanwhile(table: pa.Table, lives: Lives) -> pa.Table:
+        read.append(len(pd.read_parquet((tmp_path / FILE).parent, columns=["time"])))
+        return with_symbols(table, lives)
+
+    with_symbols = archive.with_symbols
+    monkeypatch.setattr(archive, "with_symbols", meanwhile)
+    make(conn, tmp_path)
+    assert read == [rows]
 
 
 def test_a_file_that_holds_anything_else_than_the_table_gets_no_name(

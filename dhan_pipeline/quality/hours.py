@@ -14,15 +14,16 @@ from dhan_pipeline.store import digests, ledger
 from dhan_pipeline.store.digests import Digest
 from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.gaps import read_gaps
+from dhan_pipeline.store.partitions import has_expired
 
 
 def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
     """What is known of an IST hour, given by its partition key, over all captures.
 
     Every block of the journal's hour is verified. The digest of an hour that is over is put on record if none was, or
-    if nothing but late blocks came to the rows since; who would write into that hour waits meanwhile. Raises ValueError
-    for what is not the key of an hour, OSError where the journal cannot be read, psycopg2.Error where the database
-    cannot be asked.
+    if nothing but late blocks came to the rows since, unless they have expired; who would write into that hour waits
+    meanwhile. Raises ValueError for what is not the key of an hour, OSError where the journal cannot be read,
+    psycopg2.Error where the database cannot be asked.
     """
     journal = [hour_summary(settings.journal_dir, capture, hour) for capture in captures(settings.journal_dir)]
     with closing(connect(database_url(settings))) as conn:
@@ -31,7 +32,9 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
             if over:
                 digests.lock_hour(conn, hour)
             totals = ledger.hour_totals(conn, hour)
-            if over and totals.blocks:
+            old = has_expired(parse_hour_key(hour), settings.retention_days, clock.now_ns())
+            expired = old and totals.ticks > 0 and not totals.rows
+            if over and totals.blocks and not expired:
                 digests.record_capture(conn, hour, Digest(totals.rows, totals.digest), clock.now())
             recorded = digests.records(conn, hour, 2)
         gaps = _gaps(conn, settings, hour)
@@ -53,6 +56,7 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
         rows=totals.rows,
         digest=totals.digest,
         recorded=recorded,
+        expired=expired,
         latency_p99_ms=totals.latency_p99_ms,
         gaps=gaps,
     )

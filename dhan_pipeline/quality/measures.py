@@ -68,6 +68,8 @@ class HourMeasures:
     """Of the rows in the table; see `store/digests.py`."""
     recorded: tuple[DigestRecord, ...] = ()
     """What is on record of them: the last two records, the oldest first."""
+    expired: bool = False
+    """Whether the table has none of its ticks because they are older than the retention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
                 **_packet_balance(
                     measures.packets, measures.ticks, measures.state, measures.control, measures.rejected
                 ),
-                "ticks = rows stored": (measures.ticks, measures.rows),
+                **({} if measures.expired else {"ticks = rows stored": (measures.ticks, measures.rows)}),
             },
             f"of the hour {hour}",
             advice=" ".join(
@@ -246,7 +248,12 @@ def _digest(measures: HourMeasures) -> CheckOutcome:
     earlier, last = (None, None, *measures.recorded)[-2:]
     passed, value = True, 0.0
     severity: Severity = "WARN"
-    if last is None:
+    if measures.expired:
+        description = (
+            f"The {measures.ticks:,} ticks of {hour} have left the database, for they are older than the retention:"
+            f" there is nothing to compare. Materialise `ticks` for {hour} to have them there again for a while."
+        )
+    elif last is None:
         description = f"Nothing is on record of {hour} yet."
     elif (last.rows, last.digest) != found:
         passed, severity, value = False, "ERROR", float(max(abs(measures.rows - last.rows), 1))

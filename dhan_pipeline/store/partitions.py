@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection
 
-from dhan_pipeline.sessions import HOUR_NS, IST, hour_start_ns
+from dhan_pipeline.sessions import HOUR_NS, IST, day_start_ns, hour_start_ns
 
 #: First numbers of the advisory locks of the store. The second says what is locked.
 PARTITIONS_LOCK, HOUR_LOCK, WRITER_LOCK, REDRIVE_COUNT_LOCK = 0x6468_0001, 0x6468_0002, 0x6468_0003, 0x6468_0005
@@ -66,6 +66,11 @@ class Expired:
     """Days that may not be dropped yet."""
 
 
+def has_expired(at_ns: int, keep_days: int, now_ns: int) -> bool:
+    """Whether the IST day of an instant (nanoseconds, UTC, like the other) ended `keep_days` ago, or earlier."""
+    return day_start_ns(at_ns) + (1 + keep_days) * 24 * HOUR_NS <= now_ns
+
+
 def drop_expired(
     conn: connection, keep_days: int, now_ns: int, may_drop: Callable[[date], bool] = lambda _: True
 ) -> Expired:
@@ -75,14 +80,12 @@ def drop_expired(
     Dropping waits for every query on `ticks`, and holds up those that come after. So it gives up after a second: what
     is left goes with the next call.
     """
-    horizon = instant(now_ns) - timedelta(days=keep_days)
     with conn:
         names = sorted(_existing(conn))
     expired: dict[date, list[str]] = {}
     for name in names:
-        day = datetime.strptime(name, _NAME_FORMAT).date()
-        if datetime.combine(day, time(), IST) + timedelta(days=1) <= horizon:
-            expired.setdefault(day, []).append(name)
+        if has_expired(_start_ns(name), keep_days, now_ns):
+            expired.setdefault(datetime.strptime(name, _NAME_FORMAT).date(), []).append(name)
     found = Expired([], [])
     for day, partitions in expired.items():
         try:

@@ -398,3 +398,12 @@ def test_a_redrive_that_left_other_rows_warns() -> None:
     outcome = hour("digest", digest="a", recorded=recorded(("capture", "b"), ("redrive", "a")))
     assert (outcome.passed, outcome.severity) == (False, "WARN")
     assert "The redrive of 2026-11-20 10:01 IST" in outcome.description
+
+
+def test_ticks_that_left_the_database_by_their_age_are_no_fault() -> None:
+    gone = {"rows": 0, "digest": 16 * "0", "expired": True}
+    outcome = hour("digest", recorded=recorded(("capture", "a")), **gone)
+    assert (outcome.passed, outcome.value) == (True, 0.0)
+    assert outcome.description.startswith("The 900 ticks of 2026-11-20T09:00 have left the database")
+    assert hour("conservation", **gone).passed
+    assert not hour("conservation", **gone, state=81).passed

@@ -7,13 +7,15 @@ import dagster as dg
 import pytest
 from psycopg2.extensions import connection
 
+from dhan_pipeline.clock import Clock
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration.names import RAW_PACKETS, TICKS
 from dhan_pipeline.quality.hours import measure_hour
 from dhan_pipeline.quality.measures import HOUR_CHECKS, hour_outcomes
-from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
+from dhan_pipeline.store.partitions import drop_expired
 from dhan_pipeline_tests.orchestration.conftest import HOUR, NOW, OPEN_HOUR, Pipeline, Record
 from dhan_pipeline_tests.orchestration.materialising import materialize, metadata, run_job, why_failed
 
@@ -112,4 +114,31 @@ def test_rows_that_somebody_changed_are_critical_until_they_are_mended_and_named
     assert "| last_price | 1 |" in found["changed_columns"]
     assert "| 09:00:01.000000 | 1103806597957 | last_price | 1.0 | 2891.0 |" in found["differences"]
     assert "| 09:00:02.000000 | 1103806597957 |  | absent | present |" in found["differences"]
+    assert all(evaluation.passed for evaluation in result.get_asset_check_evaluations())
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_hour_that_the_retention_dropped_passes_and_comes_back_the_same(
+    pipeline: Pipeline, conn: connection, recorded: bool
+) -> None:
+    assert run_job(pipeline, "instrument_sync_job").success
+    capture(pipeline, HOUR, 2890.5, 2891.0)
+    assert materialize(pipeline, TICKS, HOUR).success
+    with conn, conn.cursor() as cursor:
+        if not recorded:  # it was stored before digests were
+            cursor.execute("DELETE FROM hour_digests")
+    keep_days = pipeline.settings.retention_days
+    later_ns = NOW.now_ns() + (1 + keep_days) * 24 * HOUR_NS
+    assert drop_expired(conn, keep_days, later_ns).dropped == ["ticks_20261120_09"]
+
+    def failed(at_ns: int) -> list[str]:
+        measures = measure_hour(pipeline.settings, HOUR, Clock(start_ns=at_ns, speed=1e-9))
+        assert bool(measures.recorded) is recorded
+        return [outcome.name for outcome in hour_outcomes(measures, pipeline.settings) if not outcome.passed]
+
+    assert failed(later_ns) == []
+    if recorded:  # nothing takes rows away before their time
+        assert failed(NOW.now_ns()) == ["conservation", "digest"]
+    result = materialize(pipeline, TICKS, HOUR)
+    assert metadata(result, "ticks")["added"] == 2
     assert all(evaluation.passed for evaluation in result.get_asset_check_evaluations())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import date, datetime, time, timedelta
 from importlib.util import find_spec
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -136,13 +137,15 @@ def _instant(when: When, name: str) -> datetime:
 def _known(columns: Sequence[str] | None, names: list[str]) -> list[str]:
     if columns is None:
         return names
+    if isinstance(columns, str):
+        columns = [columns]
     if unknown := [name for name in columns if name not in names]:
         raise ResearchError(f"Ticks have no column {', '.join(unknown)}; they have {', '.join(names)}.")
     return list(columns)
 
 
 def _tokens(conn: connection, symbols: Symbols, bounds: _Bounds) -> list[int]:
-    each = [symbols] if isinstance(symbols, str | int) else symbols
+    each = [symbols] if isinstance(symbols, str | int | Integral) else symbols  # NumPy's integers, too
     last_day = (bounds[1] - timedelta(microseconds=1)).astimezone(IST).date()
     return sorted(set(resolve_symbols(conn, each, on=last_day)))
 

@@ -1,7 +1,6 @@
 """Ticks by symbol and time: from the table, from the archive, and from both at once the same."""
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -54,9 +53,7 @@ def move_to_archive(conn: connection, settings: Settings, *days: date) -> None:
     assert drop_expired(conn, 1, AT_NS + 4 * DAY_NS, lambda day: day in days).dropped
 
 
-def read(
-    settings: Settings, start: Any = BEGIN, end: Any = END, symbols: Sequence[Any] = (RELIANCE, USDINR)
-) -> pa.Table:
+def read(settings: Settings, start: Any = BEGIN, end: Any = END, symbols: Any = (RELIANCE, USDINR)) -> pa.Table:
     return read_ticks(symbols, start, end, as_="arrow", settings=settings)
 
 
@@ -116,6 +113,9 @@ def test_a_date_is_its_midnight_in_india(settings: Settings) -> None:
 def test_instruments_are_asked_for_by_what_people_write(conn: connection, settings: Settings) -> None:
     by_name = read(settings, symbols=["RELIANCE-1", RELIANCE, "USDINR"])
     assert by_name.equals(read(settings))
+    tokens = pd.Series([RELIANCE, USDINR])  # as `find_instruments` gives them
+    assert by_name.equals(read(settings, symbols=tokens))
+    assert read(settings, symbols=tokens[0]).equals(read(settings, symbols=RELIANCE))
     move_to_archive(conn, settings, FIRST)
     frame = read_ticks("USDINR", BEGIN, END, settings=settings)
     assert set(frame["instrument_token"]) == {USDINR}
@@ -160,6 +160,7 @@ def test_some_columns_come_in_the_order_asked_for(conn: connection, settings: Se
     assert bits_of(table.to_pylist()) == bits_of(expected.to_pylist())
     frame = read_ticks([RELIANCE], BEGIN, END, columns=["time", "last_price"], settings=settings)
     assert list(frame.columns) == ["last_price"]
+    assert list(read_ticks([RELIANCE], BEGIN, END, columns="last_price", settings=settings)) == ["last_price"]
 
 
 def test_what_makes_no_sense_is_refused_with_a_sentence(conn: connection, settings: Settings) -> None:

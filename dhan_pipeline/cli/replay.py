@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,22 +102,16 @@ def _span(hour: str, to: str | None) -> tuple[str, str]:
 
 
 def _hours_between(first: str, last: str, held: Iterable[str]) -> list[str]:
-    """The hours of a span that are not held, each stretch of them in words."""
+    """The hours of a span that are not held, each stretch of them in words. `held` is in order."""
     from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
 
-    known = set(held)
-    stretches: list[list[str]] = []
-    joined = False
-    for start_ns in range(parse_hour_key(first), parse_hour_key(last) + 1, HOUR_NS):
-        hour = hour_key(start_ns)
-        if hour in known:
-            joined = False
-        elif joined:
-            stretches[-1].append(hour)
-        else:
-            stretches.append([hour])
-            joined = True
-    return [of[0] if len(of) == 1 else f"{of[0]} to {of[-1]}" for of in stretches]
+    starts = [parse_hour_key(first) - HOUR_NS, *map(parse_hour_key, held), parse_hour_key(last) + HOUR_NS]
+    stretches = [
+        (hour_key(before + HOUR_NS), hour_key(after - HOUR_NS))
+        for before, after in pairwise(starts)
+        if after - before > HOUR_NS
+    ]
+    return [begin if begin == end else f"{begin} to {end}" for begin, end in stretches]
 
 
 def _hour_words(rebuilt: "HourRebuild") -> str:

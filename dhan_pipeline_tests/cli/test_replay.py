@@ -113,6 +113,8 @@ def test_hours_of_which_the_journal_holds_nothing_are_said(run: Run) -> None:
     done = run("--hour", "2026-11-20T07:00", "--to", "2026-11-20T11:00")
     assert len(lines(done)) == 2
     assert "The journal holds nothing of 2026-11-20T07:00 to 2026-11-20T08:00, 2026-11-20T11:00." in done.stderr
+    centuries = run("--hour", "1950-01-01", "--to", "2026-11-20T09:00")
+    assert "The journal holds nothing of 1950-01-01T00:00 to 2026-11-20T08:00." in centuries.stderr
     assert sentence(run("--hour", "2026-11-19T09:00")) == "The journal holds nothing of the hour 2026-11-19T09:00."
     assert sentence(run("--hour", "2026-11-19")) == (
         "The journal holds nothing of the hours from 2026-11-19T00:00 to 2026-11-19T23:00."

@@ -1,9 +1,8 @@
 """A client of the exchange without any logic, and what it says and hears."""
 
-import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlencode
 
@@ -62,9 +61,3 @@ async def last_words(websocket: ClientConnection) -> int:
     assert words[:8] == bytes.fromhex("32 0a00 00 00000000")
     (reason,) = struct.unpack("<H", words[8:])
     return int(reason)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)

@@ -19,6 +19,7 @@ from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
+from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.feeds.simulator.talking import (
     CLIENT,
     FULL,
@@ -33,7 +34,6 @@ from dhan_pipeline_tests.feeds.simulator.talking import (
     packets,
     request,
     tokens,
-    until,
 )
 
 

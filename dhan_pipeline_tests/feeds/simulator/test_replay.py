@@ -15,6 +15,7 @@ from dhan_pipeline.feeds.simulator.dhan import HIGH_WATER_BYTES
 from dhan_pipeline.feeds.simulator.recording import Messages
 from dhan_pipeline.feeds.simulator.replay import DhanReplay, in_words
 from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.feeds.simulator.talking import (
     CLIENT,
     FULL,
@@ -28,7 +29,6 @@ from dhan_pipeline_tests.feeds.simulator.talking import (
     packets,
     request,
     tokens,
-    until,
 )
 
 SEGMENTS = {"IDX_I": 0, "NSE_EQ": 1, "NSE_FNO": 2}

@@ -256,16 +256,12 @@ class _Supervision:
             self._safely("its tags", lambda: self._instance.add_run_tags(self._context.run_id, tags))
 
     def _unjudged_hours(self) -> list[str]:
-        """Hours that a run which died may not have come to judge: its last one again, and those since then.
-
-        Hours that are not shown any more, or have expired, are not judged either.
-        """
+        """Hours that a run which died may not have come to judge: its last one again, and those since then."""
         if not self._sealed:
             return []
         last = max(self._sealed)
         since_ns = parse_hour_key(max(last, self._first_hour))
-        again = {last} if last >= self._first_hour else set()
-        return sorted(again | hours_in_session(self._settings, since_ns, self._clock.now_ns()))
+        return sorted({last} | hours_in_session(self._settings, since_ns, self._clock.now_ns()))
 
     def _judge(self) -> list[CheckOutcome]:
         return live_outcomes(

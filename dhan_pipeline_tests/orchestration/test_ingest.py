@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-from datetime import date
 
 import dagster as dg
 import pytest
@@ -348,20 +347,6 @@ def test_a_run_finds_hours_that_were_lost_before_it_but_those_for_which_a_person
     with meanwhile(stop_when(pipeline, lambda: gaps_of(pipeline, HOUR))):
         execute(pipeline)
     assert materialized(pipeline) == {first, HOUR}
-
-
-def test_a_run_after_a_long_pause_leaves_alone_what_has_expired(pipeline: Pipeline, record_hour: Record) -> None:
-    old = "2026-11-10T09:00"
-    record_hour(HOUR)
-    for key in (RAW_PACKETS, TICKS):
-        pipeline.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=old))
-    update = {"partitions_start": date(2026, 11, 1), "retention_days": 1}
-    paused = Pipeline(pipeline.settings.model_copy(update=update), pipeline.instance)
-    with meanwhile(stop_when(paused, lambda: gaps_of(paused, HOUR))):
-        assert execute(paused).success
-    assert materialized(paused) == {old, HOUR}
-    records = paused.instance.fetch_materializations(dg.AssetRecordsFilter(TICKS, asset_partitions=[old]), limit=9)
-    assert len(records.records) == 1
 
 
 def test_gaps_are_told_as_they_begin_and_end(pipeline: Pipeline, capture_says: Said) -> None:

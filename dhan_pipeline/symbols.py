@@ -16,7 +16,7 @@ import calendar
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import MAXYEAR, date
 from typing import Literal
 
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
@@ -104,6 +104,7 @@ def _derivatives(parts: dict[str, str | None], on: date) -> Iterator[Reading]:
 def _expiries(parts: dict[str, str | None], on: date) -> Iterator[tuple[date, date]]:
     """First and last day of each span in which the expiry may lie."""
     month, number = _MONTHS.get(parts.get("month") or ""), int(parts.get("number") or 0)
+    this_or_next = range(on.year, min(on.year + 1, MAXYEAR) + 1)
     if code := parts.get("code"):
         month = _MONTH_CODES.index(code) + 1
     if iso := parts.get("iso"):
@@ -115,12 +116,12 @@ def _expiries(parts: dict[str, str | None], on: date) -> Iterator[tuple[date, da
         year = int(text) + (2000 if len(text) == 2 else 0)
         yield from _day(year, month, number) if number else _month(year, month)
     elif number:
-        days = [day for year in range(on.year, on.year + 2) for day in _day(year, month, number)]
+        days = [day for year in this_or_next for day in _day(year, month, number)]
         yield from [day for day in days if day[0] >= on][:1]
         if number > 9:
             yield from _month(2000 + number, month)
     else:
-        for year in range(on.year, on.year + 2):
+        for year in this_or_next:
             yield from ((max(first, on), last) for first, last in _month(year, month) if last >= on)
 
 

@@ -81,6 +81,11 @@ def test_digits_are_a_token_and_after_a_colon_a_security_id() -> None:
     assert read_symbol("BSE:99999999999", ON)[0].token == -1, "no security id has more than 32 bits"
 
 
+@pytest.mark.parametrize("text", ["NIFTY DEC FUT", "NIFTY 31DEC FUT"])
+def test_the_last_day_that_there_is_has_no_next_year(text: str) -> None:
+    assert read_symbol(text, date.max)[0].last == date.max
+
+
 @pytest.mark.parametrize("text", ["", "  ", "NSE:", "NSE: "])
 def test_nothing_is_read_from_nothing(text: str) -> None:
     assert read_symbol(text, ON) == []

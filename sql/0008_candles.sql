@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS broker_candles (
 
 CREATE INDEX IF NOT EXISTS broker_candles_time ON broker_candles USING brin ("time") WITH (autosummarize);
 
-COMMENT ON TABLE candles_1m IS 'One row an instrument and minute in which it traded, built from ticks; an hour of it is a pure function of ticks, feed_gaps and broker_candles';
+COMMENT ON TABLE candles_1m IS 'One row an instrument and minute in which it traded, built from ticks; an hour of it is a pure function of ticks, feed_gaps, broker_candles and broker_fetches';
 COMMENT ON COLUMN candles_1m.instrument_token IS 'the instrument; see instruments';
 COMMENT ON COLUMN candles_1m."time" IS 'start of the minute, by the exchange''s time of the trades';
 COMMENT ON COLUMN candles_1m.open IS 'first price (rupees)';

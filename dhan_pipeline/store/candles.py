@@ -1,10 +1,10 @@
 """Bars of an hour: made anew from its ticks, with the broker's own where packets were missed; and read back.
 
-An hour of `candles_1m` is a pure function of `ticks`, `feed_gaps` and `broker_candles`: neither what is in it already
-nor other hours of it matter.
+An hour of `candles_1m` is a pure function of `ticks`, `feed_gaps` and the broker's bars, as far as they were asked for
+(`broker_candles`, `broker_fetches`): neither what is in it already nor other hours of it matter.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -19,6 +19,7 @@ from psycopg2.extensions import connection, cursor
 
 from dhan_pipeline.candles import EVERY, LATE_S, Bars, Earlier, GapTimes, minute_bars
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.dhan.history import SETTLED_AFTER_S
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.ledger import hour_bounds
@@ -37,6 +38,9 @@ _CANDLES_LOCK = 0x6468_0008
 
 _LATE_NS = LATE_S * 1_000_000_000
 _NULL = str(NULL_INT)
+
+#: The broker has a minute's bar so long after the minute's start.
+_SETTLED = timedelta(seconds=60 + SETTLED_AFTER_S)
 
 #: The volume of an index is 0 for ever, and none.
 _VOLUME = "CASE WHEN tradable THEN volume_traded END"
@@ -125,8 +129,21 @@ ON CONFLICT (instrument_token, time) DO UPDATE SET
     open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close, volume = excluded.volume,
     turnover = NULL, oi = excluded.oi, touches_gap = true, source = 'rest'
 """
-_CAN_STAND_IN = f"""{_STAND_INS}
-SELECT EXISTS (
+
+# After a gap the first packet may tell of a trade of long ago, which is in the broker's bar of another minute.
+_NOT_TRADED = """
+candles_1m AS ours WHERE time >= %(start)s AND time < %(end)s AND touches_gap AND source = 'ticks'
+    AND EXISTS (
+        SELECT FROM broker_fetches AS asked
+        WHERE asked.instrument_token = ours.instrument_token AND started_at <= ours.time AND ended_at > ours.time
+            AND fetched_at >= ours.time + %(settled)s AND bars > 0 AND NOT partial)
+    AND NOT EXISTS (
+        SELECT FROM broker_candles AS theirs
+        WHERE theirs.instrument_token = ours.instrument_token AND minutes = 1 AND theirs.time = ours.time
+            AND (theirs.volume > 0 OR theirs.instrument_token >> 32 = 256))
+"""
+_CAN_CHANGE = f"""{_STAND_INS}
+SELECT EXISTS (SELECT FROM {_NOT_TRADED}) OR EXISTS (
     SELECT instrument_token, time, open, high, low, close, volume, oi FROM stand_ins
     EXCEPT
     SELECT instrument_token, time, open, high, low, close, volume, oi FROM candles_1m
@@ -156,8 +173,9 @@ def rebuild_candles(conn: connection, hour: str, now_ns: int) -> CandleHour:
     """Replace an hour's bars by what its ticks say, in one transaction. `hour` is a partition key (IST).
 
     Where a minute touches a gap, or has no bar and lies in a gap of the instrument, the broker's own bar stands in, if
-    `broker_candles` has it. `now_ns` is in ns since the Unix epoch, UTC. What was known of an instrument before comes
-    from the day's ticks: from those of the hour before, and from earlier hours for what was not in it.
+    `broker_candles` has it; where the broker was asked and has none, nothing was traded. `now_ns` is in ns since the
+    Unix epoch, UTC. What was known of an instrument before comes from the day's ticks: from those of the hour before,
+    and from earlier hours for what was not in it.
 
     Raises ValueError for what is no hour, CandlesRefusedError where packets of the hour may still come, and where
     `ticks` holds nothing of it, unless nothing came and the broker has bars. Nothing is changed then.
@@ -208,11 +226,12 @@ def read_hour(
 def replace_bars(cur: cursor, hour: str, parts: Iterable[Bars]) -> CandleHour:
     """Replace an hour's bars by these, then some of these by the broker's. Leaves the transaction open."""
     start, end = hour_bounds(hour)
-    bounds = {"start": start, "end": end}
+    bounds = {"start": start, "end": end, "settled": _SETTLED}
     cur.execute("DELETE FROM candles_1m WHERE time >= %(start)s AND time < %(end)s", bounds)
     for bars in parts:
         _copy(cur, bars)
     cur.execute(_STAND_IN, bounds)
+    cur.execute(f"DELETE FROM {_NOT_TRADED}", bounds)
     return _summary(cur, bounds)
 
 
@@ -238,7 +257,7 @@ def hours_to_renew(conn: connection, start_ns: int, end_ns: int) -> list[str]:
 
         def renewable(hour: str) -> bool:
             start, end = hour_bounds(hour)
-            cur.execute(_CAN_STAND_IN, {"start": start, "end": end})
+            cur.execute(_CAN_CHANGE, {"start": start, "end": end, "settled": _SETTLED})
             return bool(cur.fetchall()[0][0])
 
         return [hour for hour in hours if renewable(hour)]
@@ -338,7 +357,7 @@ def _arrow(name: str, values: NDArray[Any]) -> pa.Array:
     return pa.array(values, mask=values == NULL_INT if values.dtype == np.int64 else None)
 
 
-def _summary(cur: cursor, bounds: dict[str, datetime]) -> CandleHour:
+def _summary(cur: cursor, bounds: Mapping[str, Any]) -> CandleHour:
     cur.execute(
         "SELECT (extract(epoch FROM time - %(start)s) / 60)::int, count(*), count(*) FILTER (WHERE touches_gap), "
         "count(*) FILTER (WHERE source = 'rest') FROM candles_1m WHERE time >= %(start)s AND time < %(end)s GROUP BY 1",

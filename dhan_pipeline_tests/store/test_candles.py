@@ -263,6 +263,27 @@ def test_an_hour_that_nothing_came_of_is_the_brokers(conn: connection) -> None:
     assert rebuild(conn, TEN)[0].from_rest == 1
 
 
+def test_a_trade_in_a_gap_of_which_a_later_packet_tells_is_counted_once(conn: connection) -> None:
+    store(conn, [tick("09:59:10", 100), tick("10:30:00", 180, traded="10:10:20"), tick("10:40:10", 190)])
+    store_gap(conn, at("10:00:10"), at("10:30:00"), SHARE)
+    rebuild(conn, TEN)
+    assert short(conn) == [("10:25", 100.0, 80, 1, "ticks"), ("10:40", 100.0, 10, 1, "ticks")]
+    store_broker_bar(conn, "10:10", volume=80)
+    with conn, conn.cursor() as cursor:
+        asked = "INSERT INTO broker_fetches VALUES (%s, %s, %s, %s, 1)"
+        cursor.execute(asked, (SHARE, at("10:00"), at("10:31"), at("10:28")))
+    rebuild(conn, TEN)
+    assert [row[0] for row in short(conn)] == ["10:10", "10:25", "10:40"]  # it was too early for the bar of 10:25
+    day_ns = parse_hour_key("2026-11-20T00:00")
+    assert hours_to_renew(conn, day_ns, day_ns + 24 * HOUR_NS) == []
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE broker_fetches SET fetched_at = %s", (at("10:34"),))
+    assert hours_to_renew(conn, day_ns, day_ns + 24 * HOUR_NS) == [TEN]
+    rebuild(conn, TEN)
+    assert short(conn) == [("10:10", 2.0, 80, 0, "rest"), ("10:40", 100.0, 10, 1, "ticks")]
+    assert hours_to_renew(conn, day_ns, day_ns + 24 * HOUR_NS) == []
+
+
 def test_a_minute_without_a_trade_is_no_bar_though_the_broker_gives_one_but_of_an_index(conn: connection) -> None:
     store_gap(conn, at("10:05:00"), at("10:10:00"))
     store_broker_bar(conn, "10:06", volume=0)

@@ -154,6 +154,13 @@ def test_a_folder_without_a_journal_is_one_sentence(here: Here) -> None:
     assert sentence(here("simulate", "--from-journal", "nowhere")).startswith("There is no journal in nowhere:")
 
 
+@pytest.mark.parametrize("master", ["nowhere.csv", "."])
+def test_a_scrip_master_that_cannot_be_served_is_said_before(here: Here, journal_dir: Path, master: str) -> None:
+    arguments = ("--from-journal", str(journal_dir), "--listen", "127.0.0.1:0", "--no-wait", "--once")
+    result = here("simulate", *arguments, "--speed", "max", "--master", master)
+    assert sentence(result).startswith(f"The scrip master {master} cannot be read: ")
+
+
 def test_the_program_sends_a_recorded_day_once(journal_dir: Path, tmp_path: Path) -> None:
     master = tmp_path / "master.csv"
     master.write_text("SEM_EXM_EXCH_ID,\n")

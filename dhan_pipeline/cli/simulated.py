@@ -167,6 +167,11 @@ def simulate(
         interval = parse_interval(day, since, until)
         factor = _speed(speed)
         recording = read_recording(from_journal, *interval)
+        if master is not None:
+            try:
+                master.open("rb").close()
+            except OSError as error:
+                raise PipelineError(f"The scrip master {master} cannot be read: {error.strerror}.") from error
         options["master_csv"] = master
         make_token_file()
         replay = DhanReplay(

@@ -8,13 +8,16 @@ from contextlib import closing
 from datetime import date, timedelta
 
 import dagster as dg
+import psycopg2
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.orchestration.names import TICKS_ARCHIVE
-from dhan_pipeline.sessions import IST, sessions
+from dhan_pipeline.quality.days import day_bounds
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.archive import day_is_archived
+from dhan_pipeline.store.candle_differences import has_ticks
 from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.partitions import drop_expired
 
@@ -53,17 +56,22 @@ archive_job = dg.define_asset_job(
     cron_schedule="10 0 * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every day at 00:10 IST: the day that is over, if there was a session in it.",
+    description="Every day at 00:10 IST: the day that is over, if it has ticks.",
 )
 def archive_schedule(
     context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[Settings]
 ) -> dg.RunRequest | dg.SkipReason:
-    """Yesterday's partition of `ticks_archive`."""
+    """Yesterday's partition of `ticks_archive`. Where the database is away, the run says so."""
     day = (context.scheduled_execution_time.astimezone(IST) - timedelta(days=1)).date()
     if settings.archive == "off":
         return dg.SkipReason("ARCHIVE is off.")
-    if settings.sessions == "exchange" and not any(sessions(segment, day) for segment in ExchangeSegment):
-        return dg.SkipReason(f"No exchange was open on {day}.")
+    try:
+        with closing(connect(database_url(settings))) as conn:
+            captured = has_ticks(conn, *day_bounds(day))
+    except (psycopg2.Error, PipelineError):
+        captured = True
+    if not captured:
+        return dg.SkipReason(f"There are no ticks of {day}.")
     return dg.RunRequest(run_key=str(day), partition_key=str(day))
 
 

@@ -82,19 +82,25 @@ def evaluated(pipeline: Pipeline, at: datetime, **settings: str) -> dg.RunReques
     return said
 
 
-def test_the_archive_is_made_of_the_day_that_is_over(pipeline: Pipeline) -> None:
-    said = evaluated(pipeline, datetime(2026, 11, 21, 0, 10, tzinfo=IST), sessions="exchange")
+def test_the_archive_is_made_of_the_day_that_is_over(pipeline: Pipeline, conn: connection) -> None:
+    store(conn, [make_batch(Mode.FULL, 3)])
+    said = evaluated(pipeline, datetime(2026, 11, 21, 0, 10, tzinfo=IST))
     assert isinstance(said, dg.RunRequest)
     assert said.partition_key == "2026-11-20"
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
-    [({"archive": "off"}, "ARCHIVE is off."), ({"sessions": "exchange"}, "No exchange was open on 2026-11-21.")],
+    ("settings", "said"), [({"archive": "off"}, "ARCHIVE is off."), ({}, "There are no ticks of 2026-11-21.")]
 )
-def test_no_archive_is_made_where_it_is_off_or_nothing_was_traded(
-    pipeline: Pipeline, settings: dict[str, str], said: str
+def test_no_archive_is_made_where_it_is_off_or_nothing_was_captured(
+    pipeline: Pipeline, conn: connection, settings: dict[str, str], said: str
 ) -> None:
+    store(conn, [make_batch(Mode.FULL, 3)])
     skipped = evaluated(pipeline, datetime(2026, 11, 22, 0, 10, tzinfo=IST) + timedelta(seconds=3), **settings)
     assert isinstance(skipped, dg.SkipReason)
     assert skipped.skip_message == said
+
+
+def test_while_the_database_is_away_the_run_is_to_say_so(pipeline: Pipeline) -> None:
+    away = "postgresql://postgres@127.0.0.1:1/none"
+    assert isinstance(evaluated(pipeline, NOW.now() + timedelta(days=1), database_url=away), dg.RunRequest)

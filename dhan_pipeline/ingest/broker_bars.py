@@ -163,7 +163,7 @@ async def fetch_bars(
     """
     loop = asyncio.get_running_loop()
     began, requests = loop.time(), history.requests_today
-    known = contracts(conn, tokens, start_ns)
+    known = contracts(conn, tokens, end_ns - 1)  # an id that was given to another contract that day means that one
     conn.commit()
     fetch = Fetch(wanted=len(tokens), before=sum(token in had for token in tokens))
     today = clock.now().astimezone(IST).date()

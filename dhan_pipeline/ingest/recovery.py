@@ -20,7 +20,7 @@ from dhan_pipeline.feeds.dhan.rest import RestPolicy
 from dhan_pipeline.ingest.broker_bars import NOT_ASKED, Fetch, Tell, fetch_bars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.quality.gaps import session_seconds
-from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns
+from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key, hour_start_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import fetched
 from dhan_pipeline.store.candles import rebuild_candles
@@ -169,10 +169,9 @@ async def _fetch(
                 break
         for gap in work.bars:
             tokens = gap_instruments(conn, gap)
-            start_ns, end_ns = minutes_of(gap)
-            had = fetched(conn, start_ns, end_ns, _settled_ns(gap))
+            had = fetched(conn, *minutes_of(gap), _settled_ns(gap))
             conn.commit()
-            fetch = await fetch_bars(history, conn, clock, tokens, start_ns, end_ns, had, tell)
+            fetch = await fetch_bars(history, conn, clock, tokens, *_span(gap, work.bars), had, tell)
             # What the broker refuses, it would refuse again: that must not hold up the gaps after it.
             if fetch.failed[NOT_ASKED] or (fetch.unanswered and not fetch.done and not fetch.before):
                 had_now = f"{fetch.done + fetch.before or 'none'} could be had: {fetch.last_error}"
@@ -192,6 +191,15 @@ async def _fetch_quotes(history: DhanHistory, conn: connection, clock: Clock, ga
         count += len(quotes)
     note_quotes(conn, gap, clock.now())
     return count
+
+
+def _span(gap: EndedGap, gaps: Sequence[EndedGap]) -> tuple[int, int]:
+    """From the first minute of the gaps of its day to the end of the last: a request for all takes no longer than one.
+
+    So what loses its connection again and again is asked for once. In ns since the Unix epoch, UTC.
+    """
+    of_day = [minutes_of(each) for each in gaps if day_start_ns(each.started_ns) == day_start_ns(gap.started_ns)]
+    return min(start_ns for start_ns, _ in of_day), max(end_ns for _, end_ns in of_day)
 
 
 def _detail(fetch: Fetch) -> str:

@@ -43,7 +43,7 @@ def reconcile_day(settings: Settings, database_url: str, day: date) -> tuple[Rec
         ours = _where_broker_has(ours, brokers, [token for token, partial in had.items() if partial])
         left_out = np.setdiff1d(every["instrument_token"], list(had))
         tokens = np.unique(np.concatenate([ours["instrument_token"], brokers["instrument_token"]])).tolist()
-        known = contracts(conn, tokens, start_ns)
+        known = contracts(conn, tokens, end_ns - 1)
         result = reconcile(
             day,
             ours,

@@ -137,6 +137,25 @@ def test_what_had_ticks_is_fetched_too_and_first(
     assert fetch(settings, clock).done == 2
 
 
+def test_an_id_that_was_given_to_another_contract_on_the_day_means_that_one(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+) -> None:
+    _, settings = broker
+    subscribe(settings, RELIANCE)
+    with conn, conn.cursor() as cursor:
+        for kind, expiry, since, until in (
+            ("OPTSTK", "2026-11-19", "2026-11-01 08:30+05:30", "2026-11-20 08:30+05:30"),
+            ("EQUITY", None, "2026-11-20 08:30+05:30", None),
+        ):
+            cursor.execute(
+                "INSERT INTO instrument_versions (instrument_token, valid_from, valid_to, source, exchange, "
+                "exchange_segment, trading_symbol, instrument_type, expiry) "
+                "VALUES (%s, %s, %s, 'dhan', 'NSE', 'NSE_EQ', 'RELIANCE', %s, %s)",
+                (RELIANCE, since, until, kind, expiry),
+            )
+    assert fetch(settings, clock).done == 1
+
+
 def test_of_an_older_day_only_what_had_ticks_is_fetched_because_subscriptions_change(
     broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
 ) -> None:

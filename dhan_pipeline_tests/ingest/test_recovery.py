@@ -256,6 +256,21 @@ def test_a_gap_in_which_the_broker_falls_silent_stays_due_and_keeps_what_came(
     assert recover(settings, clock) == Recovered()
 
 
+def test_instruments_with_many_gaps_in_a_day_are_asked_for_once(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+) -> None:
+    rest, settings = broker
+    for gap_id, minute in enumerate((21, 23, 25, 27)):
+        note_gap(conn, f"09:{minute}:40", f"09:{minute + 1}:10", gap_id=gap_id)
+    note_gap(conn, "09:21:40", "09:22:10", (RELIANCE,), Cause.RESET, gap_id=9)
+    clock.at = at("11:30")
+    done = recover(settings, clock)
+    assert (done.gaps, done.instruments, done.failed) == (5, 17, 0)
+    assert rest.asked == {INTRADAY_PATH: 4}
+    [(minutes,)] = rows(conn, "SELECT count(DISTINCT time) FROM candles_1m WHERE source = 'rest'")
+    assert minutes == 8
+
+
 def test_without_an_answer_to_a_request_for_quotes_bars_come_all_the_same(
     broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
 ) -> None:

@@ -93,6 +93,12 @@ def drop_expired_ticks(
             f"Not dropped, because the archive does not hold what the table holds of {', '.join(map(str, kept))}:"
             " materialise these partitions of ticks_archive, or set ARCHIVE=off to have expired days dropped without."
         )
+    if expired.held_up:
+        days = ", ".join(map(str, expired.held_up))
+        context.log.warning(
+            f"Not dropped now, because a transaction that has ticks in use did not end: {days}. The next run tries again;"
+            " `select * from pg_stat_activity` shows who has one open."
+        )
 
 
 @dg.job(

@@ -1,7 +1,7 @@
 """Hourly partitions of `tick_rows`, cut in India Standard Time: made ahead of need, dropped when their day expires."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 from psycopg2 import errors, sql
@@ -64,6 +64,8 @@ class Expired:
     """Names of the partitions dropped."""
     kept: list[date]
     """Days that may not be dropped yet."""
+    held_up: list[date] = field(default_factory=list)
+    """Days that could not be dropped now, because somebody has ticks in use."""
 
 
 def has_expired(at_ns: int, keep_days: int, now_ns: int) -> bool:
@@ -99,6 +101,7 @@ def drop_expired(
                 for name in partitions:
                     cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
         except errors.LockNotAvailable:
+            found.held_up.extend(later for later in expired if later >= day)
             break
         found.dropped.extend(partitions)
     return found

@@ -63,6 +63,18 @@ def test_without_an_archive_expired_days_are_dropped(pipeline: Pipeline, conn: c
     assert partitions(conn) == set()
 
 
+def test_days_that_a_reader_holds_up_are_told(pipeline: Pipeline, conn: connection) -> None:
+    for days in (8, 9):
+        ensure_partitions(conn, AT_NS - days * DAY_NS, AT_NS - days * DAY_NS + 1)
+    with conn, conn.cursor() as reader:
+        reader.execute("SELECT count(*) FROM ticks")
+        assert retain(pipeline) == [
+            "Not dropped now, because a transaction that has ticks in use did not end: 2026-11-11, 2026-11-12."
+            " The next run tries again; `select * from pg_stat_activity` shows who has one open."
+        ]
+    assert retain(pipeline) == []
+
+
 def evaluated(pipeline: Pipeline, at: datetime, **settings: str) -> dg.RunRequest | dg.SkipReason:
     """What the archive's schedule says at a time."""
     days = daily_partitions(pipeline.settings)

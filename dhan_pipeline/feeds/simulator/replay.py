@@ -298,7 +298,8 @@ class _Burst:
                 lesser = sent_as & ~wanted
                 if lesser.any():
                     first = wanted[int(lesser.argmax())]
-                    self.lesser = next(name.name.lower() for name, bit in MODE_BITS.items() if first & bit), code.name
+                    asked = next(name.name.lower() for name, bit in MODE_BITS.items() if first & bit)
+                    self.lesser = asked, code.name.lower()
             elif kind in ABOUT_INSTRUMENTS:
                 code = ResponseCode(kind)
                 choose(code, code, modes[self.index[self.places(code)]] > 0)

@@ -161,7 +161,9 @@ async def test_what_was_recorded_of_less_than_is_asked_for_goes_out_as_it_is(
         exchange.begin()
         assert await packets(websocket, 3) == [quote(RELIANCE), ticker(FUTURE), quote(RELIANCE)]
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("Of some instruments that were asked for as ")
+    assert caplog.messages[0].startswith(
+        "Of some instruments that were asked for as full, the recording has quote packets"
+    )
 
 
 async def test_what_is_about_no_instrument_goes_to_everybody_and_no_connection_is_ended() -> None:

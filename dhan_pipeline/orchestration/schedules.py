@@ -96,8 +96,8 @@ def drop_expired_ticks(
     if expired.held_up:
         days = ", ".join(map(str, expired.held_up))
         context.log.warning(
-            f"Not dropped now, because a transaction that has ticks in use did not end: {days}. The next run tries again;"
-            " `select * from pg_stat_activity` shows who has one open."
+            f"Not dropped now, because a transaction that has ticks in use did not end: {days}. The next run tries"
+            " again; `select * from pg_stat_activity` shows who has one open."
         )
 
 

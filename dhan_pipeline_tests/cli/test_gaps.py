@@ -11,8 +11,10 @@ from typer.testing import CliRunner, Result
 
 from dhan_pipeline.cli.gaps import gaps
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.rest import RestPolicy
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.gaps import Cause, Gap
+from dhan_pipeline.ingest.broker_bars import BrokerBarsError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline_tests.broker import RELIANCE, TCS, insert_instruments, serving
@@ -56,6 +58,16 @@ def test_gaps_are_recovered_by_hand_and_the_second_time_there_is_nothing_to_do(b
     with broker, broker.cursor() as cursor:
         cursor.execute("SELECT instruments, failed FROM gap_recoveries")
         assert cursor.fetchall() == [(2, 0)]
+
+
+def test_a_recovery_that_is_not_done_says_what_it_did_and_fails(
+    broker: connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DHAN_API_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(RestPolicy, "pause_s", lambda self, failures: 0.0)
+    done = ask("--recover", "--json")
+    assert isinstance(done.exception, BrokerBarsError)
+    assert json.loads(done.stdout)["unfinished"] == str(done.exception)
 
 
 def test_all_gaps_are_recovered_so_none_are_chosen(broker: connection) -> None:

@@ -237,8 +237,8 @@ def _verify(conn: connection, path: Path, day: date, digest: Digest) -> None:
     if (found := table_digest(conn, "archived")) != digest:
         raise ArchiveError(
             f"The archive of {day} would not hold what the table holds ({found.rows} rows of {digest.rows},"
-            f" digest {found.digest} where it should be {digest.digest}); it was not written. Where the check `digest` of"
-            " an hour says that its rows were changed, materialise that hour of ticks first."
+            f" digest {found.digest} where it should be {digest.digest}); it was not written. Where the check `digest`"
+            " of an hour says that its rows were changed, materialise that hour of ticks first."
         )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dhan_pipeline.clock import Clock
@@ -33,6 +34,7 @@ from dhan_pipeline.orchestration.metadata import (
     raw_packets_metadata,
     severity,
     ticks_metadata,
+    ticks_version,
 )
 from dhan_pipeline.orchestration.names import (
     CAPTURE_TAG,
@@ -299,7 +301,13 @@ class _Supervision:
         report = self._context.log_event
         hour = measures.hour
         report(dg.AssetMaterialization(RAW_PACKETS, partition=hour, metadata=raw_packets_metadata(measures)))
-        report(dg.AssetMaterialization(TICKS, partition=hour, metadata=ticks_metadata(measures)))
+        ticks = dg.AssetMaterialization(
+            TICKS,
+            partition=hour,
+            metadata=ticks_metadata(measures),
+            tags={DATA_VERSION_TAG: ticks_version(measures).value},
+        )
+        report(ticks)
         self._report_hour(hour, hour_outcomes(measures, self._settings))
 
     def _report_gaps(self, hour: str, gaps: Sequence[GapPart]) -> None:

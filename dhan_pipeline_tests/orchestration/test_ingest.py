@@ -112,6 +112,8 @@ def test_each_complete_hour_is_materialised_with_its_counts_and_its_digest_recor
         "bytes": 80,
         "damaged": 0,
     }
+    assert ticks.tags is not None
+    assert ticks.tags["dagster/data_version"] == ticks.metadata["digest"].value
     assert {name: ticks.metadata[name].value for name in ("dagster/row_count", "packets", "control", "digest")} == {
         "dagster/row_count": 0,
         "packets": 10,

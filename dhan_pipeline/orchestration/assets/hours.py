@@ -15,6 +15,7 @@ from dhan_pipeline.orchestration.metadata import (
     rebuild_metadata,
     ticks_metadata,
     ticks_schema,
+    ticks_version,
 )
 from dhan_pipeline.orchestration.names import LIVE_FEED, MARKET_DATA, OWNERS, RAW_PACKETS, TICKS
 from dhan_pipeline.orchestration.resources import explained
@@ -95,7 +96,9 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
                 over = hour < hour_key(clock.now_ns())
                 raise HourRefusedError(f"{error}{_missed(hour_gaps(settings, hour)) if over else ''}") from error
         measures = measure_hour(settings, hour, clock)
-        return dg.MaterializeResult(metadata=ticks_metadata(measures) | rebuild_metadata(rebuilt))
+        return dg.MaterializeResult(
+            metadata=ticks_metadata(measures) | rebuild_metadata(rebuilt), data_version=ticks_version(measures)
+        )
 
     return [raw_packets, ticks]
 

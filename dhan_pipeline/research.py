@@ -7,8 +7,8 @@
 Hours that the database holds come from it, days that it no longer holds from the archive; who asks need not know.
 """
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import date, datetime, time, timedelta
 from importlib.util import find_spec
 from numbers import Integral
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from psycopg2 import errors
 from psycopg2.extensions import connection
 
 from dhan_pipeline.errors import PipelineError
@@ -71,7 +72,7 @@ def read_ticks(
     bounds = _range(start, end)
     names = _known(columns, archive_schema().names)
     settings = settings or Settings()
-    with closing(connect(database_url(settings))) as conn:
+    with _database(settings) as conn:
         # As of one moment; what is rebuilt or dropped meanwhile comes from one of both all the same.
         conn.set_session(isolation_level="REPEATABLE READ", readonly=True)
         tokens = _tokens(conn, symbols, bounds)
@@ -107,11 +108,20 @@ def read_candles(
     if minutes not in candles.RELATIONS:
         lengths = ", ".join(map(str, candles.RELATIONS))
         raise ResearchError(f"There are bars of {lengths} minutes, not of {minutes}.")
-    with closing(connect(database_url(settings or Settings()))) as conn:
+    with _database(settings or Settings()) as conn:
         tokens = _tokens(conn, symbols, bounds)
         bars = candles.read_candles(conn, tokens, *bounds, minutes)
         table = with_symbols(bars, read_lives(conn, tokens, *bounds))
     return _as(table.select([*bars.column_names, "trading_symbol"]), as_)
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[connection]:
+    with closing(connect(database_url(settings))) as conn:
+        try:
+            yield conn
+        except (errors.UndefinedTable, errors.UndefinedColumn):
+            raise ResearchError("The database lacks our tables, or has old ones; run: dhan-pipeline migrate.") from None
 
 
 def _range(start: When, end: When) -> _Bounds:

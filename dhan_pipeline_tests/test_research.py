@@ -18,6 +18,7 @@ from dhan_pipeline.research import ResearchError
 from dhan_pipeline.sessions import HOUR_NS, IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.archive import archive_day, archive_schema
+from dhan_pipeline.store.engine import create_database
 from dhan_pipeline.store.partitions import drop_expired
 from dhan_pipeline.store.symbols import SymbolError
 from dhan_pipeline.ticks import Mode
@@ -181,6 +182,13 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(conn: connection, settin
     with pytest.raises(ResearchError, match="The archive of 2026-11-20 is not where it should be"):
         read(settings)
     assert read(settings, SECOND).num_rows == 180
+
+
+def test_a_database_without_our_tables_is_said(settings: Settings, postgres_url: str) -> None:
+    bare = settings.model_copy(update={"database_url": create_database(postgres_url, "bare")})
+    for read in (read_ticks, read_candles):
+        with pytest.raises(ResearchError, match="dhan-pipeline migrate"):
+            read("RELIANCE", "2026-11-20", "2026-11-21", settings=bare)
 
 
 def test_without_polars_its_name_is_said(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,17 +109,19 @@ WITH gaps AS (
 ), minutes AS (
     SELECT DISTINCT concerned, minute
     FROM gaps, generate_series(date_trunc('minute', start), until, interval '1 minute') AS minute WHERE minute < until
+), wanted AS (
+    SELECT concerned AS instrument_token, minute AS time FROM minutes WHERE concerned IS NOT NULL
+    UNION
+    SELECT instrument_token, time FROM candles_1m WHERE time >= %(start)s AND time < %(end)s AND touches_gap
+    UNION
+    SELECT instrument_token, time FROM broker_candles
+    WHERE minutes = 1 AND time >= %(start)s AND time < %(end)s
+        AND time IN (SELECT minute FROM minutes WHERE concerned IS NULL)
 ), stand_ins AS (
     SELECT instrument_token, time, open, high, low, close,
         CASE WHEN instrument_token >> 32 <> 256 THEN volume END AS volume, oi
-    FROM broker_candles
+    FROM broker_candles JOIN wanted USING (instrument_token, time)
     WHERE minutes = 1 AND time >= %(start)s AND time < %(end)s AND (volume > 0 OR instrument_token >> 32 = 256)
-        AND ((instrument_token, time) IN (
-                SELECT concerned, minute FROM minutes WHERE concerned IS NOT NULL
-                UNION ALL
-                SELECT instrument_token, time FROM candles_1m
-                WHERE time >= %(start)s AND time < %(end)s AND touches_gap)
-            OR time IN (SELECT minute FROM minutes WHERE concerned IS NULL))
 )
 """
 _STAND_IN = f"""{_STAND_INS}

@@ -208,6 +208,7 @@ def test_candles_come_with_their_symbol(conn: connection, settings: Settings) ->
     frame = read_candles("RELIANCE-1", "2026-11-20 09:31", END, settings=settings)
     assert frame["close"].tolist() == [2.0, 3.0]
     assert frame["trading_symbol"].unique().tolist() == ["RELIANCE-1"]
+    assert (frame["instrument_token"].dtype, frame["volume"].dtype) == ("int64", "Int64")
     assert frame.index[0] == pd.Timestamp("2026-11-20 09:31", tz="Asia/Kolkata")
     assert read_candles("RELIANCE-1", BEGIN, END, 5, as_="arrow", settings=settings)["close"].to_pylist() == [3.0]
 

@@ -98,6 +98,8 @@ _COLUMNS = (
     "source",
 )
 
+_MAY_BE_ABSENT = ("volume", "turnover", "oi")
+
 # The broker's bars for the minutes of instruments with a gap in them (of all, where the gap names none), and for our
 # bars that touch one. An index is not traded, whatever the broker's bar says; a minute in which nothing else was traded
 # is no bar.
@@ -290,7 +292,8 @@ def read_candles(
     rows = read_records(conn, query.as_string(conn), (list(instrument_tokens), start, end), kinds)
     source = pa.DictionaryArray.from_arrays(rows["source"] - 1, pa.array(sources, pa.string()))
     columns = [_arrow(name, values) for name, values in rows.items() if name != "source"]
-    return pa.table([*columns, source.cast(pa.string())], names=_COLUMNS)
+    table = pa.table([*columns, source.cast(pa.string())], names=_COLUMNS)
+    return table.cast(pa.schema(field.with_nullable(field.name in _MAY_BE_ABSENT) for field in table.schema))
 
 
 def _earlier(conn: connection, begins_ns: int, ticks: dict[str, NDArray[Any]]) -> Earlier:

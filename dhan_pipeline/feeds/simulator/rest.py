@@ -178,7 +178,9 @@ class RestServer:
                 request = json.loads(body)
             except (ValueError, RecursionError):
                 request = None
-            if self.market is None or not isinstance(request, dict):
+            if self.market is None:
+                raise RefusedError(HTTPStatus.BAD_REQUEST, "DH-905", 814, "a recording has neither bars nor quotes")
+            if not isinstance(request, dict):
                 raise RefusedError(HTTPStatus.BAD_REQUEST, "DH-905", 814, "not a JSON object")
             now_s = self._clock.now_ns() / 1e9
             if path == history.INTRADAY_PATH:

@@ -8,7 +8,7 @@ import pytest
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator.rest import RestServer
-from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
 from dhan_pipeline.sessions import IST
 
 COMPACT = "/api-data/api-scrip-master.csv"
@@ -48,6 +48,13 @@ async def test_a_master_that_does_not_exist_is_not_found(tmp_path: Path) -> None
         assert (await client.get(COMPACT)).status_code == 404
     async with serving() as client:
         assert (await client.get(COMPACT)).status_code == 404
+
+
+async def test_without_a_market_it_says_that_there_are_no_bars() -> None:
+    headers = {"access-token": make_token(CLIENT_ID)}
+    async with serving() as client:
+        answer = await client.post("/v2/charts/intraday", json={}, headers=headers)
+    assert (answer.status_code, answer.json()["errorMessage"]) == (400, "a recording has neither bars nor quotes")
 
 
 async def test_a_client_that_leaves_during_the_download_disturbs_nobody(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ Belongs here: turning our numbers into Dagster metadata, once for the ingest run
 not: computing those numbers (`quality/`).
 """
 
-from collections.abc import Iterable, Mapping
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -84,18 +85,16 @@ def rebuild_metadata(rebuilt: HourRebuild) -> Metadata:
         "digest_before": rebuilt.digest_before,
     }
     if found.columns:
-        metadata["changed_columns"] = dg.MetadataValue.md(
-            _table(("column", "rows that differ"), ((name, f"{rows:,}") for name, rows in found.columns))
+        metadata["changed_columns"] = table(
+            ("column", "rows that differ"), ((name, f"{rows:,}") for name, rows in found.columns)
         )
     if found.examples:
-        metadata["differences"] = dg.MetadataValue.md(
-            _table(
-                ("tick_id", "time (IST)", "instrument_token", "column", "before", "after"),
-                (
-                    (d.tick_id, f"{d.time.astimezone(IST):%H:%M:%S.%f}", d.instrument_token, d.column or "", *_sides(d))
-                    for d in found.examples
-                ),
-            )
+        metadata["differences"] = table(
+            ("tick_id", "time (IST)", "instrument_token", "column", "before", "after"),
+            (
+                (d.tick_id, f"{d.time.astimezone(IST):%H:%M:%S.%f}", d.instrument_token, d.column or "", *_sides(d))
+                for d in found.examples
+            ),
         )
     return metadata
 
@@ -105,10 +104,18 @@ def _sides(difference: Difference) -> tuple[str, str]:
     return before, after
 
 
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    lines = [list(head), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def table(
+    head: Sequence[object], rows: Iterable[Iterable[object]], *, numbers: bool = False
+) -> dg.MarkdownMetadataValue:
+    """A table in Markdown; with `numbers`, all but its first column are that."""
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    lines = [" | ".join(str(cell).replace("|", "&#124;") for cell in line) for line in (head, rule, *rows)]
+    return dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines))
+
+
+def picture(words: str, drawing: str) -> dg.MarkdownMetadataValue:
+    """An SVG drawing with words for who cannot see it. The UI shows it in place if it is small, up to about 2 kB."""
+    return dg.MetadataValue.md(f"![{words}](data:image/svg+xml;base64,{b64encode(drawing.encode()).decode()})")
 
 
 def heartbeat_metadata(status: Mapping[str, Any]) -> tuple[Metadata, Metadata]:

@@ -4,9 +4,8 @@ Belongs here: names, lineage, descriptions, checks of these assets, and calls in
 that work, and when it is done (`recovery.py`).
 """
 
-import base64
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import date
 
@@ -15,12 +14,13 @@ import dagster as dg
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.broker_bars import EXPIRED, fetch_day
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
-from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, severity
+from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, picture, severity, table
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
 from dhan_pipeline.orchestration.resources import explained
-from dhan_pipeline.quality.days import day_bounds, reconcile_day
+from dhan_pipeline.quality.days import reconcile_day
 from dhan_pipeline.quality.measures import CheckOutcome
 from dhan_pipeline.quality.reconciliation import Reconciliation, agreement_picture, bars_fetched, candles_agree
+from dhan_pipeline.sessions import day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import Contract
 from dhan_pipeline.store.candles import CandlesRefusedError, hours_to_renew, rebuild_candles
@@ -97,10 +97,10 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
             "seconds": fetch.seconds,
         }
         if fetch.failed:
-            metadata["failures"] = dg.MetadataValue.md(
-                _table(
-                    ("reason", "instruments"), [(reason, f"{count:,}") for reason, count in fetch.failed.most_common()]
-                )
+            metadata["failures"] = table(
+                ("reason", "instruments"),
+                [(reason, f"{count:,}") for reason, count in fetch.failed.most_common()],
+                numbers=True,
             )
         failed = {reason: count for reason, count in fetch.failed.items() if reason != EXPIRED}
         outcome = bars_fetched(fetch.wanted, fetch.failed[EXPIRED], failed, fetch.last_error)
@@ -134,7 +134,7 @@ def _renew_candles(database_url: str, day: date, clock: Clock, warn: Callable[[s
     """Make the candles of those hours again in which bars of the broker's can stand in now. Returns their keys."""
     renewed = []
     with closing(connect(database_url)) as conn:
-        hours = hours_to_renew(conn, *day_bounds(day))
+        hours = hours_to_renew(conn, *day_bounds_ns(day))
         conn.commit()
         for hour in hours:
             try:
@@ -157,25 +157,18 @@ def _reconciliation_metadata(result: Reconciliation, known: dict[int, Contract])
     }
     if result.agreement is not None:
         metadata["agreement_percent"] = round(100 * result.agreement, 3)
-        picture = base64.b64encode(agreement_picture(result.by_minute).encode()).decode()
-        metadata["by_time_of_day"] = dg.MetadataValue.md(
-            f"![share of bars that agree, from 90 % to 100 %](data:image/svg+xml;base64,{picture})"
+        metadata["by_time_of_day"] = picture(
+            "share of bars that agree, from 90 % to 100 %", agreement_picture(result.by_minute)
         )
     if len(result.differences):
         fields = [(name, f"{bare:,}", f"{explained:,}") for name, (bare, explained) in result.by_field().items()]
-        metadata["differences"] = dg.MetadataValue.md(_table(("field", "unexplained", "explained"), fields))
+        metadata["differences"] = table(("field", "unexplained", "explained"), fields, numbers=True)
         worst = [
             (known[token].symbol if token in known else str(token), f"{bare:,}", f"{every:,}")
             for token, bare, every in result.worst()
         ]
-        metadata["instruments_with_most"] = dg.MetadataValue.md(_table(("instrument", "unexplained", "all"), worst))
+        metadata["instruments_with_most"] = table(("instrument", "unexplained", "all"), worst, numbers=True)
     return metadata
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; all but its first column are numbers."""
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
 def _result(outcome: CheckOutcome) -> dg.AssetCheckResult:

@@ -4,13 +4,13 @@ Belongs here: names, lineage, descriptions, and calls into the rooms that do the
 is done (`orchestration/candles.py`).
 """
 
-import base64
 from collections.abc import Sequence
 from contextlib import closing
 
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.metadata import picture
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, TICKS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.settings import Settings
@@ -50,15 +50,15 @@ def build_candle_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
                 "instruments": made.instruments,
                 "touching_a_gap": made.touching_gap,
                 "from_the_broker": made.from_rest,
-                "bars_a_minute": dg.MetadataValue.md(_picture(made.of_minute)),
+                "bars_a_minute": _picture(made.of_minute),
             }
         )
 
     return [candles_1m]
 
 
-def _picture(of_minute: Sequence[int]) -> str:
-    """A column a minute, as Markdown with a drawing in it that is small enough to be shown in place."""
+def _picture(of_minute: Sequence[int]) -> dg.MarkdownMetadataValue:
+    """A column a minute."""
     highest = max(*of_minute, 1)
     tops = [_HEIGHT - round(_HEIGHT * count / highest) for count in of_minute]
     path = "".join(f"V{top}h{_WIDTH}" for top in tops)
@@ -66,6 +66,4 @@ def _picture(of_minute: Sequence[int]) -> str:
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{_WIDTH * len(tops)}' height='{_HEIGHT}'>"
         f"<path fill='#4f8' d='M0 {_HEIGHT}{path}V{_HEIGHT}z'/></svg>"
     )
-    return (
-        f"![bars a minute, up to {highest:,}](data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()})"
-    )
+    return picture(f"bars a minute, up to {highest:,}", drawing)

@@ -22,7 +22,7 @@ _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # no flags, no extension
 _TRAILER = b"\xff\xff"
 
 #: PostgreSQL counts microseconds from 2000-01-01, UTC.
-_EPOCH_US = 946_684_800_000_000
+EPOCH_US = 946_684_800_000_000
 
 #: Rows that are laid out together. Each column writes all over them, so they should fit the processor's cache.
 _ROWS_AT_ONCE = 1000
@@ -128,7 +128,7 @@ def _rows(template: NDArray[np.void], batch: TickBatch, some: slice) -> memoryvi
         values = columns.get(name)
         if values is None:
             continue
-        rows[name] = values - _EPOCH_US if kind == "timestamptz" else values
+        rows[name] = values - EPOCH_US if kind == "timestamptz" else values
         if required or values.dtype.kind == "u":
             continue
         null = np.isnan(values) if values.dtype.kind == "f" else values == NULL_INT

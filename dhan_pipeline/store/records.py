@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
+from dhan_pipeline.store.copy import EPOCH_US
 from dhan_pipeline.ticks import NULL_INT
 
 #: What a column may be. An int is the size of a bytea, in bytes, that is the same in every row.
@@ -24,7 +25,6 @@ _TYPES: dict[RecordKind, str] = {
     "float8": ">f8",
     "timestamptz": ">i8",
 }
-_EPOCH_US = 946_684_800_000_000
 _HEADER_BYTES, _TRAILER_BYTES = 19, 2
 
 
@@ -114,6 +114,6 @@ def _columns(rows: NDArray[np.void], columns: Mapping[str, RecordKind]) -> dict[
         values = rows[name]
         values = values.astype(values.dtype.newbyteorder("="))
         if kind == "timestamptz":
-            values[values != NULL_INT] += _EPOCH_US
+            values[values != NULL_INT] += EPOCH_US
         found[name] = values
     return found

@@ -23,6 +23,7 @@ IST = ZoneInfo("Asia/Kolkata")
 IST_OFFSET_S = 19_800
 
 HOUR_NS = 3_600_000_000_000
+DAY_NS = 24 * HOUR_NS
 
 #: Format of an hour's partition key, which is the IST wall clock at its start: `2026-11-20T09:00`.
 HOUR_KEY_FORMAT = "%Y-%m-%dT%H:%M"
@@ -39,7 +40,13 @@ def hour_start_ns(at_ns: int) -> int:
 def day_start_ns(at_ns: int) -> int:
     """Midnight, IST, of the day that holds the instant, both in nanoseconds since the Unix epoch, UTC."""
     offset = IST_OFFSET_S * 1_000_000_000
-    return (at_ns + offset) // (24 * HOUR_NS) * 24 * HOUR_NS - offset
+    return (at_ns + offset) // DAY_NS * DAY_NS - offset
+
+
+def day_bounds_ns(day: date) -> tuple[int, int]:
+    """Start (inclusive) and end (exclusive) of an IST day, in nanoseconds since the Unix epoch, UTC."""
+    start_ns = int(datetime.combine(day, time(), IST).timestamp()) * 1_000_000_000
+    return start_ns, start_ns + DAY_NS
 
 
 def hour_key(at_ns: int) -> str:

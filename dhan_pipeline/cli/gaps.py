@@ -13,8 +13,6 @@ from rich.table import Table
 
 from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
 
-_DAY_NS = 86_400_000_000_000
-
 
 def gaps(
     hour: Annotated[
@@ -120,7 +118,7 @@ def _recover(as_json: bool) -> None:
 
 def _interval(hour: str | None, day: str | None, since: str | None, now_ns: int) -> tuple[int, int]:
     """Start and end in ns since the Unix epoch, UTC. Raises typer.BadParameter."""
-    from dhan_pipeline.sessions import HOUR_NS, IST, day_start_ns, parse_hour_key
+    from dhan_pipeline.sessions import DAY_NS, HOUR_NS, IST, day_bounds_ns, day_start_ns, parse_hour_key
 
     if sum(option is not None for option in (hour, day, since)) > 1:
         raise typer.BadParameter("only one of --hour, --day and --since can be given", param_hint="--hour")
@@ -141,11 +139,10 @@ def _interval(hour: str | None, day: str | None, since: str | None, now_ns: int)
         start_ns = day_start_ns(now_ns)
         if day is not None:
             try:
-                midnight = datetime.combine(date.fromisoformat(day), datetime.min.time(), IST)
+                start_ns, _ = day_bounds_ns(date.fromisoformat(day))
             except ValueError:
                 raise typer.BadParameter(f"{day} is not a day such as 2026-11-20", param_hint="--day") from None
-            start_ns = int(midnight.timestamp()) * 1_000_000_000
-        end_ns = start_ns + _DAY_NS
+        end_ns = start_ns + DAY_NS
     if start_ns >= now_ns:
         raise typer.BadParameter("that is still to come", param_hint="--hour, --day, --since")
     if start_ns < 0:

@@ -26,8 +26,7 @@ from dhan_pipeline.feeds.dhan.errors import (
 from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
 from dhan_pipeline.feeds.dhan.rest import RestPolicy
 from dhan_pipeline.ingest.expired_options import expired_bars, is_expired_option
-from dhan_pipeline.quality.days import day_bounds
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import (
     DAY,
@@ -107,7 +106,7 @@ def fetch_day(
     fetched after the day's end is not fetched again, but with `again`. `policy` is for tests. Raises CredentialsError
     and NoDataPlanError; and BrokerBarsError where not a single instrument could be had.
     """
-    start_ns, end_ns = day_bounds(day)
+    start_ns, end_ns = day_bounds_ns(day)
     with closing(connect(database_url)) as conn:
         with_ticks = instruments_with_ticks(conn, start_ns, end_ns)
         yesterday = clock.now().astimezone(IST).date() - timedelta(days=1)

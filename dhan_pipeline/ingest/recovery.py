@@ -20,7 +20,7 @@ from dhan_pipeline.feeds.dhan.rest import RestPolicy
 from dhan_pipeline.ingest.broker_bars import NOT_ASKED, Fetch, Tell, fetch_bars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.quality.gaps import session_seconds
-from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key, hour_start_ns
+from dhan_pipeline.sessions import DAY_NS, HOUR_NS, day_start_ns, hour_key, hour_start_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import fetched
 from dhan_pipeline.store.candles import rebuild_candles
@@ -39,7 +39,6 @@ from dhan_pipeline.store.gap_recoveries import (
 QUOTES_WITHIN_S = 3600
 
 _SECOND_NS = 1_000_000_000
-_DAY_NS = 86_400 * _SECOND_NS
 
 
 @dataclass(slots=True)
@@ -96,7 +95,7 @@ def due(settings: Settings, conn: connection, clock: Clock, again: bool = False)
     """
     now_ns = clock.now_ns()
     found = Due([], [], [])
-    for gap in ended_gaps(conn, now_ns - settings.retention_days * _DAY_NS, settings.gap_s_warn, again):
+    for gap in ended_gaps(conn, now_ns - settings.retention_days * DAY_NS, settings.gap_s_warn, again):
         segments = [ExchangeSegment(number) for number in gap.segments] or list(ExchangeSegment)
         seconds = session_seconds(gap.started_ns, gap.ended_ns, segments, settings.sessions == "always")
         if seconds < settings.gap_s_warn:

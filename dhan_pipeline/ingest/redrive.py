@@ -17,14 +17,12 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.journal.block import first_block_id, split_block_id
 from dhan_pipeline.journal.reader import read_stretches
-from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key
+from dhan_pipeline.sessions import DAY_NS, day_start_ns, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, replace_blocks
-
-_DAY_NS = 24 * HOUR_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ def redrive(
     with closing(connect(database_url)) as conn:
         tokens = load_tokens(conn, settings.data_source)
         # What has expired is not to come back: whole days, so that none is half there.
-        kept_ns = day_start_ns(clock.now_ns() - (settings.retention_days - 1) * _DAY_NS)
+        kept_ns = day_start_ns(clock.now_ns() - (settings.retention_days - 1) * DAY_NS)
         rejected = ledger.rejections(conn, kept_ns, reason)
         conn.commit()
         for (capture, day_ns), of_day in groupby(rejected, lambda row: _day(row[0])):
@@ -106,7 +104,7 @@ def _redrive_day(
     rejected: dict[int, int],
     reason: str | None,
 ) -> RedriveResult:
-    midnight, next_midnight = first_block_id(capture, day_ns), first_block_id(capture, day_ns + _DAY_NS)
+    midnight, next_midnight = first_block_id(capture, day_ns), first_block_id(capture, day_ns + DAY_NS)
     before = ledger.rejected_positions(conn, list(rejected), reason)
     conn.commit()
     first = None

@@ -61,7 +61,7 @@ from dhan_pipeline.quality.measures import (
     hour_outcomes,
     live_outcomes,
 )
-from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
+from dhan_pipeline.sessions import DAY_NS, hour_key, parse_hour_key
 from dhan_pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class _Supervision:
         self._settings = settings
         self._clock = clock
         # Older hours are not shown, or their rows have expired.
-        expired = hour_key(clock.now_ns() - settings.retention_days * 24 * HOUR_NS)
+        expired = hour_key(clock.now_ns() - settings.retention_days * DAY_NS)
         self._first_hour = max(first_hour, expired)
         materialized = self._instance.get_materialized_partitions
         self._sealed = materialized(RAW_PACKETS) & materialized(TICKS)

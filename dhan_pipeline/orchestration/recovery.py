@@ -22,8 +22,7 @@ from dhan_pipeline.orchestration.names import ROLE_TAG
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.orchestration.schedules import TIME_ZONE
 from dhan_pipeline.orchestration.supervisor import ALIVE
-from dhan_pipeline.quality.days import day_bounds
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.candle_differences import has_ticks
@@ -131,7 +130,7 @@ def reconciliation_schedule(
     day = (context.scheduled_execution_time.astimezone(IST) - timedelta(days=1)).date()
     try:
         with closing(connect(database_url(settings))) as conn:
-            captured = has_ticks(conn, *day_bounds(day))
+            captured = has_ticks(conn, *day_bounds_ns(day))
     except (psycopg2.Error, PipelineError) as error:
         return _database_away(error)
     if not captured:

@@ -13,8 +13,7 @@ import psycopg2
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.orchestration.names import TICKS_ARCHIVE
-from dhan_pipeline.quality.days import day_bounds
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.archive import day_is_archived
 from dhan_pipeline.store.candle_differences import has_ticks
@@ -67,7 +66,7 @@ def archive_schedule(
         return dg.SkipReason("ARCHIVE is off.")
     try:
         with closing(connect(database_url(settings))) as conn:
-            captured = has_ticks(conn, *day_bounds(day))
+            captured = has_ticks(conn, *day_bounds_ns(day))
     except (psycopg2.Error, PipelineError):
         captured = True
     if not captured:

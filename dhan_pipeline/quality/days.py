@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from datetime import date, datetime, time, timedelta
+from datetime import date
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.quality.reconciliation import EXPLANATIONS, FIELDS, Bars, Reconciliation, reconcile
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.sessions import day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import MINUTE, Contract, contracts, fetched, read_broker_candles
 from dhan_pipeline.store.candle_differences import (
@@ -22,19 +22,12 @@ from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.gaps import read_gaps
 
 
-def day_bounds(day: date) -> tuple[int, int]:
-    """Start and end of an IST day, in nanoseconds since the Unix epoch, UTC."""
-    midnight = datetime.combine(day, time(), IST)
-    start, end = (int(at.timestamp()) * 1_000_000_000 for at in (midnight, midnight + timedelta(days=1)))
-    return start, end
-
-
 def reconcile_day(settings: Settings, database_url: str, day: date) -> tuple[Reconciliation, dict[int, Contract]]:
     """Compare the candles of an IST day with the broker's and replace its rows of `candle_differences`.
 
     Returns what it came to, and what the instruments with differences were. Raises psycopg2.Error.
     """
-    start_ns, end_ns = day_bounds(day)
+    start_ns, end_ns = day_bounds_ns(day)
     with closing(connect(database_url)) as conn:
         had = fetched(conn, start_ns, end_ns)
         brokers = _of(read_broker_candles(conn, MINUTE, start_ns, end_ns), list(had))

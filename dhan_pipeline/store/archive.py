@@ -8,7 +8,7 @@ so that DuckDB, polars, pandas and pyarrow see the column `date`.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -20,10 +20,11 @@ from psycopg2.extras import Json
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.sessions import day_bounds_ns
 from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.digests import Digest, hour_digest, table_digest
 from dhan_pipeline.store.lives import SYMBOL_FIELDS, read_lives, with_symbols
+from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.store.rows import each_tick_table, tick_batches
 from dhan_pipeline.ticks import arrow_schema
 
@@ -68,9 +69,9 @@ def archive_schema() -> pa.Schema:
 
 
 def day_bounds(day: date) -> tuple[datetime, datetime]:
-    """Start (inclusive) and end (exclusive) of an IST day."""
-    start = datetime(day.year, day.month, day.day, tzinfo=IST)
-    return start, start + timedelta(days=1)
+    """Start (inclusive) and end (exclusive) of an IST day, as PostgreSQL keeps them."""
+    start_ns, end_ns = day_bounds_ns(day)
+    return instant(start_ns), instant(end_ns)
 
 
 def archive_day(

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection
 
-from dhan_pipeline.sessions import HOUR_NS, IST, day_start_ns, hour_start_ns
+from dhan_pipeline.sessions import DAY_NS, HOUR_NS, IST, day_start_ns, hour_start_ns
 
 #: First numbers of the advisory locks of the store. The second says what is locked.
 PARTITIONS_LOCK, HOUR_LOCK, WRITER_LOCK, REDRIVE_COUNT_LOCK = 0x6468_0001, 0x6468_0002, 0x6468_0003, 0x6468_0005
@@ -70,7 +70,7 @@ class Expired:
 
 def has_expired(at_ns: int, keep_days: int, now_ns: int) -> bool:
     """Whether the IST day of an instant (nanoseconds, UTC, like the other) ended `keep_days` ago, or earlier."""
-    return day_start_ns(at_ns) + (1 + keep_days) * 24 * HOUR_NS <= now_ns
+    return day_start_ns(at_ns) + (1 + keep_days) * DAY_NS <= now_ns
 
 
 def drop_expired(

@@ -1,5 +1,6 @@
-"""Typed settings, from the environment and `.env`. Every field's upper-case name is its variable."""
+"""Typed settings, from the environment, `.env` and files of secrets. Every field's upper-case name is its variable."""
 
+import os
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -8,11 +9,20 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+#: Where a container's secrets are: a file each, named like the setting.
+_SECRETS_DIR = Path(os.environ.get("SECRETS_DIR", "/run/secrets"))
+
 
 class Settings(BaseSettings):
     """What a person may set. Defaults run everything on this machine."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        allow_inf_nan=False,
+        secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,  # one that does not exist would be warned of
+    )
 
     data_source: Literal["dhan"] = "dhan"
     """The broker whose feed is captured."""
@@ -54,6 +64,17 @@ class Settings(BaseSettings):
 
     flush_interval_ms: int = Field(default=8, ge=1, le=1000)
     """How long packets are gathered into a journal block; up to five times as long while the database is behind."""
+
+    transport: Literal["direct", "rabbitmq"] = "direct"
+    """How journal blocks get to the database: written by the capture itself, or through RabbitMQ by workers."""
+
+    rabbitmq_url: SecretStr | None = None
+    """`amqp://user:password@host:5672/vhost`, or `amqps://…` for TLS. For `transport` rabbitmq and the workers."""
+
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    """Where the capture or a worker shows its metrics to Prometheus; 0: any free port. Unset: nowhere."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics are shown on."""
 
     sessions: Literal["exchange", "always"] = "exchange"
     """`always` treats every minute as in session: for the simulator, which never closes."""

@@ -22,6 +22,7 @@ ROOMS = (
     {"ingest"},
     {"quality"},
     {"research"},
+    {"transport"},
     {"store"},
     {"journal"},
     {"feeds"},

@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -79,3 +82,11 @@ def test_the_guide_explains_every_setting() -> None:
         r"^\| `([A-Z0-9_]+)` \|", (REPOSITORY / "docs" / "guide.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert [name.lower() for name in rows] == list(Settings.model_fields)
+
+
+def test_a_container_s_secrets_may_be_files(tmp_path: Path) -> None:
+    (tmp_path / "rabbitmq_url").write_text("amqp://dhan:secret@rabbitmq/%2F\n")
+    show = "from dhan_pipeline.settings import Settings; print(Settings().rabbitmq_url.get_secret_value())"
+    environment = {**os.environ, "SECRETS_DIR": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout == "amqp://dhan:secret@rabbitmq/%2F\n"

@@ -1,0 +1,1 @@
+"""Between capture and writers: journal blocks on their way through RabbitMQ."""

@@ -1,4 +1,4 @@
-"""Dagster's door: the definitions of this code location."""
+"""Dagster's door where one code location has everything."""
 
 from dhan_pipeline.orchestration.build import build_defs
 

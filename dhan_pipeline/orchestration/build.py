@@ -1,9 +1,10 @@
-"""Assembles the definitions, for the code location and, with other parts, for tests.
+"""Assembles the definitions, for the code locations and, with other parts, for tests.
 
 Belongs here: the list of everything. Does not: anything that does something.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import dagster as dg
 
@@ -36,17 +37,45 @@ from dhan_pipeline.orchestration.supervisor import build_supervisor
 from dhan_pipeline.orchestration.tokens import token_refresh_job, token_refresh_schedule
 from dhan_pipeline.settings import Settings
 
+Location = Literal["ingest", "dhan_pipeline"]
+
+Resources = Mapping[str, object]
+
+#: Every step here waits for a database or a file; a process of its own would only cost a second of imports.
+EXECUTOR = dg.in_process_executor
+
 
 def build_defs(
     *,
+    location: Location | None = None,
     settings: Settings | None = None,
     clock: Clock | None = None,
     capture_command: Sequence[str] = CAPTURE_COMMAND,
 ) -> dg.Definitions:
-    """Everything that Dagster shows and runs. Reads settings from the environment; touches no database, no network."""
+    """What Dagster shows and runs: of one code location, or everything in one.
+
+    Reads settings from the environment; touches no database, no network.
+    """
     settings = settings or Settings()
+    resources = build_resources(settings, clock or Clock(), capture_command)
+    parts = [PARTS[location]] if location else PARTS.values()
+    return dg.Definitions.merge(*(build(settings, resources) for build in parts))
+
+
+def _ingest(settings: Settings, resources: Resources) -> dg.Definitions:
+    """The capture. Its events find their assets by key: those are defined once, in the other location."""
+    ingest_job = build_ingest_job(settings, hourly_partitions(settings))
+    return dg.Definitions(
+        jobs=[ingest_job],
+        sensors=[build_supervisor(settings, ingest_job)],
+        resources=resources,
+        executor=EXECUTOR,
+    )
+
+
+def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
+    """Everything else."""
     hours, days = hourly_partitions(settings), daily_partitions(settings)
-    ingest_job = build_ingest_job(settings, hours)
     return dg.Definitions(
         assets=[
             scrip_master,
@@ -60,7 +89,6 @@ def build_defs(
         ],
         asset_checks=build_checks(hours),
         jobs=[
-            ingest_job,
             instrument_sync_job,
             candles_job,
             archive_job,
@@ -69,7 +97,7 @@ def build_defs(
             gap_recovery_job,
             token_refresh_job,
         ],
-        sensors=[build_supervisor(settings, ingest_job), candles_sensor, gap_recovery_sensor],
+        sensors=[candles_sensor, gap_recovery_sensor],
         schedules=[
             instrument_sync_schedule,
             archive_schedule,
@@ -77,7 +105,11 @@ def build_defs(
             retention_schedule,
             token_refresh_schedule,
         ],
-        resources=build_resources(settings, clock or Clock(), capture_command),
-        # Every step here waits for a database or a file; a process of its own would only cost a second of imports.
-        executor=dg.in_process_executor,
+        resources=resources,
+        executor=EXECUTOR,
     )
+
+
+#: The code locations of a production site, by name, and what builds them. Ingest is alone in its own, so that nothing
+#: that is deployed or reloaded elsewhere touches a capture.
+PARTS: dict[Location, Callable[[Settings, Resources], dg.Definitions]] = {"ingest": _ingest, "dhan_pipeline": _pipeline}

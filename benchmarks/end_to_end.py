@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baseline.rabbitmq import RabbitMQMissingError, rabbitmq
 from benchmarks.baseline.run import Totals, baseline
 from benchmarks.generator import instrument_tokens
 from benchmarks.processes import tree_cpu_s
@@ -33,6 +32,7 @@ from benchmarks.running import CLIENT_ID, INSTRUMENTS, PATIENCE_S, Place, drop, 
 from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.rabbitmq import RabbitMQMissingError, rabbitmq
 
 RATES = (2_000, 20_000, 100_000, 200_000)
 

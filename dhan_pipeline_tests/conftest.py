@@ -1,5 +1,6 @@
-"""Fixtures that every room uses: one real PostgreSQL a session, an empty migrated database a test."""
+"""Fixtures that every room uses: one real PostgreSQL and RabbitMQ a session, an empty migrated database a test."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
+import pika
 import pytest
 from hypothesis import HealthCheck, settings
 from psycopg2 import sql
@@ -15,6 +17,9 @@ from psycopg2.extensions import connection
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
+from dhan_pipeline.transport.broker import QUEUES
+from dhan_pipeline_tests.rabbitmq import Node, RabbitMQMissingError, make_certificates
+from dhan_pipeline_tests.rabbitmq import rabbitmq as private_rabbitmq
 
 # The same examples each time, and none fails because the machine is busy.
 settings.register_profile(
@@ -68,3 +73,37 @@ def conn(database_url: str) -> Iterator[connection]:
     """A connection to the test's database."""
     with closing(connect(database_url)) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def certificates(open_dir: Path) -> Path | None:
+    """A folder with `ca.pem`, which has signed what the session's broker shows; None where there is no openssl."""
+    folder = open_dir / "certificates"
+    folder.mkdir()
+    try:
+        make_certificates(folder)
+    except FileNotFoundError:
+        return None
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(certificates: Path | None) -> Iterator[Node]:
+    """The session's own broker."""
+    try:
+        with private_rabbitmq(certificates) as node:
+            yield node
+    except RabbitMQMissingError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq: Node) -> str:
+    """URL of the session's broker, which runs and has none of our queues."""
+    rabbitmq.start()
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
+        for queue in QUEUES:
+            connection.channel().queue_delete(queue)
+    return rabbitmq.url

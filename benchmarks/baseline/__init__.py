@@ -10,5 +10,4 @@ are stored as `float8` instead of `numeric`, and a batch waits for 0.1 s instead
 - `models`, `parse`, `enrich`: a packet to a tick, one at a time.
 - `client`, `worker`: the processes.
 - `run`: starts and ends them.
-- `rabbitmq`: a private broker.
 """

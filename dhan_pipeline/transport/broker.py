@@ -4,6 +4,7 @@
 """
 
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.transport.lanes import FIRST_LANE, LANES
 
 #: Bodies of the lanes go to this exchange; the routing key is the lane's number.
 EXCHANGE = "dhan.blocks"
@@ -28,6 +29,10 @@ class QueueFullError(BrokerError):
 def queue_name(lane: int) -> str:
     """The queue of a lane."""
     return f"{EXCHANGE}.{lane}"
+
+
+#: All queues.
+QUEUES = (*map(queue_name, range(FIRST_LANE, FIRST_LANE + LANES)), DEAD)
 
 
 def check_url(url: str) -> str:

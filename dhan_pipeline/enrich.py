@@ -37,6 +37,8 @@ FUTURE_TRADE_TIME = "trade time in the future"
 _PRICE_LIMIT = 2.0**32
 _SAFE_PRICE = _PRICE_LIMIT / 1e4
 
+_NO_POSITIONS = np.empty(0, np.int64)
+
 #: A trade later than its packet's arrival by more than this is not believed.
 FUTURE_TOLERANCE_US = 120_000_000
 
@@ -111,13 +113,14 @@ class _Places:
 
     def __init__(self, decoded: Decoded, block_ids: Ints, first_messages: Ints) -> None:
         self._block_ids = block_ids
-        self._starts = decoded.message.searchsorted(first_messages)
-        """Position of each block's first packet; the last is the number of packets."""
-        self.packets: Ints = self._starts[1:] - self._starts[:-1]
+        starts = decoded.message.searchsorted(first_messages)  # of each block's first packet, and the end
+        self.packets: Ints = starts[1:] - starts[:-1]
         self._block = np.arange(len(block_ids)).repeat(self.packets)
         """Index of the block that each packet is in."""
-        first_ids = (block_ids << POSITION_BITS) - self._starts[:-1]
-        self.tick_ids: Ints = first_ids.take(self._block) + np.arange(len(self._block))
+        place = decoded.place
+        self._place: Ints = np.arange(len(self._block)) - starts[:-1].take(self._block) if place is None else place
+        """Place of each packet in its block."""
+        self.tick_ids: Ints = (block_ids << POSITION_BITS).take(self._block) + self._place
         """The place of each packet as a tick id."""
 
     def count(self, positions: list[Ints]) -> Ints:
@@ -130,9 +133,8 @@ class _Places:
     def of(self, rejection: Rejection) -> Rejection:
         """The same with its block, and its position among the packets of that block."""
         at = self._block[rejection.position]
-        return replace(
-            rejection, position=rejection.position - int(self._starts[at]), block_id=int(self._block_ids[at])
-        )
+        place = int(self._place[rejection.position])
+        return replace(rejection, position=place, block_id=int(self._block_ids[at]))
 
 
 def enrich(
@@ -168,13 +170,16 @@ def enrich(
     _set_open_interest(open_interest, state)
     if rejected:
         rejected.sort(key=lambda rejection: rejection.position)
+    kinds = {str(batch.mode): len(batch) for batch in ticks} | decoded.control
+    kinds |= zip(("previous_close", "open_interest"), map(len, updates), strict=True)
     return Enriched(
         ticks=ticks,
         rejected=[places.of(rejection) for rejection in rejected],
         packets=places.packets,
         rows=places.count(positions),
-        state=places.count(updates),
+        state=places.count([positions for positions in updates if len(positions)]),
         control=places.count(list(decoded.control_positions.values())),
+        kinds=kinds,
     )
 
 
@@ -272,9 +277,9 @@ def _as_of(events: _Events, index: Ints, position: Ints, before: NDArray[Any]) -
 def _read_state(
     decoded: Decoded, instruments: InstrumentIndex, rejected: list[Rejection]
 ) -> tuple[_Events | None, _Events | None, list[Ints]]:
-    """(previous closes, open interest, positions of the packets accepted); None for none."""
+    """(previous closes, open interest, positions of the accepted packets of both); None for none."""
     announcements = open_interest = None
-    accepted = []
+    accepted = [_NO_POSITIONS, _NO_POSITIONS]
     if len(updates := decoded.previous_close):
         index = instruments.lookup(updates.instrument_token).astype(np.int64)
         value = updates.value.astype(np.float64)
@@ -283,7 +288,7 @@ def _read_state(
         _reject(updates, unknown, UNKNOWN_INSTRUMENT, decoded.payload, rejected)
         _reject(updates, impossible, IMPOSSIBLE_PRICE, decoded.payload, rejected)
         keep = ~(unknown | impossible)
-        accepted.append(updates.position[keep])
+        accepted[0] = updates.position[keep]
         scale = instruments.scale.take(index[keep])
         value[keep] = np.rint(value[keep] * scale) / scale
         keep &= value > 0  # no price: says nothing
@@ -294,7 +299,7 @@ def _read_state(
         unknown = index < 0
         _reject(updates, unknown, UNKNOWN_INSTRUMENT, decoded.payload, rejected)
         keep = ~unknown
-        accepted.append(updates.position[keep])
+        accepted[1] = updates.position[keep]
         if np.count_nonzero(keep):
             open_interest = _events(index[keep], updates.position[keep], updates.value[keep].astype(np.int64))
     return announcements, open_interest, accepted

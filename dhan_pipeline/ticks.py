@@ -167,6 +167,8 @@ class Decoded:
     control_positions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """Of the packets that are neither data nor state, by name: heartbeat, market_status, disconnect, text."""
     rejected: list[Rejection] = field(default_factory=list)
+    place: NDArray[np.int64] | None = None
+    """Place of each packet in its block, where not all packets of the blocks are here; None: they are."""
 
     @property
     def packets(self) -> int:
@@ -210,3 +212,5 @@ class Enriched:
     """Ticks that become rows."""
     state: NDArray[np.int64]
     control: NDArray[np.int64]
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """Accepted packets of all blocks by kind: the modes of ticks, open_interest, previous_close, names of control."""

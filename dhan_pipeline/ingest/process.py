@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dhan_pipeline.enrich import MarketState, enrich, fold
 from dhan_pipeline.feeds.dhan.decode import decode
+from dhan_pipeline.ingest.parts import remembered
 from dhan_pipeline.instruments import InstrumentIndex
 from dhan_pipeline.journal.block import first_block_id, split_block_id
 from dhan_pipeline.journal.notes import notes
@@ -20,6 +21,7 @@ from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import IST_OFFSET_S, day_start_ns
 from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline.ticks import Decoded
+from dhan_pipeline.transport.message import Remembered
 
 
 class BlockProcessor:
@@ -47,8 +49,14 @@ class BlockProcessor:
         for name in ("previous_close", "announced", "open_interest"):
             getattr(self._state, name)[at[kept]] = getattr(old, name)[kept]
 
-    def _decode(self, stretch: Stretch) -> Decoded:
+    def decode(self, stretch: Stretch) -> Decoded:
+        """What is in the messages of blocks."""
         return decode(stretch.payload, stretch.offsets, stretch.text, self._trade_time_offset_s)
+
+    def remembered(self, stretch: Stretch, decoded: Decoded) -> Remembered:
+        """What packets of the day before the blocks said about the instruments in them."""
+        self._enter_day(stretch)
+        return remembered(self._instruments, self._state, decoded)
 
     def _enter_day(self, stretch: Stretch) -> None:
         day_ns = day_start_ns(int(stretch.received_ns[0]))
@@ -59,13 +67,13 @@ class BlockProcessor:
     def fold(self, stretch: Stretch) -> None:
         """Take over what blocks say about later ones, without making rows: the state is that after each in turn."""
         self._enter_day(stretch)
-        fold(self._decode(stretch), self._instruments, self._state)
+        fold(self.decode(stretch), self._instruments, self._state)
 
-    def process(self, stretch: Stretch) -> StoredBlocks:
+    def process(self, stretch: Stretch, decoded: Decoded | None = None) -> StoredBlocks:
         """The rows of blocks, and what the ledger row of each says. However many come at once, they are the same."""
         self._enter_day(stretch)
         enriched = enrich(
-            self._decode(stretch),
+            decoded or self.decode(stretch),
             stretch.block_ids,
             stretch.first_messages,
             stretch.received_ns,

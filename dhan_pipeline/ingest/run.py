@@ -297,7 +297,7 @@ class Ingest:
     @property
     def latency(self) -> LatencyHistogram:
         """Receive-to-commit latency of every message that was committed since the start."""
-        return self._writer.latency
+        return self._writer.counts.latency
 
     def status(self) -> dict[str, Any]:
         """The status now, as the status line says it."""

@@ -50,7 +50,7 @@ class StatusReport:
         """The status now. `connections`: how many are up, of how many. What is received last may be a note of ours."""
         now_ns = self._clock.now_ns()
         counts = writer.counts
-        sample = (time.monotonic(), time.process_time(), messages, writer.latency.counts.copy())
+        sample = (time.monotonic(), time.process_time(), messages, counts.latency.counts.copy())
         self._past.append(sample)
         oldest = self._past[0]
         seconds = max(sample[0] - oldest[0], 1e-3)
@@ -80,8 +80,8 @@ class StatusReport:
             "backlog_seconds": round(self._clock.elapsed_s(waiting_since_ns), 3) if behind else 0.0,
             "latency_p50_ms": recent.percentile(50),
             "latency_p99_ms": recent.percentile(99),
-            "latency_total_p50_ms": writer.latency.percentile(50),
-            "latency_total_p99_ms": writer.latency.percentile(99),
+            "latency_total_p50_ms": counts.latency.percentile(50),
+            "latency_total_p99_ms": counts.latency.percentile(99),
             "messages_per_second": round((messages - oldest[2]) / seconds, 1),
             "rss_mb": round(_rss_mb(), 1),
             "cpu_percent": round(100 * (sample[1] - oldest[1]) / seconds, 1),

@@ -1,36 +1,31 @@
 """The writer: takes durable blocks from the backlog and commits their rows, whatever happens to the database."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import psycopg2
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.enrich import UNKNOWN_INSTRUMENT
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.backlog import Backlog
-from dhan_pipeline.ingest.latency import LatencyHistogram
+from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
+from dhan_pipeline.ingest.retrying import Database, Patience
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
-from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions, instant
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -40,24 +35,7 @@ PARTITIONS_AHEAD_NS = 3 * HOUR_NS
 #: How often the instruments are read again while packets come of some that are not known.
 LEARN_S = 30.0
 
-_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _POLL_S = 0.5
-
-
-@dataclass(slots=True)
-class WriterCounts:
-    """What the writer committed since it started. Written by its thread alone."""
-
-    blocks: int = 0
-    packets: int = 0
-    ticks: int = 0
-    state: int = 0
-    control: int = 0
-    rejected: int = 0
-    committed_through_ns: int = 0
-    """Receive time of the last message committed, ever; 0 while that is unknown."""
-    hours: frozenset[str] = frozenset()
-    """Partition keys of hours that hold committed blocks. Replaced, never changed: another thread reads it."""
 
 
 class WriterHeldError(PipelineError):
@@ -85,10 +63,9 @@ class Writer:
 
         `warn` and the listener are called in the writer's thread.
         """
-        self.counts = WriterCounts()
-        self.latency = LatencyHistogram()
+        self.counts = Counts()
         self._settings = settings
-        self._database_url = database_url
+        self._database = Database(settings, database_url)
         self._backlog = backlog
         self._clock = clock
         self._warn = warn
@@ -119,11 +96,11 @@ class Writer:
 
     def run(self) -> None:
         """Write until stopped. Losing the database is retried for ever; it never ends the capture."""
-        failures = blocks_before = 0
-        told = ""
+        patience = Patience("Nothing can be stored for now, the journal keeps all; trying again.", self._warn)
+        blocks_before = 0
         while True:
             try:
-                with closing(self._connect()) as conn:
+                with closing(self._database.connect()) as conn:
                     self._write(conn)
                 return
             # Whatever goes wrong here, the capture must go on: the journal keeps what cannot be stored yet.
@@ -131,31 +108,14 @@ class Writer:
                 if self._stop.is_set():
                     return
                 if self.counts.blocks != blocks_before:
-                    failures, blocks_before, told = 0, self.counts.blocks, ""
-                failures += 1
-                if isinstance(error, psycopg2.InterfaceError) and isinstance(error.__context__, psycopg2.Error):
-                    error = error.__context__  # the first was the loss of the connection, then came its rollback
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                if reason != told:
-                    told = reason
-                    if not isinstance(error, psycopg2.Error | PipelineError):
-                        log.exception("the writer failed")
-                    self._warn(f"Nothing can be stored for now, the journal keeps all; trying again. {reason}")
-                self._stop.wait(_RETRY_S[min(failures, len(_RETRY_S)) - 1])
-
-    def _connect(self) -> connection:
-        try:
-            return connect(self._database_url)
-        except psycopg2.OperationalError:
-            if self._settings.database_url:
-                raise
-        # The embedded server has ended: nobody else may be there to start it. It may get another port.
-        self._database_url = database_url(self._settings)
-        return connect(self._database_url)
+                    blocks_before = self.counts.blocks
+                    patience.succeeded()
+                self._stop.wait(patience.failed(error))
 
     def _write(self, conn: connection) -> None:
         if not ledger.lock_writer(conn, self._settings.capture):
             raise WriterHeldError(f"Another process writes capture {self._settings.capture} into this database.")
+        ticks.withdraw_parts(conn, self._settings.capture)
         self.counts.hours |= frozenset(ledger.hours(conn))
         while self._resume(conn):
             try:
@@ -216,7 +176,7 @@ class Writer:
             if self._pending:
                 self._commit(conn)
             elif (through_ns := self._backlog.taken_through_ns()) is not None:
-                _require_the_same_journal(conn, capture, self._backlog.last_durable, self._committed)
+                require_the_same_journal(conn, capture, self._backlog.last_durable, self._committed)
                 self.counts.committed_through_ns = through_ns
                 if self._stop.is_set():
                     return
@@ -246,7 +206,7 @@ class Writer:
         else:
             written = write()
         self._pending, self._committed = self._pending[len(stored) :], stored[-1].stretch.last_block_id
-        self._count(stored, written)
+        self.counts.add(stored, written, self._clock)
         for part in stored:
             self.liveliness.see(part)
         self._learn(conn, stored)
@@ -265,23 +225,6 @@ class Writer:
             processor.learn(tokens)
             self.liveliness.know(processor.instruments)
 
-    def _count(self, stored: list[ticks.StoredBlocks], written: list[int]) -> None:
-        now_ns, counts = self._clock.now_ns(), self.counts
-        counts.blocks += len(written)
-        ids = set(written)
-        for part in stored:
-            stretch, enriched = part.stretch, part.enriched
-            new = np.array([block_id in ids for block_id in stretch.block_ids.tolist()])
-            of_new = new.repeat(np.diff(stretch.first_messages))
-            self.latency.add((now_ns - stretch.received_ns[of_new]) / (1e6 * self._clock.speed))
-            counts.packets += int(enriched.packets[new].sum())
-            counts.ticks += int(enriched.rows[new].sum())
-            counts.state += int(enriched.state[new].sum())
-            counts.control += int(enriched.control[new].sum())
-            counts.rejected += sum(rejection.block_id in ids for rejection in enriched.rejected)
-        counts.hours |= {part.stretch.hour for part in stored}
-        counts.committed_through_ns = stored[-1].stretch.last_received_ns
-
 
 def _in_thread(call: Callable[[], T]) -> "Future[T]":
     """What the call will return. Its thread keeps no process from ending."""
@@ -297,7 +240,7 @@ def _in_thread(call: Callable[[], T]) -> "Future[T]":
     return future
 
 
-def _require_the_same_journal(conn: connection, capture: int, last: int | None, committed: int | None) -> None:
+def require_the_same_journal(conn: connection, capture: int, last: int | None, committed: int | None) -> None:
     """Raise OtherJournalError where the journal's last block is one before those committed, and is not stored.
 
     Block ids only grow in a journal, so a writer that begins after the last committed block would miss this one.

@@ -43,6 +43,7 @@ class HourTotals:
     """One hour: sums of its ledger rows, and what its tables hold."""
 
     blocks: int
+    """That are stored whole."""
     messages: int
     packets: int
     ticks: int
@@ -116,6 +117,37 @@ def last_block(conn: connection, capture: int) -> int | None:
     return found
 
 
+def last_whole_block(conn: connection, capture: int) -> int | None:
+    """A block up to which workers have all of a capture's blocks, or the capture stored them itself; None for none.
+
+    It is that of `last_block`, unless this one came in parts: then the last of the part that is furthest behind, since
+    parts of a number come in order.
+    """
+    last = last_block(conn, capture)
+    if last is None:
+        return None
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT max(parts) FROM ingest_ledger WHERE block_id = %s", (last,))
+        parts: int = cursor.fetchall()[0][0]
+    if parts == 1:
+        return last
+    behind = [_last_block_of(conn, capture, part, parts) for part in range(1, parts + 1)]
+    known = [block_id for block_id in behind if block_id is not None]
+    # Before a part of the kind ever came, blocks were written whole.
+    return min(known) if len(known) == parts else _last_block_of(conn, capture, 1, 1)
+
+
+def _last_block_of(conn: connection, capture: int, part: int, parts: int) -> int | None:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT max(block_id) FROM ingest_ledger WHERE block_id >= %s AND block_id < %s AND latency_ms IS NOT NULL "
+            "AND part = %s AND parts = %s",
+            (capture << NUMBER_BITS, (capture + 1) << NUMBER_BITS, part, parts),
+        )
+        found: int | None = cursor.fetchall()[0][0]
+    return found
+
+
 def last_received_ns(conn: connection, block_id: int) -> int:
     """Receive time of a stored block's last message, ns since the Unix epoch, UTC, cut to the microsecond."""
     with conn.cursor() as cursor:
@@ -136,11 +168,12 @@ def redrives(conn: connection, capture: int) -> int:
 
 
 def begin_blocks(
-    conn: connection, capture: int, starts_ns: Collection[int], block_ids: Iterable[int]
+    conn: connection, capture: int, starts_ns: Collection[int], block_ids: Iterable[int], part: int | None = None
 ) -> tuple[int, set[int]]:
     """Begin to store blocks of hours by their starts: (`redrives` of the capture, which of the blocks are stored).
 
-    Until the transaction ends, nobody rebuilds the hours, and nobody counts another redrive.
+    With `part`, that part of the blocks: stored are those of which it is there, or the whole. Until the transaction
+    ends, nobody rebuilds the hours, and nobody counts another redrive.
     """
     with conn.cursor() as cursor:
         # One message to the server; yet each of the two statements sees what was committed when it began.
@@ -148,13 +181,15 @@ def begin_blocks(
             "SELECT pg_advisory_xact_lock_shared(%(hour_lock)s, hour), "
             "pg_advisory_xact_lock_shared(%(redrive_lock)s, %(capture)s) FROM unnest(%(hours)s) AS hour; "
             "SELECT coalesce((SELECT redrives FROM redrives WHERE capture = %(capture)s), 0), "
-            "ARRAY(SELECT block_id FROM ingest_ledger WHERE block_id = ANY(%(blocks)s))",
+            "ARRAY(SELECT block_id FROM ingest_ledger WHERE block_id = ANY(%(blocks)s) "
+            "AND (%(part)s IS NULL OR part = %(part)s OR parts = 1))",
             {
                 "hour_lock": HOUR_LOCK,
                 "redrive_lock": REDRIVE_COUNT_LOCK,
                 "capture": capture,
                 "hours": [start_ns // HOUR_NS for start_ns in sorted(starts_ns)],
                 "blocks": list(block_ids),
+                "part": part,
             },
         )
         count, stored = cursor.fetchall()[0]
@@ -233,8 +268,14 @@ def hour_totals(conn: connection, hour: str) -> HourTotals:
     """What the hour of a partition key adds up to; one scan counts and digests its rows, in a second a million."""
     start, end = hour_bounds(hour)
     with conn.cursor() as cursor:
-        cursor.execute(f"SELECT count(*), {_SUMS} FROM ingest_ledger WHERE hour = %s", (start,))
+        cursor.execute(f"SELECT {_SUMS} FROM ingest_ledger WHERE hour = %s", (start,))
         sums = cursor.fetchall()[0]
+        cursor.execute(
+            "SELECT count(*) FROM (SELECT FROM ingest_ledger WHERE hour = %s GROUP BY block_id "
+            "HAVING count(*) = min(parts)) AS whole",
+            (start,),
+        )
+        blocks = cursor.fetchall()[0][0]
         found = hour_digest(conn, hour)
         cursor.execute(
             "SELECT (SELECT count(*) FROM rejected_packets WHERE received >= %(start)s AND received < %(end)s), "
@@ -243,7 +284,7 @@ def hour_totals(conn: connection, hour: str) -> HourTotals:
         )
         rest = cursor.fetchall()[0]
         cursor.execute(_LATENCIES.format(condition="hour = %s"), (start,))
-        fields: tuple[Any, ...] = (*sums, found.rows, found.digest, *rest, *cursor.fetchall()[0])
+        fields: tuple[Any, ...] = (blocks, *sums, found.rows, found.digest, *rest, *cursor.fetchall()[0])
     return HourTotals(*fields)
 
 
@@ -251,7 +292,7 @@ def recent_totals(conn: connection, clock: Clock) -> RecentTotals:
     """Totals for a live line: one pass over the ledger (no tick is touched) and the last seconds of it."""
     since = clock.now() - timedelta(seconds=RECENT_S * clock.speed)
     with conn.cursor() as cursor:
-        cursor.execute(f"SELECT count(*), {_SUMS}, max(last_received) FROM ingest_ledger")
+        cursor.execute(f"SELECT count(*) FILTER (WHERE part = 1), {_SUMS}, max(last_received) FROM ingest_ledger")
         totals = cursor.fetchall()[0]
         cursor.execute("SELECT sum(messages), sum(ticks) FROM ingest_ledger WHERE stored_at > %s", (since,))
         rates = [(count or 0) / RECENT_S for count in cursor.fetchall()[0]]
@@ -264,6 +305,13 @@ def lock_writer(conn: connection, capture: int) -> bool:
     """Take the right to write a capture's blocks, held until the connection closes. False if another holds it."""
     with conn.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (WRITER_LOCK, capture))
+        return bool(cursor.fetchall()[0][0])
+
+
+def share_capture(conn: connection, capture: int) -> bool:
+    """Keep out who would write a capture's blocks whole, until the transaction ends. False if somebody does already."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock_shared(%s, %s)", (WRITER_LOCK, capture))
         return bool(cursor.fetchall()[0][0])
 
 

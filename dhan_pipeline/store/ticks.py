@@ -24,12 +24,20 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.journal.block import NUMBER_BITS, split_block_id
 from dhan_pipeline.journal.notes import Note
 from dhan_pipeline.journal.stretch import Stretch
-from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
+from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store import differences, digests
 from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.differences import Difference, Differences
 from dhan_pipeline.store.gaps import apply_notes
-from dhan_pipeline.store.ledger import begin_blocks, count_redrive, hour_bounds, last_block, last_ledger_block
+from dhan_pipeline.store.ledger import (
+    begin_blocks,
+    count_redrive,
+    hour_bounds,
+    last_block,
+    last_ledger_block,
+    last_whole_block,
+    share_capture,
+)
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.ticks import POSITION_BITS, Enriched, TickBatch
 
@@ -55,6 +63,8 @@ _BOOKS = {
     "payload_bytes": "integer",
     "first_received": "bigint",
     "last_received": "bigint",
+    "part": "smallint",
+    "parts": "smallint",
 }
 _TIMES = ("hour", "first_received", "last_received")
 
@@ -65,13 +75,28 @@ _ADD_BOOKS = (
     + f", latency_ms, %s, %s FROM unnest({', '.join(f'%s::{kind}[]' for kind in _BOOKS.values())}, %s::real[])"
     + f" AS books ({', '.join(_BOOKS)}, latency_ms)"
 )
-_RENEW_BOOKS = f"{_ADD_BOOKS} ON CONFLICT (block_id) DO UPDATE SET " + ", ".join(
+_RENEW_BOOKS = f"{_ADD_BOOKS} ON CONFLICT (block_id, part) DO UPDATE SET " + ", ".join(
     f"{name} = excluded.{name}" for name in (*_BOOKS, "rebuilt_at") if name not in ("block_id", "capture", "hour")
 )
+
+# Blocks that came in parts become whole in the ledger before they are renewed, so that what has yet to come of them is
+# skipped. When they were first stored stays; and how long that took, where all of their parts were there.
+_MERGE_PARTS = """
+WITH gone AS (DELETE FROM ingest_ledger WHERE parts > 1 AND {condition} RETURNING *)
+INSERT INTO ingest_ledger (block_id, capture, hour, messages, packets, ticks, state, control, rejected, payload_bytes,
+    first_received, last_received, stored_at, latency_ms)
+SELECT block_id, min(capture), min(hour), 0, 0, 0, 0, 0, 0, 0, min(first_received), max(last_received), min(stored_at),
+    CASE WHEN count(*) = min(parts) THEN max(latency_ms) END
+FROM gone GROUP BY block_id
+"""
 
 
 class RedrivenError(PipelineError):
     """Rejected packets of the capture were driven again since: the rows of later blocks may be others now."""
+
+
+class WrittenDirectlyError(PipelineError):
+    """A capture writes its blocks itself, so no worker may."""
 
 
 class JournalIncompleteError(PipelineError):
@@ -89,6 +114,18 @@ class Rows:
     rejected: list[tuple[Any, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of the blocks this is, and what the ledger says of them whole: shape (blocks,). Times in ns, UTC."""
+
+    part: int
+    parts: int
+    messages: NDArray[np.int64]
+    payload_bytes: NDArray[np.int64]
+    first_received_ns: NDArray[np.int64]
+    last_received_ns: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class StoredBlocks:
     """Consecutive journal blocks of one hour as they are stored."""
@@ -97,6 +134,28 @@ class StoredBlocks:
     enriched: Enriched
     notes: tuple[tuple[int, Note], ...] = ()
     """What the capture noted in them, each with its receive time (ns since the Unix epoch, UTC)."""
+    share: Share | None = None
+    """None: they are whole. Else the stretch has their messages of one part alone, perhaps none."""
+
+    @property
+    def capture(self) -> int:
+        """Number of the capture that received them."""
+        return self.stretch.capture
+
+    @cached_property
+    def hour_ns(self) -> int:
+        """Start of the hour of receipt (IST): ns since the Unix epoch, UTC."""
+        return self.stretch.hour_ns if self.share is None else hour_start_ns(int(self.share.first_received_ns[0]))
+
+    @property
+    def hour(self) -> str:
+        """Partition key of the hour of receipt (IST)."""
+        return hour_key(self.hour_ns)
+
+    @property
+    def last_received_ns(self) -> int:
+        """Receive time of the last message."""
+        return self.stretch.last_received_ns if self.share is None else int(self.share.last_received_ns[-1])
 
     @cached_property
     def rows(self) -> Rows:
@@ -109,16 +168,17 @@ def write_blocks(
 ) -> list[int]:
     """Store those of a capture's blocks that are not stored yet, in one transaction, and commit. Returns their ids.
 
-    Blocks that any transaction committed before are skipped: a redelivered or repeated block writes nothing, and its
-    notes change nothing. A missing partition is made. Raises psycopg2.Error, having stored nothing; and RedrivenError
-    where `redrives`, the capture's number when its state was made, is no longer the ledger's.
+    All are whole, or all are the same part. What any transaction committed before is skipped: a redelivered or repeated
+    block writes nothing, and its notes change nothing. A missing partition is made. Raises psycopg2.Error, having
+    stored nothing; RedrivenError where `redrives`, the capture's number when its state was made, is no longer the
+    ledger's; WrittenDirectlyError for parts while the capture writes whole blocks itself.
     """
     if not blocks:
         return []
     try:
         return _write(conn, blocks, clock, redrives)
     except errors.CheckViolation:  # no partition holds the rows
-        for start_ns in {part.stretch.hour_ns for part in blocks}:
+        for start_ns in {part.hour_ns for part in blocks}:
             ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
     except errors.UniqueViolation:  # another transaction stored some of them meanwhile: those are skipped now
         pass
@@ -126,10 +186,13 @@ def write_blocks(
 
 
 def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redrives: int | None) -> list[int]:
-    capture = blocks[0].stretch.capture
+    capture, share = blocks[0].capture, blocks[0].share
     block_ids = [block_id for part in blocks for block_id in part.stretch.block_ids.tolist()]
     with conn, conn.cursor() as cur:
-        count, skip = begin_blocks(conn, capture, {part.stretch.hour_ns for part in blocks}, block_ids)
+        if share and not share_capture(conn, capture):
+            raise WrittenDirectlyError(f"Capture {capture} writes its blocks itself, so none of them is stored here.")
+        hours_ns = {part.hour_ns for part in blocks}
+        count, skip = begin_blocks(conn, capture, hours_ns, block_ids, share.part if share else None)
         if redrives is not None and count != redrives:
             raise RedrivenError("Rejected packets of this capture were driven again.")
         new: list[Rows] = []
@@ -146,6 +209,29 @@ def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redri
         for part in blocks:
             apply_notes(cur, capture, part.notes)
     return [block_id for rows in new for block_id in rows.books["block_id"].tolist()]
+
+
+def withdraw_parts(conn: connection, capture: int) -> None:
+    """Take back what is there of blocks that workers have not stored whole, and commit: for who writes whole blocks.
+
+    It holds the right to write the capture. What workers still get of these blocks is skipped once they are whole.
+    """
+    whole = last_whole_block(conn, capture)
+    first = capture << NUMBER_BITS if whole is None else whole + 1
+    before = (capture + 1) << NUMBER_BITS
+    with conn, conn.cursor() as cur:
+        cur.execute(
+            "WITH gone AS (DELETE FROM ingest_ledger WHERE block_id >= %s AND block_id < %s AND parts > 1 RETURNING *) "
+            "SELECT array_agg(DISTINCT block_id), min(first_received), max(last_received) FROM gone",
+            (first, before),
+        )
+        block_ids, first_received, last_received = cur.fetchall()[0]
+        if block_ids:
+            cur.execute(
+                "DELETE FROM tick_rows WHERE time BETWEEN %s AND %s AND tick_id >> %s = ANY(%s)",
+                (first_received, last_received, POSITION_BITS, block_ids),
+            )
+            cur.execute("DELETE FROM rejected_packets WHERE block_id = ANY(%s)", (block_ids,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +287,7 @@ def replace_hour(
             if not directly:
                 differences.begin(conn)
             cur.execute("DELETE FROM rejected_packets WHERE received >= %s AND received < %s", (start, end))
+            cur.execute(_MERGE_PARTS.format(condition="hour = %s"), (start,))
             now = clock.now()
             _renew(cur, new, now, "tick_rows" if directly else differences.RENEWED)
         cur.execute(
@@ -286,6 +373,7 @@ def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[St
                 (instant(start_ns), instant(start_ns + HOUR_NS), first << POSITION_BITS, (last + 1) << POSITION_BITS),
             )
         cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first, last))
+        cur.execute(_MERGE_PARTS.format(condition="block_id BETWEEN %s AND %s"), (first, last))
         rows = _renew(cur, new, now)
         cur.execute(
             "SELECT count(*) FROM ingest_ledger WHERE block_id BETWEEN %s AND %s AND rebuilt_at IS DISTINCT FROM %s",
@@ -299,8 +387,8 @@ def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[St
 
 
 def _of_hour(part: StoredBlocks, hour: str) -> StoredBlocks:
-    if part.stretch.hour != hour:
-        raise ValueError(f"block {part.stretch.block_ids[0]} belongs to {part.stretch.hour}, not to {hour}")
+    if part.hour != hour:
+        raise ValueError(f"block {part.stretch.block_ids[0]} belongs to {part.hour}, not to {hour}")
     return part
 
 
@@ -361,25 +449,37 @@ def _rows(part: StoredBlocks, skip: Collection[int] = ()) -> Rows:
 
 
 def _books(part: StoredBlocks) -> dict[str, NDArray[np.int64]]:
-    stretch, enriched = part.stretch, part.enriched
+    stretch, enriched, share = part.stretch, part.enriched, part.share
     firsts, ends = stretch.first_messages[:-1], stretch.first_messages[1:]
     rejected = np.zeros(len(firsts), np.int64)
     if enriched.rejected:
         block_ids = np.array([rejection.block_id for rejection in enriched.rejected])
         rejected += np.bincount(stretch.block_ids.searchsorted(block_ids), minlength=len(firsts))
+    if share is None:
+        share = Share(
+            part=1,
+            parts=1,
+            messages=ends - firsts,
+            payload_bytes=stretch.offsets[ends] - stretch.offsets[firsts],
+            first_received_ns=stretch.received_ns[firsts],
+            last_received_ns=stretch.received_ns[ends - 1],
+        )
+    first_part = int(share.part == 1)
     return {
         "block_id": stretch.block_ids,
         "capture": stretch.block_ids >> NUMBER_BITS,
-        "hour": np.full(len(firsts), stretch.hour_ns // 1000),
-        "messages": ends - firsts,
+        "hour": np.full(len(firsts), part.hour_ns // 1000),
+        "messages": share.messages * first_part,
         "packets": enriched.packets,
         "ticks": enriched.rows,
         "state": enriched.state,
         "control": enriched.control,
         "rejected": rejected,
-        "payload_bytes": stretch.offsets[ends] - stretch.offsets[firsts],
-        "first_received": stretch.received_ns[firsts] // 1000,
-        "last_received": stretch.received_ns[ends - 1] // 1000,
+        "payload_bytes": share.payload_bytes * first_part,
+        "first_received": share.first_received_ns // 1000,
+        "last_received": share.last_received_ns // 1000,
+        "part": np.full(len(firsts), share.part),
+        "parts": np.full(len(firsts), share.parts),
     }
 
 

@@ -80,9 +80,9 @@ def test_blocks_that_another_transaction_stores_meanwhile_are_left_out_and_the_r
     waiting = [meanwhile]
 
     def overtaken(
-        own: connection, capture: int, starts_ns: Collection[int], block_ids: Iterable[int]
+        own: connection, capture: int, starts_ns: Collection[int], block_ids: Iterable[int], part: int | None
     ) -> tuple[int, set[int]]:
-        found = begin(own, capture, starts_ns, block_ids)
+        found = begin(own, capture, starts_ns, block_ids, part)
         if waiting:
             numbers = waiting.pop()
             assert write_blocks(other, [blocks[number] for number in numbers], CLOCK) == numbers

@@ -74,27 +74,45 @@ def redrive(
     reason: Annotated[
         str | None, typer.Option(help="Only packets that were rejected for this reason; without it, all.")
     ] = None,
+    only_dead_letters: Annotated[
+        bool, typer.Option("--dead-letters", help="Only put back what RabbitMQ's workers could not store.")
+    ] = False,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="List what RabbitMQ's workers could not store, and change nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Process rejected packets again, after a fix: a new decoder, or instruments that were synced since.
 
     Their days are recomputed from the journal, each in one transaction. Done twice, nothing changes the second time.
-    The capture may run meanwhile.
+    The capture may run meanwhile. Where RABBITMQ_URL is set, messages that workers could not store (dead letters) go
+    back into their lanes first.
     """
+    from dhan_pipeline.cli.dead_letters import list_dead_letters, put_back_dead_letters, rabbitmq_url
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.ingest.redrive import redrive as drive_again
 
     settings = read_settings()
-    with open_database(settings) as url:
-        result = drive_again(
-            settings, url, Clock(), reason=reason, progress=lambda sentence: print(sentence, file=sys.stderr)
-        )
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result)))
+    if only_list:
+        list_dead_letters(rabbitmq_url(settings), as_json)
         return
-    print(f"{result.driven:,} of {result.examined:,} rejected packets are accepted now.")
-    if result.no_journal:
-        print(f"{result.no_journal:,} stay as they are: the journal no longer has their blocks.")
+    facts: dict[str, int] = {}
+    if only_dead_letters or settings.rabbitmq_url is not None:
+        facts["dead_letters"] = put_back_dead_letters(rabbitmq_url(settings))
+        if not as_json:
+            print(f"{facts['dead_letters']:,} messages that workers could not store are back in their lanes.")
+    if not only_dead_letters:
+        with open_database(settings) as url:
+            result = drive_again(
+                settings, url, Clock(), reason=reason, progress=lambda sentence: print(sentence, file=sys.stderr)
+            )
+        facts |= dataclasses.asdict(result)
+        if not as_json:
+            print(f"{result.driven:,} of {result.examined:,} rejected packets are accepted now.")
+            if result.no_journal:
+                print(f"{result.no_journal:,} stay as they are: the journal no longer has their blocks.")
+    if as_json:
+        print(json.dumps(facts))
 
 
 @db_app.command("start")

@@ -1,0 +1,65 @@
+"""What a capture hands to RabbitMQ, made by hand; and workers in the tests' own process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.ingest.parts import split
+from dhan_pipeline.ingest.process import BlockProcessor
+from dhan_pipeline.ingest.worker import Worker
+from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.stretch import joined
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.transport.message import Part
+from dhan_pipeline_tests.ingest.feed import query
+
+
+def parts_of(blocks: Iterable[Block], tokens: Sequence[int], in_run: int = 3) -> list[list[Part]]:
+    """The parts of blocks, so many blocks together: an entry a run, in it a part a lane."""
+    processor = BlockProcessor(np.array(sorted(tokens), np.int64))
+    blocks = list(blocks)
+    runs = []
+    for start in range(0, len(blocks), in_run):
+        for stretch in joined(blocks[start : start + in_run]):
+            decoded = processor.decode(stretch)
+            before = processor.remembered(stretch, decoded)
+            processor.process(stretch, decoded)
+            runs.append(list(split(stretch, decoded, before)))
+    return runs
+
+
+class Working:
+    """A worker that runs, and what it says."""
+
+    def __init__(self, settings: Settings, rabbitmq_url: str, clock: Clock) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.stop = asyncio.Event()
+        self.worker = Worker(settings, settings.database_url or "", rabbitmq_url, self.events.append, clock)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it warned of, in order."""
+        return [event["message"] for event in self.events if event["event"] == "warning"]
+
+
+@asynccontextmanager
+async def working(settings: Settings, rabbitmq_url: str, clock: Clock | None = None) -> AsyncIterator[Working]:
+    """A worker, stopped in order at the end."""
+    running = Working(settings, rabbitmq_url, clock or Clock())
+    task = asyncio.create_task(running.worker.run(running.stop))
+    try:
+        yield running
+    finally:
+        running.stop.set()
+        await task
+
+
+def parts_stored(database_url: str) -> int:
+    """Rows of the ledger."""
+    [(count,)] = query(database_url, "SELECT count(*) FROM ingest_ledger")
+    assert isinstance(count, int)
+    return count

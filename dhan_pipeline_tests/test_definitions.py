@@ -1,4 +1,4 @@
-"""The code location loads alone, and shows what it promises."""
+"""The code locations load alone, and show what they promise."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dhan_pipeline.orchestration.build import build_defs
+from dhan_pipeline.orchestration.build import PARTS, build_defs
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import COLUMNS
 
@@ -66,8 +66,27 @@ def test_everything_resolves(definitions: dg.Definitions) -> None:
     dg.Definitions.validate_loadable(definitions)
 
 
-def test_it_loads_in_a_fresh_process_without_a_warning(tmp_path: Path) -> None:
-    code = "import dagster as dg; from dhan_pipeline.definitions import defs; dg.Definitions.validate_loadable(defs)"
+def names(definitions: dg.Definitions) -> set[object]:
+    """All that a code location has: jobs, sensors, schedules, assets, checks."""
+    repository, graph = definitions.get_repository_def(), definitions.resolve_asset_graph()
+    jobs = {name for name in repository.job_names if not name.startswith("__")}
+    instigators = {instigator.name for instigator in (*repository.sensor_defs, *repository.schedule_defs)}
+    return {*jobs, *instigators, *graph.get_all_asset_keys(), *graph.asset_check_keys}
+
+
+def test_the_two_code_locations_of_production_have_everything_once(definitions: dg.Definitions) -> None:
+    settings = Settings(_env_file=None, database_url="postgresql://127.0.0.1:1/none")
+    ingest, rest = (names(build_defs(location=location, settings=settings)) for location in PARTS)
+    assert ingest == {"ingest_job", "ingest_supervisor"}
+    assert not ingest & rest
+    assert ingest | rest == names(definitions)
+
+
+def test_each_door_loads_in_a_fresh_process_without_a_warning(tmp_path: Path) -> None:
+    code = (
+        "import dagster as dg; from dhan_pipeline import definitions, ingest_definitions, pipeline_definitions\n"
+        "for door in definitions, ingest_definitions, pipeline_definitions: dg.Definitions.validate_loadable(door.defs)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,
@@ -125,6 +144,7 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         "gap_recovery_job",
         "retention_job",
         "token_refresh_job",
+        "event_log_job",
     }
     assert {(s.name, s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs} == {
         ("instrument_sync_schedule", "30 8 * * *", "Asia/Kolkata"),
@@ -132,6 +152,7 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         ("reconciliation_schedule", "20 0 * * *", "Asia/Kolkata"),
         ("retention_schedule", "30 0 * * *", "Asia/Kolkata"),
         ("token_refresh_schedule", "*/15 * * * *", "Asia/Kolkata"),
+        ("event_log_schedule", "40 0 * * *", "Asia/Kolkata"),
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "ingest_supervisor",

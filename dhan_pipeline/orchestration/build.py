@@ -16,6 +16,7 @@ from dhan_pipeline.orchestration.assets.hours import build_hourly_assets, live_f
 from dhan_pipeline.orchestration.assets.reference import instruments, scrip_master, subscriptions
 from dhan_pipeline.orchestration.candles import candles_job, candles_sensor
 from dhan_pipeline.orchestration.checks import build_checks
+from dhan_pipeline.orchestration.event_log import event_log_job, event_log_schedule
 from dhan_pipeline.orchestration.ingest import build_ingest_job
 from dhan_pipeline.orchestration.partitions import daily_partitions, hourly_partitions
 from dhan_pipeline.orchestration.recovery import (
@@ -96,6 +97,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             reconciliation_job,
             gap_recovery_job,
             token_refresh_job,
+            event_log_job,
         ],
         sensors=[candles_sensor, gap_recovery_sensor],
         schedules=[
@@ -104,6 +106,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             reconciliation_schedule,
             retention_schedule,
             token_refresh_schedule,
+            event_log_schedule,
         ],
         resources=resources,
         executor=EXECUTOR,

@@ -88,17 +88,18 @@ def redrive(
     The capture may run meanwhile. Where RABBITMQ_URL is set, messages that workers could not store (dead letters) go
     back into their lanes first.
     """
-    from dhan_pipeline.cli.dead_letters import list_dead_letters, put_back_dead_letters, rabbitmq_url
+    from dhan_pipeline.cli.dead_letters import list_dead_letters, put_back_dead_letters
     from dhan_pipeline.clock import Clock
+    from dhan_pipeline.ingest.publisher import broker_url
     from dhan_pipeline.ingest.redrive import redrive as drive_again
 
     settings = read_settings()
     if only_list:
-        list_dead_letters(rabbitmq_url(settings), as_json)
+        list_dead_letters(broker_url(settings), as_json)
         return
     facts: dict[str, int] = {}
     if only_dead_letters or settings.rabbitmq_url is not None:
-        facts["dead_letters"] = put_back_dead_letters(rabbitmq_url(settings))
+        facts["dead_letters"] = put_back_dead_letters(broker_url(settings))
         if not as_json:
             print(f"{facts['dead_letters']:,} messages that workers could not store are back in their lanes.")
     if not only_dead_letters:

@@ -5,20 +5,8 @@ import json
 import sys
 from collections import Counter
 
-from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.settings import Settings
-
 #: So many of the oldest are listed.
 _LISTED = 100
-
-
-def rabbitmq_url(settings: Settings) -> str:
-    """The broker's address. Raises PipelineError where none is set, BrokerError where it is none."""
-    from dhan_pipeline.transport.broker import check_url
-
-    if settings.rabbitmq_url is None:
-        raise PipelineError("RABBITMQ_URL is not set; it says where RabbitMQ is: amqp://user:password@host:5672/vhost.")
-    return check_url(settings.rabbitmq_url.get_secret_value())
 
 
 def list_dead_letters(url: str, as_json: bool) -> None:

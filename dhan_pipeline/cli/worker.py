@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from dhan_pipeline.cli.common import LONGEST_S, JsonOption, open_database, read_settings, until_signal
-from dhan_pipeline.cli.dead_letters import rabbitmq_url
 from dhan_pipeline.errors import redacted
 
 
@@ -34,10 +33,11 @@ def worker(
 
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.ingest.metrics import serving
+    from dhan_pipeline.ingest.publisher import broker_url
     from dhan_pipeline.ingest.worker import Worker
 
     settings = read_settings()
-    url = rabbitmq_url(settings)
+    url = broker_url(settings)
     with open_database(settings) as database_url:
         process = Worker(settings, database_url, url, _print_json if as_json else _print_status, Clock())
         with serving(settings, process.metrics):

@@ -63,3 +63,12 @@ def parts_stored(database_url: str) -> int:
     [(count,)] = query(database_url, "SELECT count(*) FROM ingest_ledger")
     assert isinstance(count, int)
     return count
+
+
+def assert_committed_in_order(database_url: str) -> None:
+    """Within a lane, no transaction stored a block before one that an earlier transaction stored."""
+    assert query(
+        database_url,
+        "SELECT count(*) FROM (SELECT block_id - lag(block_id) OVER (PARTITION BY capture, part "
+        "ORDER BY xmin::text::bigint, block_id) AS step FROM ingest_ledger) AS steps WHERE step < 0",
+    ) == [(0,)]

@@ -1,0 +1,257 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dhan_pipeline.ingest import worker as module
+from dhan_pipeline.ingest.rebuild import rebuild_hours
+from dhan_pipeline.instruments import generate_instrument_token
+from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.sessions import HOUR_NS
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.ledger import lock_writer
+from dhan_pipeline.transport.dead_letters import dead_letters, redrive_dead_letters
+from dhan_pipeline.transport.lanes import LANES
+from dhan_pipeline.transport.message import Part, encode
+from dhan_pipeline.transport.outlet import Outlet, outlet
+from dhan_pipeline_tests.child import until
+from dhan_pipeline_tests.ingest.feed import (
+    EQUITY,
+    HOUR,
+    START_NS,
+    TOKENS,
+    UNKNOWN,
+    HandClock,
+    add_instruments,
+    end_sessions,
+    market_messages,
+    outage,
+    query,
+    record,
+    ticker,
+)
+from dhan_pipeline_tests.ingest.lanes import Working, assert_committed_in_order, parts_of, parts_stored, working
+
+CLOCK = HandClock(START_NS + 60_000_000_000)
+
+
+@pytest.fixture
+def runs(journal: JournalWriter) -> list[list[Part]]:
+    """200 messages in 20 blocks, published three blocks a time: 7 messages a lane."""
+    return parts_of(record(journal, market_messages(200), START_NS), TOKENS)
+
+
+@pytest.fixture
+async def lanes(rabbitmq_url: str) -> AsyncIterator[Outlet]:
+    async with outlet(rabbitmq_url) as opened:
+        yield opened
+
+
+async def publish(lanes: Outlet, runs: Iterable[Sequence[Part]]) -> None:
+    for parts in runs:
+        await lanes.publish([encode(part) for part in parts])
+
+
+def assert_rows_are_those_of_the_journal(settings: Settings, database_url: str) -> None:
+    """As the direct path makes them, to the last bit; and the books add up."""
+    (rebuilt,) = rebuild_hours(settings, database_url, HOUR, HOUR, HandClock(START_NS + HOUR_NS), compare_only=True)
+    assert rebuilt.same, rebuilt.differences
+    assert rebuilt.rows > 0
+    [(packets, ticks, others, rejected)] = query(
+        database_url,
+        "SELECT sum(packets)::int, sum(ticks)::int, sum(state + control)::int, sum(rejected)::int FROM ingest_ledger",
+    )
+    assert packets == ticks + others + rejected  # type: ignore[operator]
+    assert query(database_url, "SELECT count(*), count(DISTINCT tick_id) FROM ticks") == [(ticks, ticks)]
+    assert query(database_url, "SELECT count(*) FROM rejected_packets") == [(rejected,)]
+
+
+async def test_what_comes_through_the_lanes_is_stored_as_the_direct_path_stores_it(
+    settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
+) -> None:
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await publish(lanes, runs)
+        await until(lambda: parts_stored(database_url) == 20 * LANES)
+        status = running.worker.status()
+        assert (status["lanes"], status["blocks"]) == ([1, 2, 3], 60)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert (await lanes.depths()).ready == (0, 0, 0)
+    assert [event["event"] for event in running.events if event["event"] != "status"] == ["started", "stopped"]
+    assert running.warnings == []
+
+
+async def test_what_is_delivered_twice_is_stored_once(
+    settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
+) -> None:
+    await publish(lanes, [run for run in runs for _ in range(2)])
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await publish(lanes, reversed(runs))
+        await until(lambda: running.worker.counts.blocks == 20 * LANES)
+    await until_empty(lanes)
+    assert running.worker.counts.blocks == parts_stored(database_url) == 20 * LANES
+    assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+def execute(database_url: str, statement: str) -> None:
+    with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute(statement)
+
+
+async def until_empty(lanes: Outlet) -> None:
+    async with asyncio.timeout(20):
+        while any((await lanes.depths()).ready):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_workers_share_the_lanes_however_many_they_are(
+    settings: Settings, database_url: str, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BALANCE_S", 0.05)
+
+    def held() -> list[int]:
+        lanes = [lane for each in workers for lane in each.worker.lanes]
+        assert len(set(lanes)) == len(lanes)
+        return sorted((len(each.worker.lanes) for each in workers), reverse=True)
+
+    workers: list[Working] = []
+    async with AsyncExitStack() as stack:
+        for shares in ([3], [2, 1], [1, 1, 1], [1, 1, 1, 0]):
+            workers.append(await stack.enter_async_context(working(settings, rabbitmq_url)))
+            await until(lambda shares=shares: held() == shares)  # type: ignore[misc]
+        for shares in ([1, 1, 1, 0], [2, 1, 0, 0], [3, 0, 0, 0]):
+            next(each for each in workers if each.worker.lanes and not each.stop.is_set()).stop.set()
+            await until(lambda shares=shares: held() == shares)  # type: ignore[misc]
+    assert [each.warnings for each in workers] == [[]] * 4
+
+
+async def test_while_lanes_go_from_worker_to_worker_everything_is_stored_once_and_in_order(
+    settings: Settings,
+    database_url: str,
+    rabbitmq_url: str,
+    lanes: Outlet,
+    journal: JournalWriter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_BALANCE_S", 0.02)
+    runs = parts_of(record(journal, market_messages(2000), START_NS), TOKENS, in_run=1)
+    async with working(settings, rabbitmq_url, CLOCK) as first:
+        await publish(lanes, runs[:50])
+        await until(lambda: len(first.worker.lanes) == 3)
+        async with working(settings, rabbitmq_url, CLOCK):
+            async with working(settings, rabbitmq_url, CLOCK):
+                await publish(lanes, runs[50:120])
+            await publish(lanes, runs[120:])
+        await until(lambda: parts_stored(database_url) == 200 * LANES)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert_committed_in_order(database_url)
+
+
+async def test_bytes_that_are_no_message_go_to_the_dead_letters_and_the_next_is_stored(
+    settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
+) -> None:
+    poison = bytearray(encode(runs[0][1]))
+    poison[-1] ^= 1
+    await publish(lanes, runs[:3])
+    await lanes.publish([None, bytes(poison), b""])
+    await publish(lanes, runs[3:])
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await until(lambda: running.worker.buried == 2 and parts_stored(database_url) == 20 * LANES)
+        letters = await dead_letters(rabbitmq_url)
+        assert sorted((letter.lane, letter.body) for letter in letters) == [(2, bytes(poison)), (3, b"")]
+        assert all(letter.reason for letter in letters)
+        assert await redrive_dead_letters(rabbitmq_url) == 2
+        await until(lambda: running.worker.buried == 4)
+    assert len(await dead_letters(rabbitmq_url)) == 2
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert len(running.warnings) == 4
+    assert running.warnings[0].startswith("A message of lane ")
+
+
+async def test_a_message_that_cannot_be_stored_is_tried_again_and_then_buried(
+    settings: Settings,
+    database_url: str,
+    rabbitmq_url: str,
+    lanes: Outlet,
+    runs: list[list[Part]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_TRY_AGAIN_S", (0.0, 0.0))
+    impossible = [replace(part, messages=np.full_like(part.messages, 1 << 40)) for part in runs[3]]
+    await publish(lanes, [*runs[:3], impossible, *runs[3:]])
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await until(lambda: running.worker.buried == LANES and parts_stored(database_url) == 20 * LANES)
+    assert {letter.reason for letter in await dead_letters(rabbitmq_url)} == {
+        "NumericValueOutOfRange: integer out of range"
+    }
+    assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+async def test_a_database_that_lacks_a_table_for_a_while_is_no_fault_of_the_messages(
+    settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
+) -> None:
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await until(lambda: running.worker.lanes)
+        execute(database_url, "ALTER TABLE ingest_ledger RENAME TO elsewhere")
+        await publish(lanes, runs)
+        await until(lambda: running.warnings)
+        execute(database_url, "ALTER TABLE elsewhere RENAME TO ingest_ledger")
+        await until(lambda: parts_stored(database_url) == 20 * LANES)
+    [warning] = running.warnings
+    assert warning.startswith("Nothing can be stored for now, what comes waits; trying again. relation ")
+    assert running.worker.buried == 0
+    assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+async def test_while_the_capture_itself_writes_its_messages_wait(
+    settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
+) -> None:
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        with closing(connect(database_url)) as writer:
+            assert lock_writer(writer, settings.capture)
+            await publish(lanes, runs)
+            await until(lambda: running.warnings)
+            assert parts_stored(database_url) == 0
+        await until(lambda: parts_stored(database_url) == 20 * LANES)
+    assert len(running.warnings) == 1
+    assert running.worker.buried == 0
+
+
+async def test_when_the_database_comes_back_everything_is_stored(
+    settings: Settings,
+    postgres_url: str,
+    database_url: str,
+    rabbitmq_url: str,
+    lanes: Outlet,
+    runs: list[list[Part]],
+) -> None:
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await publish(lanes, runs[:3])
+        await until(lambda: parts_stored(database_url) == 9 * LANES)
+        with outage(postgres_url, database_url):
+            await until(lambda: running.warnings)
+            await publish(lanes, runs[3:])
+        await until(lambda: running.worker.counts.blocks == 20 * LANES)
+        for _ in range(3):
+            end_sessions(postgres_url, database_url)
+            await until(lambda: len(running.worker.lanes) == LANES)
+    assert all(warning.startswith("Nothing can be stored for now") for warning in running.warnings)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert await dead_letters(rabbitmq_url) == []
+
+
+async def test_instruments_that_are_synced_while_it_works_are_known_from_then_on(
+    settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, journal: JournalWriter
+) -> None:
+    messages = [ticker(UNKNOWN, 5.0), ticker(EQUITY, 6.0), ticker(UNKNOWN, 7.0)]
+    parts = parts_of(record(journal, messages, START_NS, in_block=1), TOKENS, in_run=1)
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await until(lambda: running.worker.lanes)
+        add_instruments(database_url, [generate_instrument_token(*UNKNOWN)])
+        for number, part in enumerate(parts, 1):
+            await publish(lanes, [part])
+            await until(lambda number=number: parts_stored(database_url) == number * LANES)  # type: ignore[misc]
+    assert query(database_url, "SELECT count(*), (SELECT count(*) FROM rejected_packets) FROM ticks") == [(2, 1)]

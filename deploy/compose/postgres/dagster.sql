@@ -1,0 +1,2 @@
+-- Dagster's own database, made with the server's data; `dagster instance migrate` fills it.
+CREATE DATABASE dagster;

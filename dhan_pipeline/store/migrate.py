@@ -1,5 +1,6 @@
 """Brings the schema up to date: the numbered files of `sql/`, each in one transaction, each once."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from psycopg2.extensions import connection
 import dhan_pipeline
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.store.engine import connect
+
+log = logging.getLogger(__name__)
 
 #: Key of the advisory lock that lets one migration run at a time.
 _LOCK = 0x6468616E
@@ -29,8 +32,8 @@ def migration_files() -> list[Path]:
 def migrate(url: str, dry_run: bool = False) -> list[str]:
     """Run the migrations that the database lacks and return their names; with `dry_run` print their SQL instead.
 
-    Raises MigrationError: the failing migration changed nothing, those before it stay; and where a later version of
-    this program brought the database up to date.
+    What they warn of is logged. Raises MigrationError: the failing migration changed nothing, those before it stay; and
+    where a later version of this program brought the database up to date.
     """
     with _connected(url) as conn:
         applied = _applied(conn)
@@ -77,6 +80,11 @@ def _run(conn: connection, file: Path) -> None:
             )
             cursor.execute(file.read_text())
             cursor.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (file.stem,))
+        for notice in conn.notices:
+            level, _, sentence = notice.partition("\n")[0].partition(":  ")
+            if level == "WARNING":
+                log.warning("%s", sentence)
+        conn.notices.clear()
     except psycopg2.Error as error:
         raise MigrationError(f"Migration {file.name} failed and changed nothing: {_first_line(error)}") from error
 

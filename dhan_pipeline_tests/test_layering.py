@@ -17,7 +17,7 @@ PACKAGE = Path(dhan_pipeline.__file__).parent
 ROOMS = (
     {"cli"},
     {"demo"},
-    {"definitions"},
+    {"definitions", "ingest_definitions", "pipeline_definitions"},
     {"orchestration"},
     {"ingest"},
     {"quality"},
@@ -42,7 +42,7 @@ ROOMS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}
 
-MAY_IMPORT_DAGSTER = {"orchestration", "definitions", "demo"}
+MAY_IMPORT_DAGSTER = {"orchestration", "definitions", "ingest_definitions", "pipeline_definitions", "demo"}
 
 #: Bytes in, batches out.
 SANS_IO = ("wire", "framing", "packets", "depth", "decode", "explain", "requests")

@@ -18,6 +18,7 @@ from dhan_pipeline.cli.replay import replay
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.token import token_app
+from dhan_pipeline.cli.worker import worker
 from dhan_pipeline.errors import redacted
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command(short_help="Run everything on this machine, over a simulated exchange.")(demo)
 app.command(cls=WithFaults, short_help="Run the simulated exchange.")(simulate)
 app.command(short_help="Capture the feed, without Dagster.")(ingest)
+app.command(short_help="Store what captures hand to RabbitMQ.")(worker)
 app.command("sync-instruments", short_help="Load the scrip master into the database.")(sync_instruments)
 app.command(short_help="Find instruments by what a trader writes.")(find)
 app.command()(migrate)

@@ -5,6 +5,8 @@ given up and the writer reads from the journal's files until it has caught up; s
 """
 
 import logging
+from array import array
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,9 @@ MEMORY_LIMIT_BYTES = 16 << 20
 #: Blocks handed out at once: bounds a transaction, and the memory of a catch-up.
 BATCH_BLOCKS = 64
 BATCH_BYTES = 3 << 19
+
+#: So often ids of blocks are forgotten that were taken.
+_FORGET_BLOCKS = 4096
 
 #: Below every block id.
 _NONE = -1
@@ -67,6 +72,8 @@ class Backlog:
         self._closed = False
         self.awaited = False
         """Whether the writer waits for a block right now."""
+        self._put: array[int] = array("q")
+        """Ids of the blocks put, in order, but for those that were taken long ago."""
         self._readable = _NONE
         self._read_after(_NONE)
 
@@ -89,6 +96,9 @@ class Backlog:
         """Add a block that is durable in the journal."""
         with self._ready:
             self._last_durable = block.block_id
+            self._put.append(block.block_id)
+            if len(self._put) % _FORGET_BLOCKS == 0:
+                del self._put[: bisect_right(self._put, self._last_taken)]
             self._last_received_ns = block.last_received_ns
             self._last_of_hour[hour_start_ns(block.first_received_ns)] = block.block_id
             if self._in_memory:
@@ -125,6 +135,12 @@ class Backlog:
         """Whether durable blocks wait to be taken."""
         with self._ready:
             return self._pending
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks wait to be taken, of those that were put; what a process before has left is not counted."""
+        with self._ready:
+            return len(self._put) - bisect_right(self._put, self._last_taken)
 
     @property
     def last_durable(self) -> int | None:

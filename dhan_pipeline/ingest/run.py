@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,9 @@ from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import hour_key, packets_due, packets_due_throughout
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import read_subscriptions
+
+if TYPE_CHECKING:
+    from dhan_pipeline.ingest.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +105,17 @@ class ClockBehindError(PipelineError):
     """The machine's clock is behind the journal."""
 
 
+def _sink(settings: Settings) -> "type[Writer | Publisher]":
+    """What takes blocks from the backlog: it stores them, or hands them over to workers."""
+    if settings.transport == "direct":
+        return Writer
+    from dhan_pipeline.ingest.publisher import Publisher  # a client of RabbitMQ, which others do without
+
+    return Publisher
+
+
 class Ingest:
-    """The parts of one capture, wired: connections -> receiver -> journal -> backlog -> writer."""
+    """The parts of one capture, wired: connections -> receiver -> journal -> backlog -> writer, or publisher."""
 
     def __init__(
         self, settings: Settings, database_url: str, emit: Emit, clock: Clock, policy: FeedPolicy | None = None
@@ -174,7 +186,7 @@ class Ingest:
         connections = {
             token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)
         }
-        self._writer = Writer(settings, database_url, self._backlog, clock, self._warn, connections, self)
+        self._writer = _sink(settings)(settings, database_url, self._backlog, clock, self._warn, connections, self)
         self._report = StatusReport(clock)
         self._messages = 0
         self._bytes = 0
@@ -302,7 +314,7 @@ class Ingest:
     def status(self) -> dict[str, Any]:
         """The status now, as the status line says it."""
         return self._report.line(
-            self._writer,
+            self._writer.counts,
             messages=self._messages,
             received_bytes=self._bytes,
             last_received_ns=self._receiver.last_received_ns,
@@ -310,6 +322,8 @@ class Ingest:
             connections=(self._feed.connections_up, self._feed.connections),
         ) | {
             **self._gaps.status(),
+            **self._writer.facts(),
+            "backlog_blocks": self._backlog.blocks,
             "trade_clock": self._writer.liveliness.trade_clock,
             "token_expires_at": expires_at.isoformat() if (expires_at := self._feed.token_expires_at) else None,
             "disk_free_gb": round(shutil.disk_usage(self._settings.journal_dir).free / 1e9, 1),

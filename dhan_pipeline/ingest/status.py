@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.latency import LatencyHistogram
-from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.sessions import hour_key
 
 #: Seconds over which rates and latencies of a status line are taken.
@@ -39,7 +39,7 @@ class StatusReport:
 
     def line(
         self,
-        writer: Writer,
+        counts: Counts,
         *,
         messages: int,
         received_bytes: int,
@@ -49,7 +49,6 @@ class StatusReport:
     ) -> dict[str, Any]:
         """The status now. `connections`: how many are up, of how many. What is received last may be a note of ours."""
         now_ns = self._clock.now_ns()
-        counts = writer.counts
         sample = (time.monotonic(), time.process_time(), messages, counts.latency.counts.copy())
         self._past.append(sample)
         oldest = self._past[0]

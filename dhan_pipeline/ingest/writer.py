@@ -3,10 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from psycopg2.extensions import connection
@@ -19,6 +18,7 @@ from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.ingest.retrying import Database, Patience
+from dhan_pipeline.ingest.threads import in_thread
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
@@ -26,8 +26,6 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions, instant
-
-T = TypeVar("T")
 
 #: Partitions of `ticks` exist this far ahead.
 PARTITIONS_AHEAD_NS = 3 * HOUR_NS
@@ -93,6 +91,10 @@ class Writer:
     def publish(self, status: dict[str, Any]) -> None:
         """Have the capture's status in the database replaced, when the writer comes to it."""
         self._status = status
+
+    def facts(self) -> dict[str, Any]:
+        """What the status line says besides: nothing."""
+        return {}
 
     def run(self) -> None:
         """Write until stopped. Losing the database is retried for ever; it never ends the capture."""
@@ -196,7 +198,7 @@ class Writer:
         stored = self._pending
         write = partial(ticks.write_blocks, conn, stored, self._clock, self._redrives)
         if ahead and self._backlog.waiting:
-            writing = _in_thread(write)
+            writing = in_thread(write)
             try:
                 self._process(self._backlog.take(0))
                 for part in self._pending:
@@ -224,20 +226,6 @@ class Writer:
         if not np.array_equal(tokens, processor.instruments.tokens):
             processor.learn(tokens)
             self.liveliness.know(processor.instruments)
-
-
-def _in_thread(call: Callable[[], T]) -> "Future[T]":
-    """What the call will return. Its thread keeps no process from ending."""
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="database", daemon=True).start()
-    return future
 
 
 def require_the_same_journal(conn: connection, capture: int, last: int | None, committed: int | None) -> None:

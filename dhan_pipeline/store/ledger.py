@@ -148,6 +148,62 @@ def _last_block_of(conn: connection, capture: int, part: int, parts: int) -> int
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTotals:
+    """What the ledger says of consecutive blocks of a capture, all of them whole."""
+
+    blocks: int
+    packets: int
+    ticks: int
+    state: int
+    control: int
+    rejected: int
+    received_through_ns: int
+    """All of their messages were received by then: ns since the Unix epoch, UTC."""
+    hours: list[str]
+    """Partition keys of the hours that they lie in."""
+    latencies: list[tuple[float, int]]
+    """Milliseconds from receipt to commit, and how many packets took that long."""
+
+
+def stored_in_parts(conn: connection, capture: int, after: int | None) -> tuple[int, StoredTotals] | None:
+    """The last of the blocks after a whole one up to which all are whole now, and what these add up to. None for none.
+
+    Only blocks that come in parts are looked at: those of a part come in order.
+    """
+    first = capture << NUMBER_BITS if after is None else after + 1
+    bounds = {"first": first, "before": (capture + 1) << NUMBER_BITS}
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT CASE WHEN count(*) = max(parts) THEN min(last) END FROM ("
+            "SELECT max(block_id) AS last, max(parts) AS parts FROM ingest_ledger "
+            "WHERE block_id >= %(first)s AND block_id < %(before)s AND parts > 1 GROUP BY part) AS lanes",
+            bounds,
+        )
+        last: int | None = cursor.fetchall()[0][0]
+        if last is None:
+            return None
+        bounds["before"] = last + 1
+        cursor.execute(
+            "SELECT count(DISTINCT block_id), sum(packets)::bigint, sum(ticks)::bigint, sum(state)::bigint, "
+            "sum(control)::bigint, sum(rejected)::bigint, "
+            # PostgreSQL cuts times to the microsecond.
+            "(extract(epoch FROM max(last_received)) * 1e9)::bigint + 999, "
+            "array_agg(DISTINCT (extract(epoch FROM hour) * 1e9)::bigint) FROM ingest_ledger "
+            "WHERE block_id >= %(first)s AND block_id < %(before)s",
+            bounds,
+        )
+        *sums, hours_ns = cursor.fetchall()[0]
+        cursor.execute(
+            "SELECT latency_ms, packets FROM ingest_ledger "
+            "WHERE block_id >= %(first)s AND block_id < %(before)s AND latency_ms IS NOT NULL AND packets > 0",
+            bounds,
+        )
+        latencies = cursor.fetchall()
+    fields: tuple[Any, ...] = (*sums, [hour_key(start_ns) for start_ns in hours_ns], latencies)
+    return last, StoredTotals(*fields)
+
+
 def last_received_ns(conn: connection, block_id: int) -> int:
     """Receive time of a stored block's last message, ns since the Unix epoch, UTC, cut to the microsecond."""
     with conn.cursor() as cursor:

@@ -4,11 +4,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.status import StatusReport
-from dhan_pipeline.ingest.writer import Writer
-from dhan_pipeline.journal.writer import JournalWriter
-from dhan_pipeline.settings import Settings
-from dhan_pipeline_tests.ingest.feed import HOUR, SECOND_NS, HandClock, backlog_of
+from dhan_pipeline_tests.ingest.feed import HOUR, SECOND_NS, HandClock
 
 FIELDS = (
     "event at hour connections_up connections messages packets ticks state control rejected blocks bytes "
@@ -18,16 +16,16 @@ FIELDS = (
 
 
 class Reported:
-    """A status report over a writer that never ran."""
+    """A status report over counts that nobody makes."""
 
-    def __init__(self, settings: Settings, journal: JournalWriter) -> None:
+    def __init__(self) -> None:
         self.clock = HandClock()
-        self.writer = Writer(settings, "", backlog_of(journal, settings), self.clock, print)
+        self.counts = Counts()
         self.report = StatusReport(self.clock)
 
     def line(self, messages: int = 0, last_received_ns: int = 0) -> dict[str, object]:
         return self.report.line(
-            self.writer,
+            self.counts,
             messages=messages,
             received_bytes=10 * messages,
             last_received_ns=last_received_ns,
@@ -37,8 +35,8 @@ class Reported:
 
 
 @pytest.fixture
-def reported(settings: Settings, journal: JournalWriter) -> Reported:
-    return Reported(settings, journal)
+def reported() -> Reported:
+    return Reported()
 
 
 def test_a_line_has_every_field_and_is_json(reported: Reported) -> None:
@@ -56,7 +54,7 @@ def test_a_line_has_every_field_and_is_json(reported: Reported) -> None:
 
 
 def test_counts_are_those_since_the_start(reported: Reported) -> None:
-    counts = reported.writer.counts
+    counts = reported.counts
     counts.blocks, counts.packets, counts.ticks, counts.state, counts.control, counts.rejected = 1, 16, 8, 5, 2, 1
     line = reported.line(messages=7, last_received_ns=reported.clock.at_ns)
     expected = {
@@ -74,10 +72,10 @@ def test_counts_are_those_since_the_start(reported: Reported) -> None:
 
 
 def test_recent_latency_forgets_what_the_total_remembers(reported: Reported) -> None:
-    reported.writer.latency.add(np.full(1000, 900.0))
+    reported.counts.latency.add(np.full(1000, 900.0))
     reported.line()
     for _ in range(10):
-        reported.writer.latency.add(np.full(10, 5.0))
+        reported.counts.latency.add(np.full(10, 5.0))
         line = reported.line()
     assert line["latency_p99_ms"] == pytest.approx(5.0, rel=0.05)
     assert line["latency_total_p99_ms"] == pytest.approx(900.0, rel=0.05)
@@ -97,19 +95,19 @@ def test_the_rate_is_that_of_the_last_lines(reported: Reported) -> None:
 
 def test_the_backlog_is_as_old_as_what_follows_the_last_commit(reported: Reported) -> None:
     start_ns = reported.clock.at_ns
-    reported.writer.counts.committed_through_ns = start_ns
+    reported.counts.committed_through_ns = start_ns
     assert reported.line(last_received_ns=start_ns)["backlog_seconds"] == 0.0
     reported.clock.at_ns += 5 * SECOND_NS
     assert reported.line(last_received_ns=start_ns + 4 * SECOND_NS)["backlog_seconds"] == 5.0
-    reported.writer.counts.committed_through_ns = start_ns + 3 * SECOND_NS
+    reported.counts.committed_through_ns = start_ns + 3 * SECOND_NS
     assert reported.line(last_received_ns=start_ns + 4 * SECOND_NS)["backlog_seconds"] == 2.0
-    reported.writer.counts.committed_through_ns = start_ns + 4 * SECOND_NS
+    reported.counts.committed_through_ns = start_ns + 4 * SECOND_NS
     assert reported.line(last_received_ns=start_ns + 4 * SECOND_NS)["backlog_seconds"] == 0.0
 
 
 def test_the_first_message_after_a_quiet_night_is_no_backlog(reported: Reported) -> None:
     evening_ns = reported.clock.at_ns
-    reported.writer.counts.committed_through_ns = evening_ns
+    reported.counts.committed_through_ns = evening_ns
     reported.clock.at_ns = evening_ns + 17 * 3600 * SECOND_NS
     reported.line(last_received_ns=evening_ns)
     reported.clock.at_ns += SECOND_NS

@@ -10,6 +10,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
+from dhan_pipeline.ingest import retrying
 from dhan_pipeline.ingest import writer as writer_module
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.process import BlockProcessor
@@ -51,7 +52,7 @@ from dhan_pipeline_tests.ingest.feed import (
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_S", (0.02, 0.05))
+    monkeypatch.setattr(retrying, "_RETRY_S", (0.02, 0.05))
 
 
 class Writing:
@@ -94,7 +95,7 @@ def test_every_block_is_stored_once_and_counted(writing: Writing, settings: Sett
         assert counts.blocks == 50
         assert counts.packets == counts.ticks + counts.state + counts.control + counts.rejected > 500
         assert counts.hours == {HOUR}
-        assert writing.writer.latency.counts.sum() == 500
+        assert writing.writer.counts.latency.counts.sum() == 500
     assert_stored_exactly_once(settings, database_url)
     assert query(database_url, "SELECT sum(packets)::int, sum(rejected)::int FROM ingest_ledger") == [
         (counts.packets, counts.rejected)
@@ -108,7 +109,7 @@ def test_latency_is_in_real_milliseconds(writing: Writing) -> None:
     with running(writing.writer, writing.backlog):
         writing.put(1, at_ns=START_NS + 36 * SECOND_NS)
         until(lambda: writing.all_committed)
-    assert writing.writer.latency.percentile(50) == pytest.approx(1000.0, rel=0.05)
+    assert writing.writer.counts.latency.percentile(50) == pytest.approx(1000.0, rel=0.05)
 
 
 def test_what_an_earlier_run_left_is_stored_and_what_it_stored_is_not_stored_again(
@@ -229,7 +230,7 @@ def test_an_outage_is_told_once_and_caught_up_with(
         attempts.append(url)
         return connect(url)
 
-    monkeypatch.setattr(writer_module, "connect", counted_connect)
+    monkeypatch.setattr(retrying, "connect", counted_connect)
     with running(writing.writer, writing.backlog):
         writing.put(100)
         until(lambda: writing.all_committed)

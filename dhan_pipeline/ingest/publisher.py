@@ -1,0 +1,217 @@
+"""The publisher: takes durable blocks from the backlog and hands them to the workers, through RabbitMQ.
+
+It stands where the `writer` stands that stores blocks itself. A run of blocks is handed over once RabbitMQ has
+confirmed all of its parts; until then it is published again. What is published twice is stored once, so when in doubt
+it is.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.ingest.backlog import Backlog
+from dhan_pipeline.ingest.books import Books
+from dhan_pipeline.ingest.counts import Counts
+from dhan_pipeline.ingest.liveliness import Listener, Liveliness
+from dhan_pipeline.ingest.parts import split
+from dhan_pipeline.ingest.process import BlockProcessor, resume
+from dhan_pipeline.ingest.retrying import Patience
+from dhan_pipeline.journal.stretch import Stretch, joined
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.ticks import StoredBlocks
+from dhan_pipeline.transport.broker import BrokerError, QueueFullError, check_url
+from dhan_pipeline.transport.message import encode
+from dhan_pipeline.transport.outlet import Depths, Outlet, outlet
+
+_POLL_S = 0.5
+
+#: How often RabbitMQ is asked what waits in it.
+_DEPTHS_S = 2.0
+
+
+class NoBrokerUrlError(PipelineError):
+    """Nobody said where RabbitMQ is."""
+
+
+def broker_url(settings: Settings) -> str:
+    """The address of RabbitMQ. Raises NoBrokerUrlError, BrokerError where it is no address."""
+    if settings.rabbitmq_url is None:
+        raise NoBrokerUrlError("RABBITMQ_URL is not set: amqp://user:password@host:5672/%2F, for one.")
+    return check_url(settings.rabbitmq_url.get_secret_value())
+
+
+@dataclass(slots=True)
+class _Run:
+    """Consecutive blocks, ready to be handed over."""
+
+    bodies: list[bytes | None]
+    """A lane each; None once RabbitMQ has it."""
+    blocks: StoredBlocks
+
+
+class Publisher:
+    """Hands over the blocks of one capture in order. `run` is a thread's body."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        backlog: Backlog,
+        clock: Clock,
+        warn: Callable[[str], None],
+        connections: Mapping[int, int],
+        listener: Listener | None = None,
+    ) -> None:
+        """`connections`: the connection of each subscribed instrument token. `listener` hears of those that go silent.
+
+        `warn` and the listener are called in the publisher's threads. Raises NoBrokerUrlError, BrokerError.
+        """
+        self._url = broker_url(settings)
+        self._settings = settings
+        self._backlog = backlog
+        self._clock = clock
+        self._warn = warn
+        self._tokens = np.fromiter(connections, np.int64, len(connections))
+        self._books = Books(settings, database_url, warn)
+        self._stop = threading.Event()
+        self._stop_at_s = 0.0
+        self._handed_over: int | None = None
+        """The last block that RabbitMQ has, with all before it; None while that is unknown."""
+        self._runs: deque[_Run] = deque()
+        self._depths: Depths | None = None
+        self.liveliness = Liveliness(settings, connections, listener)
+
+    @property
+    def counts(self) -> Counts:
+        """What the workers have committed since the start."""
+        return self._books.counts
+
+    def facts(self) -> dict[str, Any]:
+        """What the status line says besides; None for what is not known now."""
+        depths = self._depths
+        return {
+            "queue_depth": None if depths is None else sum(depths.ready),
+            "dead_letters": None if depths is None else depths.dead_letters,
+            "workers": self._books.workers,
+        }
+
+    def stop(self, within_s: float) -> None:
+        """End once all is handed over and stored, or after so many seconds; at once while RabbitMQ is away.
+
+        Nobody waits for workers where there are none.
+        """
+        self._stop_at_s = time.monotonic() + within_s
+        self._stop.set()
+
+    def publish(self, status: dict[str, Any]) -> None:
+        """Have the capture's status in the database replaced."""
+        self._books.publish(status)
+
+    def run(self) -> None:
+        """Hand over until stopped. Losing RabbitMQ or the database is retried for ever; it never ends the capture."""
+        books = threading.Thread(target=self._books.run, name="books", daemon=True)
+        books.start()
+        patience = Patience("Nothing can be handed over for now, the journal keeps all; trying again.", self._warn)
+        try:
+            while not self._is_over():
+                try:
+                    if self._resume():
+                        asyncio.run(self._hand_over(patience))
+                        self._wait_for_workers()
+                    return
+                # Whatever goes wrong here, the capture must go on: the journal keeps what cannot be handed over yet.
+                except Exception as error:
+                    if self._stop.is_set():
+                        return
+                    self._stop.wait(patience.failed(error))
+        finally:
+            self._books.stop()
+            books.join(_POLL_S)
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() and time.monotonic() >= self._stop_at_s
+
+    def _resume(self) -> bool:
+        """Go on after the last block that was handed over. False where the time to stop came before that is known."""
+        while not self._books.begin(_POLL_S):
+            if self._stop.is_set():
+                return False
+        after, received_ns = self._handed_over, 0
+        if after is None:
+            after, received_ns = self._books.whole, self._books.whole_received_ns
+        self._runs.clear()
+        self._processor = BlockProcessor(self._tokens, self._settings.dhan_trade_time_offset_s)
+        self.liveliness.know(self._processor.instruments)
+        if after is not None and not resume(
+            self._processor, self._settings.journal_dir, self._settings.capture, after, self._is_over
+        ):
+            return False
+        self._backlog.start_after(after, received_ns)
+        return True
+
+    async def _hand_over(self, patience: Patience) -> None:
+        while True:
+            try:
+                async with outlet(self._url) as out:
+                    await self._publish(out, patience)
+                return
+            except BrokerError as error:
+                self._depths = None
+                if self._stop.is_set():
+                    return
+                await asyncio.sleep(patience.failed(error))
+
+    async def _publish(self, out: Outlet, patience: Patience) -> None:
+        """Publish run after run; while one is on its way, the next is made."""
+        depths_at_s = 0.0
+        while not self._is_over():
+            if time.monotonic() >= depths_at_s:
+                self._depths = await out.depths()
+                depths_at_s = time.monotonic() + _DEPTHS_S
+            if not self._runs:
+                await asyncio.to_thread(self._prepare, _POLL_S)
+                if not self._runs:
+                    if self._stop.is_set() and not self._backlog.waiting:
+                        return
+                    continue
+            run = self._runs[0]
+            sending = asyncio.create_task(out.publish(run.bodies))
+            try:
+                if len(self._runs) == 1 and self._backlog.waiting:
+                    await asyncio.to_thread(self._prepare, 0)
+            finally:
+                await asyncio.wait([sending])
+            try:
+                sending.result()
+            except QueueFullError as full:
+                run.bodies = [body if lane in full.lanes else None for lane, body in enumerate(run.bodies, 1)]
+                if self._stop.is_set():
+                    return
+                await asyncio.sleep(patience.failed(full))
+                continue
+            patience.succeeded()
+            self._runs.popleft()
+            self._handed_over = run.blocks.stretch.last_block_id
+            self.liveliness.see(run.blocks)
+
+    def _prepare(self, timeout_s: float) -> None:
+        """Make the next runs of what comes within the time."""
+        self._runs.extend(self._run(stretch) for stretch in joined(self._backlog.take(timeout_s)))
+
+    def _run(self, stretch: Stretch) -> _Run:
+        decoded = self._processor.decode(stretch)
+        before = self._processor.remembered(stretch, decoded)
+        bodies = [encode(part) for part in split(stretch, decoded, before)]
+        return _Run([*bodies], self._processor.process(stretch, decoded))
+
+    def _wait_for_workers(self) -> None:
+        while not self._is_over() and self._books.workers and (self._books.whole or 0) < (self._handed_over or 0):
+            time.sleep(0.05)

@@ -45,27 +45,39 @@ def open_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_url(open_dir: Path) -> Iterator[str]:
-    """URL of the session's own server."""
+    """URL of the session's own server, or of TEST_DATABASE_URL: databases are made and dropped there."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+        return
     server = embedded.start(open_dir / "session")
     yield server.url
     embedded.stop(open_dir / "session")
 
 
+def _execute(url: str, statement: str, name: str) -> None:
+    with closing(connect(url)) as conn:
+        conn.autocommit = True
+        with conn.cursor() as cursor:
+            cursor.execute(sql.SQL(statement).format(sql.Identifier(name)), {"name": name})
+
+
 @pytest.fixture(scope="session")
-def _template(postgres_url: str) -> str:
-    migrate(create_database(postgres_url, "migrated"))
-    return "migrated"
+def _template(postgres_url: str) -> Iterator[str]:
+    name = f"dhan_test_{os.getpid()}"  # of several processes on one server
+    migrate(create_database(postgres_url, name))
+    # A template has to be without connections; TimescaleDB's scheduler keeps one to every database.
+    _execute(postgres_url, "ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
+    _execute(postgres_url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %(name)s", name)
+    yield name
+    _execute(postgres_url, "DROP DATABASE {}", name)
 
 
 @pytest.fixture
 def database_url(postgres_url: str, _template: str) -> Iterator[str]:
     """URL of a database of the test's own, with the whole schema and no rows."""
-    name = f"test_{next(_numbers)}"
+    name = f"{_template}_{next(_numbers)}"
     yield create_database(postgres_url, name, template=_template)
-    with closing(connect(postgres_url)) as conn:
-        conn.autocommit = True
-        with conn.cursor() as cursor:
-            cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    _execute(postgres_url, "DROP DATABASE {} WITH (FORCE)", name)
 
 
 @pytest.fixture

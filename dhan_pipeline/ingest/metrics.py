@@ -114,13 +114,13 @@ _GAUGES_OF_STATUS: dict[str, tuple[str, str, Convert]] = {
     "connections_up": ("dhan_connections_up", "Connections to the feed that there are.", float),
     "last_packet_at": ("dhan_last_message_timestamp_seconds", "When the feed's last message came.", _seconds),
     "backlog_blocks": ("dhan_backlog_blocks", "Durable blocks that wait to be stored, or to be handed over.", float),
-    "backlog_seconds": ("dhan_backlog_seconds", "For how long the oldest of them has waited.", float),
+    "backlog_seconds": ("dhan_backlog_seconds", "How long the oldest message has waited that is not stored.", float),
     "gap_open_s": ("dhan_gap_open_seconds", "How long the longest gap that lasts has been, in session.", float),
     "gap_recent_s": ("dhan_gap_recent_seconds", "The longest gap that ended within 5 minutes, in session.", float),
     "silent_count": ("dhan_silent_instruments", "Lively instruments that fell silent.", float),
     "trade_clock": (
         "dhan_trade_clock_ok",
-        "0 where trade times no longer follow the clock by which they are read.",
+        "1 while trade times follow the clock by which they are read, 0 where not.",
         lambda verdict: float(verdict == "ok"),
     ),
     "token_expires_at": ("dhan_token_expires_timestamp_seconds", "When the access token's time is over.", _seconds),
@@ -147,12 +147,16 @@ class Metrics:
         counts: Counts | None = None,
         subscribed: Collection[int] = (),
     ) -> None:
-        """`counts`: of what this process commits, None where others do. `subscribed`: a capture's instrument tokens."""
+        """`counts`: what was committed. `subscribed`: a capture's instrument tokens.
+
+        Counts of a capture whose blocks are stored by workers are not shown: the workers show theirs, and sums would
+        count all twice.
+        """
         self.status: Mapping[str, Any] = {}
         """The latest status line. Put another one in its place; never change it."""
         self._settings = settings
         self._clock = clock
-        self._counts = counts
+        self._counts = None if role == "capture" and settings.transport == "rabbitmq" else counts
         self._process = {
             "role": role,
             "capture": str(settings.capture) if role == "capture" else "",

@@ -157,6 +157,12 @@ def test_trade_times_that_moved_are_shown_as_zero(settings: Settings) -> None:
     assert shown(metrics)["dhan_trade_clock_ok"] == 0
 
 
+def test_what_workers_commit_is_shown_by_them_and_not_by_the_capture_as_well(settings: Settings) -> None:
+    handing_over = settings.model_copy(update={"transport": "rabbitmq"})
+    assert "dhan_ticks_total" in shown(Metrics(handing_over, HandClock(), "worker", Counts()))
+    assert "dhan_ticks_total" not in shown(Metrics(handing_over, HandClock(), "capture", Counts()))
+
+
 def at_ist(hour: int, minute: int = 0, day: int = 20) -> int:
     """Of November 2026, in which the 20th is a Friday and the 24th a holiday: ns since the Unix epoch."""
     return int(datetime.fromisoformat(f"2026-11-{day}T{hour:02}:{minute:02}+05:30").timestamp()) * 1_000_000_000

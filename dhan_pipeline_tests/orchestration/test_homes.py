@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.scheduler.instigation import InstigatorType
 
 from dhan_pipeline.orchestration.names import TICKS
 from dhan_pipeline.store.engine import create_database, sqlalchemy_url
@@ -39,12 +40,16 @@ def test_the_homes_differ_only_in_storage() -> None:
     assert local == postgres
 
 
-def test_one_ingest_run_a_capture_and_two_of_a_backfill_at_once(shipped: dg.DagsterInstance) -> None:
+def test_one_ingest_run_a_capture_two_of_a_backfill_at_once_and_nothing_kept_for_ever(
+    shipped: dg.DagsterInstance,
+) -> None:
     queue = shipped.get_concurrency_config().run_queue_config
     assert queue is not None
     limits = {limit["key"]: (limit["limit"], limit.get("value")) for limit in queue.tag_concurrency_limits}
     assert limits == {"dhan/capture": (1, {"applyLimitPerUniqueValue": True}), "dagster/backfill": (2, None)}
     assert shipped.run_monitoring_enabled
+    for kind in (InstigatorType.SENSOR, InstigatorType.SCHEDULE):
+        assert all(days > 0 for days in shipped.get_tick_retention_settings(kind).values())  # -1 would be for ever
     assert not shipped.telemetry_enabled
     assert not shipped.nux_enabled
 

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from dagster._core.scheduler.instigation import InstigatorType
+from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 
 from dhan_pipeline.orchestration.names import TICKS
 from dhan_pipeline.store.engine import create_database, sqlalchemy_url
@@ -49,7 +49,8 @@ def test_one_ingest_run_a_capture_two_of_a_backfill_at_once_and_nothing_kept_for
     assert limits == {"dhan/capture": (1, {"applyLimitPerUniqueValue": True}), "dagster/backfill": (2, None)}
     assert shipped.run_monitoring_enabled
     for kind in (InstigatorType.SENSOR, InstigatorType.SCHEDULE):
-        assert all(days > 0 for days in shipped.get_tick_retention_settings(kind).values())  # -1 would be for ever
+        days = shipped.get_tick_retention_settings(kind)
+        assert all(days[status] > 0 for status in (TickStatus.SKIPPED, TickStatus.SUCCESS, TickStatus.FAILURE))
     assert not shipped.telemetry_enabled
     assert not shipped.nux_enabled
 

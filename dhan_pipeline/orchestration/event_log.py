@@ -3,11 +3,11 @@
 Belongs here: which events nobody asks for any more. Does not: ticks of sensors and schedules (`retention` in
 `dagster.yaml`), and ticks of the market (`schedules.py`).
 
-A day of captures writes some 6 MB into PostgreSQL and twice that into SQLite: heartbeats, and the live checks every five
-minutes. Dagster itself offers to delete whole runs only, which would take the materialisations with them: the hours of
-a deleted ingest run were not captured, as far as Dagster knows. So rows are deleted by SQL, and never what the present
-state is read from: materialisations and the plans for them, the last outcome of each check of each partition, how each
-run went, and why a step failed.
+A day of captures writes some 6 MB into PostgreSQL and twice that into SQLite: heartbeats, and the live checks every
+five minutes. Dagster itself offers to delete whole runs only, which would take the materialisations with them: the
+hours of a deleted ingest run were not captured, as far as Dagster knows. So rows are deleted by SQL, and never what the
+present state is read from: materialisations and the plans for them, the last outcome of each check of each partition,
+how each run went, and why a step failed.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -99,8 +99,8 @@ def check_url(url: str) -> str:
         usable = False
     if not usable:
         raise BrokerError(
-            "RABBITMQ_URL is no address of RabbitMQ: it reads amqp://user:password@host:5672/vhost, with amqps:// for TLS"
-            " and special characters of the password percent-encoded."
+            "RABBITMQ_URL is no address of RabbitMQ: it reads amqp://user:password@host:5672/vhost, with amqps:// for"
+            " TLS, and special characters of the password are percent-encoded."
         )
     return url
 

@@ -12,6 +12,7 @@ from dhan_pipeline.transport.broker import (
     DEAD,
     DELIVERY_LIMIT,
     EXCHANGE,
+    QUEUES,
     BrokerError,
     QueueFullError,
     answers,
@@ -21,6 +22,7 @@ from dhan_pipeline.transport.broker import (
     is_refusal,
     outcomes,
     publish,
+    queue_name,
 )
 
 
@@ -51,12 +53,14 @@ async def redrive_dead_letters(url: str) -> int:
     """Put the dead letters of this moment back into their lanes, and say how many.
 
     Each is confirmed in its lane before it leaves the dead letters: what is interrupted may double some, which workers
-    then skip, and loses none. Raises BrokerError, QueueFullError where a lane is full.
+    then skip, and loses none. What belongs to no lane stays. Raises BrokerError, QueueFullError where a lane is full.
     """
     moved = 0
     async with _channel(url) as channel:
         async for message in _messages(channel):
             lane = _read(message).lane
+            if queue_name(lane) not in QUEUES:
+                continue
             (outcome,) = await outcomes(publish(channel, message.body, EXCHANGE, lane))
             if is_refusal(outcome):
                 raise QueueFullError((lane,))

@@ -66,6 +66,7 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_what_to_do(alert: dict[st
         ("DhanLatencyHigh", "latency_p99_ms_warn", "latency_p99_ms_error"),
         ("DhanBacklogHigh", "latency_p99_ms_warn", "latency_p99_ms_error"),
         ("DhanGap", "gap_s_warn", "gap_s_error"),
+        ("DhanQueueDepthHigh", "queue_depth_warn", "queue_depth_error"),
     ],
 )
 def test_limits_are_the_defaults_of_the_settings(name: str, warning: str, critical: str) -> None:

@@ -45,13 +45,24 @@ def open_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_url(open_dir: Path) -> Iterator[str]:
-    """URL of the session's own server, or of TEST_DATABASE_URL: databases are made and dropped there."""
+    """URL of the session's own server; or of TEST_DATABASE_URL, where databases are made and dropped."""
     if url := os.environ.get("TEST_DATABASE_URL"):
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            pytest.fail("TEST_DATABASE_URL is one server, for one process: run pytest with -n 0.")
+        before = _databases(url)
         yield url
+        for name in _databases(url) - before:
+            _execute(url, "DROP DATABASE {} WITH (FORCE)", name)
         return
     server = embedded.start(open_dir / "session")
     yield server.url
     embedded.stop(open_dir / "session")
+
+
+def _databases(url: str) -> set[str]:
+    with closing(connect(url)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT datname FROM pg_database")
+        return {name for (name,) in cursor.fetchall()}
 
 
 def _execute(url: str, statement: str, name: str) -> None:
@@ -62,20 +73,20 @@ def _execute(url: str, statement: str, name: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def _template(postgres_url: str) -> Iterator[str]:
-    name = f"dhan_test_{os.getpid()}"  # of several processes on one server
-    migrate(create_database(postgres_url, name))
+def _template(postgres_url: str) -> str:
+    migrate(create_database(postgres_url, "migrated"))
     # A template has to be without connections; TimescaleDB's scheduler keeps one to every database.
-    _execute(postgres_url, "ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
-    _execute(postgres_url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %(name)s", name)
-    yield name
-    _execute(postgres_url, "DROP DATABASE {}", name)
+    _execute(postgres_url, "ALTER DATABASE {} ALLOW_CONNECTIONS false", "migrated")
+    _execute(
+        postgres_url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %(name)s", "migrated"
+    )
+    return "migrated"
 
 
 @pytest.fixture
 def database_url(postgres_url: str, _template: str) -> Iterator[str]:
     """URL of a database of the test's own, with the whole schema and no rows."""
-    name = f"{_template}_{next(_numbers)}"
+    name = f"test_{next(_numbers)}"
     yield create_database(postgres_url, name, template=_template)
     _execute(postgres_url, "DROP DATABASE {} WITH (FORCE)", name)
 

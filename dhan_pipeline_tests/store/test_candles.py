@@ -21,7 +21,7 @@ from dhan_pipeline.store.candles import (
     read_hour,
     rebuild_candles,
 )
-from dhan_pipeline.store.partitions import ensure_partitions
+from dhan_pipeline.store.partitions import drop_expired, ensure_partitions
 
 NINE, TEN, ELEVEN, NOON = (f"2026-11-20T{hour:02}:00" for hour in (9, 10, 11, 12))
 LATER_NS = parse_hour_key(NOON) + 24 * HOUR_NS
@@ -322,7 +322,7 @@ def test_bars_are_kept_when_their_ticks_are_gone(conn: connection) -> None:
         cursor.execute(
             "INSERT INTO ingest_ledger VALUES (1, 0, %s, 1, 1, 1, 0, 0, 0, 162, %s, %s, now(), 1)", (at("10:00"),) * 3
         )
-        cursor.execute("DROP TABLE ticks_20261120_10")
+    assert drop_expired(conn, 1, LATER_NS + 24 * HOUR_NS).dropped
     store_gap(conn, at("10:00:00"), at("10:20:00"), SHARE)
     store_broker_bar(conn, "10:00")
     with pytest.raises(CandlesRefusedError, match="no longer in the database"):

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, datetime
@@ -183,7 +184,8 @@ def test_the_ticks_of_an_instrument_and_hour_are_found_by_index_in_one_partition
             cursor.execute("SET LOCAL enable_seqscan = off")
             cursor.execute(f"EXPLAIN SELECT * FROM ticks_with_symbols WHERE {where} {condition}")
             plan = "\n".join(line for (line,) in cursor.fetchall())
-        assert "ticks_20260302_10_instrument_token_idx" in plan, plan
+        [index] = set(re.findall(r"Scan (?:using|on) (\w*instrument_token\w*)", plan))
+        assert index.startswith(("ticks_20260302_10_", "_hyper_")), plan
         assert "ticks_20260302_11" not in plan
         assert "Seq Scan" not in plan
 

@@ -21,7 +21,7 @@ from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.partitions import ensure_partitions, instant
+from dhan_pipeline.store.partitions import ensure_partitions, instant, partition_starts
 from dhan_pipeline.store.ticks import (
     JournalIncompleteError,
     RedrivenError,
@@ -127,7 +127,9 @@ def test_a_missing_partition_is_made_on_demand(conn: connection) -> None:
     ensure_partitions(conn, NINE, NINE + HOUR_NS)
     blocks = [make_block(1), make_block(2, hour="2026-11-20T10:00")]
     assert write_blocks(conn, blocks, CLOCK) == [1, 2]
-    assert _count(conn, "ticks_20261120_09") == _count(conn, "ticks_20261120_10") == 6
+    assert partition_starts(conn) == [NINE, NINE + HOUR_NS]
+    assert _count(conn, "ticks WHERE time < '2026-11-20 10:00+05:30'") == 6
+    assert _count(conn, "ticks WHERE time >= '2026-11-20 10:00+05:30'") == 6
 
 
 def test_latency_reaches_from_the_oldest_message_to_the_commit(conn: connection) -> None:

@@ -21,7 +21,7 @@ from dagster_graphql.cli import execute_query
 
 from dhan_pipeline.orchestration.names import LIVE_FEED, STOP_TAG, TICKS
 from dhan_pipeline.quality.measures import LIVE_CHECKS
-from dhan_pipeline.store.engine import create_database, sqlalchemy_url
+from dhan_pipeline.store.engine import sqlalchemy_url
 from dhan_pipeline_tests.orchestration.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -87,10 +87,10 @@ class Site:
 
 
 @pytest.fixture
-def instance(open_dir: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+def instance(open_dir: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     # The path must be short: sockets are in it.
     home = Path(tempfile.mkdtemp(dir=open_dir))
-    monkeypatch.setenv("DAGSTER_PG_URL", sqlalchemy_url(create_database(postgres_url, f"dagster{home.name.lower()}")))
+    monkeypatch.setenv("DAGSTER_PG_URL", sqlalchemy_url(database_url))
     shutil.copy(ROOT / "deploy/postgres/dagster.yaml", home)
     with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance

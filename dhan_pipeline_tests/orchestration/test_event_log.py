@@ -19,7 +19,7 @@ from dhan_pipeline.orchestration.event_log import KEEP_DAYS
 from dhan_pipeline.orchestration.names import LIVE_FEED, RAW_PACKETS, TICKS
 from dhan_pipeline.orchestration.partitions import hourly_partitions
 from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
-from dhan_pipeline.store.engine import create_database, sqlalchemy_url
+from dhan_pipeline.store.engine import sqlalchemy_url
 from dhan_pipeline_tests.orchestration.conftest import (
     HOUR,
     NEXT_HOUR,
@@ -46,13 +46,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["local", "postgres"])
 def instance(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dg.DagsterInstance]:
     """An instance in a copy of the home that we ship; the pipeline's."""
     home = tmp_path / "dagster"
     home.mkdir()
-    database = create_database(postgres_url, f"pruned_{request.param}_{tmp_path.name[-8:]}")
-    monkeypatch.setenv("DAGSTER_PG_URL", sqlalchemy_url(database))
+    monkeypatch.setenv("DAGSTER_PG_URL", sqlalchemy_url(database_url))
     shutil.copy(ROOT / "deploy" / request.param / "dagster.yaml", home)
     with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance

@@ -11,7 +11,7 @@ import yaml
 from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 
 from dhan_pipeline.orchestration.names import TICKS
-from dhan_pipeline.store.engine import create_database, sqlalchemy_url
+from dhan_pipeline.store.engine import sqlalchemy_url
 from dhan_pipeline_tests.orchestration.conftest import HOUR, Pipeline, Record, checks, execute, meanwhile, stop_when
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +24,10 @@ def home(name: str) -> dict[str, Any]:
 
 @pytest.fixture(params=["local", "postgres"])
 def shipped(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dg.DagsterInstance]:
     """An instance in a copy of the home."""
-    database = create_database(postgres_url, f"dagster_{request.param}_{tmp_path.name[-8:]}")
-    monkeypatch.setenv("DAGSTER_PG_URL", sqlalchemy_url(database))
+    monkeypatch.setenv("DAGSTER_PG_URL", sqlalchemy_url(database_url))
     shutil.copy(ROOT / "deploy" / request.param / "dagster.yaml", tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         yield instance

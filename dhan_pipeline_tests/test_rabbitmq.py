@@ -6,6 +6,7 @@ import signal
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from dhan_pipeline_tests.ingest.lanes import assert_committed_in_order
 from dhan_pipeline_tests.rabbitmq import Node
 
 RATE = 20_000.0
+
+#: Processes start meanwhile, and the broker; the machine may be busy.
+soon = partial(until, within_s=90)
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ async def goes_on(database_url: str, seconds: float = 1.0) -> None:
         return ticks
 
     enough = stored() + seconds * RATE
-    await until(lambda: stored() >= enough)
+    await soon(lambda: stored() >= enough)
 
 
 async def bodies(rabbitmq_url: str, count: int) -> list[tuple[str, bytes]]:
@@ -103,7 +107,7 @@ async def bodies(rabbitmq_url: str, count: int) -> list[tuple[str, bytes]]:
                 found.append((method.routing_key, body))
             return len(found) == count
 
-        await until(one_more)
+        await soon(one_more)
     return found
 
 
@@ -158,7 +162,7 @@ async def test_nothing_is_lost_doubled_or_out_of_order_whatever_ends(
             capture(settings, simulator.feed_url, TRANSPORT="rabbitmq", RABBITMQ_URL=rabbitmq_url)
         )
         workers = [await another() for _ in range(3)]
-        await until(lambda: shared_by(workers))
+        await soon(lambda: shared_by(workers))
         await goes_on(database_url)
 
         # What was delivered is delivered again, and between it comes what is no message.
@@ -166,40 +170,40 @@ async def test_nothing_is_lost_doubled_or_out_of_order_whatever_ends(
         lane, body = seen[0]
         poison = body[:-1] + bytes([body[-1] ^ 1])
         publish(rabbitmq_url, [*seen[:15], (lane, poison), *seen[15:]])
-        await until(lambda: buried_by(workers) == 1)
+        await soon(lambda: buried_by(workers) == 1)
         [letter] = await redrive(settings, rabbitmq_url, "--list")
         assert (letter["lane"], letter["bytes"]) == (int(lane), len(body))
         assert "checksum" in str(letter["reason"])
         assert await redrive(settings, rabbitmq_url, "--dead-letters") == [{"dead_letters": 1}]
-        await until(lambda: buried_by(workers) == 2)
+        await soon(lambda: buried_by(workers) == 2)
         await goes_on(database_url)
 
         # A worker is killed in the middle of a transaction; the others take its lane, until there is another.
         with nobody_commits(database_url):
-            await until(lambda: query(database_url, IN_THE_MIDDLE) == [(3,)])
+            await soon(lambda: query(database_url, IN_THE_MIDDLE) == [(3,)])
             killed = workers.pop()
             killed.process.kill()
             assert await killed.ended() == -signal.SIGKILL
-        await until(lambda: shared_by(workers))
+        await soon(lambda: shared_by(workers))
         await goes_on(database_url)
         workers.append(await another())
-        await until(lambda: shared_by(workers))
+        await soon(lambda: shared_by(workers))
 
         # The broker ends in order, and crashes.
         for end in (rabbitmq.stop, rabbitmq.kill):
             await asyncio.to_thread(end)
-            await until(lambda: not any(lanes_of(workers)))
+            await soon(lambda: not any(lanes_of(workers)))
             await asyncio.to_thread(rabbitmq.start)
-            await until(lambda: shared_by(workers))
+            await soon(lambda: shared_by(workers))
             await goes_on(database_url, 3.0)
 
         # One more stands by, until one of those that work is asked to end.
         workers.append(await another())
-        await until(lambda: workers[-1].last_status and shared_by(workers))
+        await soon(lambda: workers[-1].last_status and shared_by(workers))
         asked = workers.pop(0)
         asked.process.send_signal(signal.SIGTERM)
         assert await asked.ended() == 0
-        await until(lambda: shared_by(workers))
+        await soon(lambda: shared_by(workers))
 
         simulator.rate = 0
         simulator.flush()
@@ -208,7 +212,7 @@ async def test_nothing_is_lost_doubled_or_out_of_order_whatever_ends(
         assert await child.ended() == 0
         assert simulator.skipped == 0
         parts = LANES * sum(1 for _ in read_blocks(settings.journal_dir, settings.capture))
-        await until(lambda: query(database_url, "SELECT count(*) FROM ingest_ledger") == [(parts,)])
+        await soon(lambda: query(database_url, "SELECT count(*) FROM ingest_ledger") == [(parts,)])
         for each in workers:
             each.process.send_signal(signal.SIGTERM)
         assert [await each.ended() for each in workers] == [0, 0, 0]

@@ -101,7 +101,7 @@ def redrive(
     if only_dead_letters or settings.rabbitmq_url is not None:
         facts["dead_letters"] = put_back_dead_letters(broker_url(settings))
         if not as_json:
-            print(f"{facts['dead_letters']:,} messages that workers could not store are back in their lanes.")
+            print(f"Dead letters that are back in their lanes: {facts['dead_letters']:,}.")
     if not only_dead_letters:
         with open_database(settings) as url:
             result = drive_again(

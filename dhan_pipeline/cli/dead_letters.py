@@ -42,7 +42,8 @@ def put_back_dead_letters(url: str) -> int:
     async def put_back() -> int:
         reasons = Counter((letter.lane, letter.reason) for letter in await dead_letters(url, _LISTED))
         for (lane, reason), count in reasons.items():
-            print(f"Lane {lane}, {count:,} times: {reason}", file=sys.stderr)
+            times = "once" if count == 1 else f"{count:,} times"
+            print(f"Lane {lane}, {times}: {reason}", file=sys.stderr)
         return await redrive_dead_letters(url)
 
     return asyncio.run(put_back())

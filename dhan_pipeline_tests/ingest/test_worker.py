@@ -15,6 +15,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ledger import lock_writer
 from dhan_pipeline.transport.dead_letters import dead_letters, redrive_dead_letters
+from dhan_pipeline.transport.inlet import Delivery
 from dhan_pipeline.transport.lanes import LANES
 from dhan_pipeline.transport.message import Part, encode
 from dhan_pipeline.transport.outlet import Outlet, outlet
@@ -35,6 +36,9 @@ from dhan_pipeline_tests.ingest.feed import (
     ticker,
 )
 from dhan_pipeline_tests.ingest.lanes import Working, assert_committed_in_order, parts_of, parts_stored, working
+
+#: Sessions that wait for a lock.
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 CLOCK = HandClock(START_NS + 60_000_000_000)
 
@@ -150,6 +154,28 @@ async def test_while_lanes_go_from_worker_to_worker_everything_is_stored_once_an
     assert_committed_in_order(database_url)
 
 
+async def test_when_workers_lose_the_database_others_take_their_lanes_and_order_is_kept(
+    settings: Settings,
+    postgres_url: str,
+    database_url: str,
+    rabbitmq_url: str,
+    lanes: Outlet,
+    journal: JournalWriter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_BALANCE_S", 0.02)
+    runs = parts_of(record(journal, market_messages(1000), START_NS), TOKENS, in_run=1)
+    async with working(settings, rabbitmq_url, CLOCK), working(settings, rabbitmq_url, CLOCK):
+        for start in range(0, 100, 20):
+            await publish(lanes, runs[start : start + 20])
+            await until(lambda start=start: parts_stored(database_url) > start * LANES)  # type: ignore[misc]
+            end_sessions(postgres_url, database_url)
+        await until(lambda: parts_stored(database_url) == 100 * LANES)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert_committed_in_order(database_url)
+    assert await dead_letters(rabbitmq_url) == []
+
+
 async def test_bytes_that_are_no_message_go_to_the_dead_letters_and_the_next_is_stored(
     settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
 ) -> None:
@@ -257,3 +283,32 @@ async def test_instruments_that_are_synced_while_it_works_are_known_from_then_on
             await publish(lanes, [part])
             await until(lambda number=number: parts_stored(database_url) == number * LANES)  # type: ignore[misc]
     assert query(database_url, "SELECT count(*), (SELECT count(*) FROM rejected_packets) FROM ticks") == [(2, 1)]
+
+
+async def test_a_worker_that_is_asked_to_end_does_not_wait_for_a_database_that_hangs(
+    settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, closing(connect(database_url)) as other, other.cursor() as cursor:
+        patch.setattr(module, "DRAIN_S", 0.1)
+        patch.setattr(module, "_CLOSE_S", 0.1)
+        async with working(settings, rabbitmq_url, CLOCK) as running:
+            await until(lambda: running.worker.lanes)
+            cursor.execute("LOCK TABLE ingest_ledger")
+            await publish(lanes, runs)
+            await until(lambda: query(database_url, WAITING) != [(0,)])
+        assert running.events[-1]["event"] == "stopped"
+        other.rollback()
+    async with working(settings, rabbitmq_url, CLOCK):
+        await until(lambda: parts_stored(database_url) == 20 * LANES)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+def test_a_message_that_was_taken_in_vain_twice_shares_its_transaction_with_no_other() -> None:
+    def delivery(name: bytes, tries: int = 0) -> Delivery:
+        return Delivery(1, name, tries, None, 0)  # type: ignore[arg-type]
+
+    first, again, suspect, last = (delivery(b"1"), delivery(b"2", 1), delivery(b"3", 2), delivery(b"4"))
+    assert list(module._batches([first, again, suspect, last])) == [[first, again], [suspect], [last]]
+    large = delivery(bytes(module.BATCH_BYTES))
+    assert list(module._batches([first, large, last])) == [[first], [large], [last]]
+    assert list(module._batches([])) == []

@@ -99,13 +99,10 @@ def _run_files(conn: connection) -> None:
 
 
 def _why_not(conn: connection) -> str:
-    # The last one of all: a notice that something exists already comes first.
-    said = [notice.strip().partition(":  ")[2] for notice in conn.notices if "TimescaleDB" in notice]
-    reason = said[-1].partition("\n")[0] if said else "TimescaleDB cannot be used."
-    return (
-        f"{reason} Nothing was changed. Install TimescaleDB 2.23 or later for this server's PostgreSQL, as"
-        " docs/timescaledb.md says."
-    )
+    # The last one: that something exists already is said of TimescaleDB, too, and comes first.
+    said = [notice.partition("\n")[0].partition(":  ")[2] for notice in conn.notices if "TimescaleDB" in notice]
+    reason = said[-1] if said else "TimescaleDB cannot be used."
+    return f"{reason} Nothing was changed; docs/timescaledb.md says how to install it."
 
 
 def _licence(conn: connection) -> timescale.Licence:

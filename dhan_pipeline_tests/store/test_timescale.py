@@ -35,7 +35,7 @@ def digest(conn: connection) -> Digest:
 
 
 def compress(conn: connection) -> None:
-    assert run(conn, "SELECT compress_chunk(chunk) FROM show_chunks('tick_rows') AS chunk")
+    assert run(conn, "SELECT compress_chunk(chunk, true) FROM show_chunks('tick_rows') AS chunk")
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_rebuild_of_a_compressed_hour_restores_every_row(compressed_hour: conn
         conn,
         "SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;"
         f"UPDATE tick_rows SET last_price = {price} WHERE tick_id % 2 = 1; DELETE FROM tick_rows WHERE tick_id % 8 = 0;"
-        "SELECT compress_chunk('ticks_20261120_09');"
+        "SELECT compress_chunk('ticks_20261120_09', true);"
         "SET timescaledb.max_tuples_decompressed_per_dml_transaction = 1",
     )
     assert digest(conn) != right

@@ -8,7 +8,6 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
-import pika
 import pytest
 from hypothesis import HealthCheck, settings
 from psycopg2 import sql
@@ -17,7 +16,6 @@ from psycopg2.extensions import connection
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
-from dhan_pipeline.transport.broker import QUEUES
 from dhan_pipeline_tests.rabbitmq import Node, RabbitMQMissingError, make_certificates
 from dhan_pipeline_tests.rabbitmq import rabbitmq as private_rabbitmq
 
@@ -124,9 +122,6 @@ def rabbitmq(certificates: Path | None) -> Iterator[Node]:
 
 @pytest.fixture
 def rabbitmq_url(rabbitmq: Node) -> str:
-    """URL of the session's broker, which runs and has none of our queues."""
+    """URL of a virtual host of the test's own, without any queue."""
     rabbitmq.start()
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection:
-        for queue in QUEUES:
-            connection.channel().queue_delete(queue)
-    return rabbitmq.url
+    return rabbitmq.new_url()

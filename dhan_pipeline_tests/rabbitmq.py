@@ -3,6 +3,8 @@
 Needs the system's package `rabbitmq-server`; the service that the package brings need not run.
 """
 
+import json
+import logging
 import os
 import shutil
 import socket
@@ -19,8 +21,13 @@ from pika.exceptions import AMQPError
 #: Where Debian keeps the scripts themselves; the commands of these names refuse to run for most users.
 _DEBIAN_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
+# Nobody answers while the node starts, which is not worth a word.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+
 START_PATIENCE_S = 60.0
 END_PATIENCE_S = 20.0
+
+_VIRTUAL_HOSTS = 8
 
 #: Ends what runs, and removes the folder, once we let go of its standard input: at the end, or because we were killed.
 _GUARDIAN = 'while read -r pids; do running=$pids; done; kill -9 $running; rm -rf "$0"'
@@ -45,9 +52,12 @@ class Node:
         mapper = _script("epmd")
         port, tls_port, node_port, mapper_port = _free_ports(4)
         self.url = f"amqp://guest:guest@127.0.0.1:{port}/%2F"
-        self.tls_url = f"amqps://guest:guest@localhost:{tls_port}/%2F"
-        """Answers where there are certificates."""
+        self.tls_port = tls_port
+        """Of `localhost`, where there are certificates."""
+        self._folder = folder
         self._log = folder / "output.log"
+        self._unused: list[str] = []
+        self._virtual_hosts = 0
         if certificates is not None:
             (folder / "advanced.config").write_text(_CONFIGURATION.format(port=tls_port, folder=certificates))
         self._environment = os.environ | {
@@ -113,6 +123,24 @@ class Node:
             self._node.kill()
             self._node.wait()
             self._forget()
+
+    def new_url(self) -> str:
+        """URL of a virtual host that nobody has used. The node runs.
+
+        Not of queues that were deleted: one that is made anew under its old name does not always survive a crash.
+        """
+        if not self._unused:  # several at once, since asking takes a second
+            self._unused = [f"v{self._virtual_hosts + i}" for i in range(_VIRTUAL_HOSTS)]
+            self._virtual_hosts += _VIRTUAL_HOSTS
+            rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+            definitions = {
+                "vhosts": [{"name": name} for name in self._unused],
+                "permissions": [rights | {"vhost": name} for name in self._unused],
+            }
+            file = self._folder / "definitions.json"
+            file.write_text(json.dumps(definitions))
+            self.control("import_definitions", str(file))
+        return self.url.replace("%2F", self._unused.pop())
 
     def control(self, *arguments: str) -> str:
         """What `rabbitmqctl` says. It takes a second."""

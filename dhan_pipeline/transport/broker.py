@@ -17,9 +17,11 @@ from typing import Any
 
 from aiormq import (
     AMQPError,
+    ChannelClosed,
     ChannelInvalidStateError,
     ChannelPreconditionFailed,
     Connection,
+    ConnectionClosed,
     DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
@@ -199,8 +201,8 @@ def in_words(error: BaseException) -> str:
         return "RabbitMQ has no queue for a message: somebody has deleted it or its binding. Both are made anew."
     if isinstance(error, DeliveryError):
         return "RabbitMQ has refused a message."
-    said = " ".join(str(part) for part in error.args if part and isinstance(part, str | int))
-    if isinstance(error, AMQPError) and said and "unexpectedly closed" not in said:
+    said = " ".join(str(part) for part in error.args if part)
+    if isinstance(error, ChannelClosed | ConnectionClosed) and said:
         return f"RabbitMQ has ended it: {said.rstrip('.')}."
     return "The connection to RabbitMQ is lost."
 

@@ -14,6 +14,7 @@ from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.partitions import drop_expired, ensure_partitions, partition_starts
 from dhan_pipeline.store.ticks import replace_blocks, replace_hour, write_blocks
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
+from dhan_pipeline_tests.store.chunks import compress
 
 HOUR = "2026-11-20T09:00"
 NINE = parse_hour_key(HOUR)
@@ -32,10 +33,6 @@ def run(conn: connection, query: str) -> list[tuple[Any, ...]]:
 def digest(conn: connection) -> Digest:
     with conn:
         return hour_digest(conn, HOUR)
-
-
-def compress(conn: connection) -> None:
-    assert run(conn, "SELECT compress_chunk(chunk, true) FROM show_chunks('tick_rows') AS chunk")
 
 
 @pytest.fixture
@@ -125,10 +122,10 @@ def test_a_rebuild_of_a_compressed_hour_restores_every_row(compressed_hour: conn
     run(
         conn,
         "SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;"
-        f"UPDATE tick_rows SET last_price = {price} WHERE tick_id % 2 = 1; DELETE FROM tick_rows WHERE tick_id % 8 = 0;"
-        "SELECT compress_chunk('ticks_20261120_09', true);"
-        "SET timescaledb.max_tuples_decompressed_per_dml_transaction = 1",
+        f"UPDATE tick_rows SET last_price = {price} WHERE tick_id % 2 = 1; DELETE FROM tick_rows WHERE tick_id % 8 = 0;",
     )
+    compress(conn)
+    run(conn, "SET timescaledb.max_tuples_decompressed_per_dml_transaction = 1")
     assert digest(conn) != right
     rebuilt = replace_hour(conn, HOUR, BLOCKS, CLOCK)
     assert (rebuilt.same, rebuilt.digest, digest(conn)) == (False, right.digest, right)

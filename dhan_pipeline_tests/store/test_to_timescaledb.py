@@ -18,6 +18,7 @@ from dhan_pipeline.store.partitions import ensure_partitions, partition_starts
 from dhan_pipeline.store.ticks import count_ticks, write_blocks
 from dhan_pipeline.store.to_timescaledb import Moved, MoveError, to_timescaledb
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
+from dhan_pipeline_tests.store.chunks import compress
 
 HOURS = ["2026-11-20T09:00", "2026-11-20T10:00", "2026-11-20T23:00"]
 CLOCK = StandingClock(3)
@@ -110,7 +111,7 @@ def test_every_hour_is_moved_as_it_was(native_url: str, movable: connection) -> 
             ("ticks_20261120_09",)
         ]
         assert [job.name.partition(" ")[0] for job in timescale.jobs(movable)] == ["Columnstore", "Refresh"]
-        assert run(movable, "SELECT compress_chunk(chunk, true) FROM show_chunks('tick_rows') AS chunk")
+        compress(movable)
         assert digests(movable) == before
     # The capture goes on where it was.
     assert write_blocks(movable, [make_block(3), make_block(4, hour=HOURS[0])], CLOCK) == [4]

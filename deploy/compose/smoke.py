@@ -85,9 +85,10 @@ class Stack:
         psql = ("psql", "--username=dhan", "--no-align", "--tuples-only", "--command", sql)
         return self("exec", "-T", "timescaledb", *psql).strip().split("|")
 
-    def balance(self) -> dict[str, Any]:
-        """What the journal and the database hold, and what does not fit."""
-        return dict(json.loads(self("exec", "-T", "pipeline", "python", "-", stdin=_beside("conservation.py"))))
+    def balance(self, *options: str) -> dict[str, Any]:
+        """What the journal and the database hold, and what does not fit; with `--books` the database alone."""
+        script = Path(__file__).with_name("conservation.py")
+        return dict(json.loads(self("exec", "-T", "pipeline", "python", "-", *options, stdin=script)))
 
 
 def main() -> int:
@@ -125,7 +126,7 @@ def _smoke(stack: Stack, seconds: int) -> None:
     _say(f"Streams for {seconds} s.")
     time.sleep(seconds)
     _wait("the writers being current", MEND_S, lambda: _is_current(stack))
-    _report(stack, "running")
+    _report(stack, "running", "--books")
 
     _say("Kills a worker, with the broker full of work.")
     stack("exec", "-T", "--index", "1", "worker", "sh", "-c", "kill -9 -1", check=False)
@@ -136,21 +137,20 @@ def _smoke(stack: Stack, seconds: int) -> None:
     stack("exec", "-T", "--index", "2", "worker", "sh", "-c", "kill -15 -1", check=False)
     _wait("all services healthy again", MEND_S, lambda: _all_well(stack))
     _wait("the writers being current again", MEND_S, lambda: _is_current(stack))
-    _report(stack, "mended")
+    _report(stack, "mended", "--books")
 
     _say("Stops the capture, and compares the journal with the database.")
     stack("stop", "daemon", "ingest")
     _wait("the last blocks being stored", SETTLE_S, lambda: not stack.balance()["missing_blocks"])
-    found = _report(stack, "stopped")
+    _report(stack, "stopped")
+
+
+def _report(stack: Stack, when: str, *options: str) -> None:
+    """Print the balance. Raises SmokeError where something does not fit."""
+    found = stack.balance(*options)
+    print(json.dumps({"when": when, **found}), flush=True)
     if found["problems"]:
         raise SmokeError(" ".join(found["problems"]))
-
-
-def _report(stack: Stack, when: str) -> dict[str, Any]:
-    """Print the balance. While the capture runs, blocks on their way are no problem, and neither is a sum of any."""
-    found = stack.balance()
-    print(json.dumps({"when": when, **found}), flush=True)
-    return found
 
 
 def _all_well(stack: Stack) -> bool:
@@ -203,10 +203,6 @@ def _compose_command() -> list[str]:
     if compose is None:
         raise SystemExit("Compose is not installed: the plugin `docker compose`, or `docker-compose`.")
     return [compose]
-
-
-def _beside(name: str) -> Path:
-    return Path(__file__).with_name(name)
 
 
 def _wait(what: str, within_s: float, condition: Callable[[], bool]) -> None:

@@ -122,7 +122,8 @@ def test_a_rebuild_of_a_compressed_hour_restores_every_row(compressed_hour: conn
     run(
         conn,
         "SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;"
-        f"UPDATE tick_rows SET last_price = {price} WHERE tick_id % 2 = 1; DELETE FROM tick_rows WHERE tick_id % 8 = 0;",
+        f"UPDATE tick_rows SET last_price = {price} WHERE tick_id % 2 = 1;"
+        "DELETE FROM tick_rows WHERE tick_id % 8 = 0",
     )
     compress(conn)
     run(conn, "SET timescaledb.max_tuples_decompressed_per_dml_transaction = 1")

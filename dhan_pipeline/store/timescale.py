@@ -52,8 +52,8 @@ ORDER BY job_id
 
 RUN_JOB = "CALL run_job(%s)"
 
-_SIZES = """
-SELECT count(*), count(*) FILTER (WHERE compression_status = 'Compressed'),
+SIZES = """
+SELECT count(*), count(*) FILTER (WHERE compression_status = 'Compressed') AS compressed,
     coalesce(sum(before_compression_total_bytes), 0)::bigint, coalesce(sum(after_compression_total_bytes), 0)::bigint
 FROM chunk_columnstore_stats('tick_rows')
 """
@@ -144,7 +144,7 @@ def storage(conn: connection) -> Storage:
         if allowed == "apache":
             cur.execute("SELECT count(*) FROM show_chunks('tick_rows')")
             return Storage(version, allowed, cur.fetchall()[0][0], size)
-        cur.execute(_SIZES)
+        cur.execute(SIZES)
         chunks, *sizes = cur.fetchall()[0]
     return Storage(version, allowed, chunks, size, *sizes)
 

@@ -92,7 +92,6 @@ class Worker:
         self._processor = PartProcessor(np.zeros(0, np.int64), settings.dhan_trade_time_offset_s)
         self._learn_at_s = 0.0
         self._reported = WorkerReport(clock)
-        self._leased: set[int] = set()
         self._partitions_hour = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -143,7 +142,7 @@ class Worker:
                     for batch in _batches(await source.take(BATCH_MESSAGES, _POLL_S)):
                         await self._store(conn, source, batch)
             finally:
-                self._leased, self.lanes = set(), frozenset()
+                self.lanes = frozenset()
 
     def _begin(self, conn: connection) -> None:
         self._processor.learn(load_tokens(conn, self._settings.data_source))
@@ -158,24 +157,20 @@ class Worker:
             self._partitions_hour = hour
 
     async def _balance(self, conn: connection, source: Inlet) -> None:
-        """Lease free lanes up to this worker's share of them, leave those beyond it, and consume what is leased.
+        """Take free lanes up to this worker's share of them, and leave those beyond it.
 
-        Whoever had a lane before may not have heard yet that it has lost it. It gives back what it had taken, and only
-        then is the lane consumed: with two consumers, RabbitMQ would give the next one what came later first.
+        Whoever had a lane before may not have heard yet that it has lost it. RabbitMQ gives this worker nothing of it
+        before it has back what the other one had taken.
         """
         await _in_database(self._ensure_partitions, conn)
         share = -(-LANES // await _in_database(leases.workers, conn))
-        for lane in sorted(self._leased)[share:]:
-            if lane in self.lanes:
-                await source.cancel(lane)
-                self.lanes -= {lane}
+        for lane in sorted(self.lanes)[share:]:
+            await source.cancel(lane)
+            self.lanes -= {lane}
             await _in_database(leases.leave_lane, conn, lane)
-            self._leased.remove(lane)
         for lane in range(FIRST_LANE, FIRST_LANE + LANES):
-            wanted = lane not in self._leased and len(self._leased) < share
+            wanted = lane not in self.lanes and len(self.lanes) < share
             if wanted and await _in_database(leases.take_lane, conn, lane):
-                self._leased.add(lane)
-            if lane in self._leased - self.lanes and await source.is_free(lane):
                 await source.consume(lane)
                 self.lanes |= {lane}
 

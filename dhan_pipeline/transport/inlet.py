@@ -68,14 +68,6 @@ class Inlet:
         """Why the connection, or the consumption of a lane, has ended; None as long as it has not."""
         return self._lost
 
-    async def is_free(self, lane: int) -> bool:
-        """Whether nobody consumes the lane, and nobody who did has messages that may come back. Raises BrokerError.
-
-        To a consumer that waited for another's end, RabbitMQ gives what came later first, and then what came back.
-        """
-        (queue,) = await answers(self._confirming.queue_declare(queue_name(lane), passive=True))
-        return not queue.consumer_count
-
     async def consume(self, lane: int) -> None:
         """Begin to take a lane's messages. Of all that consume a lane one gets its messages. Raises BrokerError."""
         (channel,) = await answers(self._connection.channel(publisher_confirms=False))

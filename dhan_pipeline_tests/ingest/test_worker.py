@@ -15,7 +15,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ledger import lock_writer
 from dhan_pipeline.transport.dead_letters import dead_letters, redrive_dead_letters
-from dhan_pipeline.transport.inlet import Delivery
+from dhan_pipeline.transport.inlet import Delivery, inlet
 from dhan_pipeline.transport.lanes import LANES
 from dhan_pipeline.transport.message import Part, encode
 from dhan_pipeline.transport.outlet import Outlet, outlet
@@ -141,15 +141,15 @@ async def test_while_lanes_go_from_worker_to_worker_everything_is_stored_once_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_BALANCE_S", 0.02)
-    runs = parts_of(record(journal, market_messages(2000), START_NS), TOKENS, in_run=1)
+    runs = parts_of(record(journal, market_messages(900), START_NS), TOKENS, in_run=1)
     async with working(settings, rabbitmq_url, CLOCK) as first:
-        await publish(lanes, runs[:50])
+        await publish(lanes, runs[:30])
         await until(lambda: len(first.worker.lanes) == 3)
         async with working(settings, rabbitmq_url, CLOCK):
             async with working(settings, rabbitmq_url, CLOCK):
-                await publish(lanes, runs[50:120])
-            await publish(lanes, runs[120:])
-        await until(lambda: parts_stored(database_url) == 200 * LANES)
+                await publish(lanes, runs[30:60])
+            await publish(lanes, runs[60:])
+        await until(lambda: parts_stored(database_url) == 90 * LANES)
     assert_rows_are_those_of_the_journal(settings, database_url)
     assert_committed_in_order(database_url)
 
@@ -164,16 +164,39 @@ async def test_when_workers_lose_the_database_others_take_their_lanes_and_order_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_BALANCE_S", 0.02)
-    runs = parts_of(record(journal, market_messages(1000), START_NS), TOKENS, in_run=1)
+    runs = parts_of(record(journal, market_messages(600), START_NS), TOKENS, in_run=1)
     async with working(settings, rabbitmq_url, CLOCK), working(settings, rabbitmq_url, CLOCK):
-        for start in range(0, 100, 20):
-            await publish(lanes, runs[start : start + 20])
+        for start in range(0, 60, 15):
+            await publish(lanes, runs[start : start + 15])
             await until(lambda start=start: parts_stored(database_url) > start * LANES)  # type: ignore[misc]
             end_sessions(postgres_url, database_url)
-        await until(lambda: parts_stored(database_url) == 100 * LANES)
+        await until(lambda: parts_stored(database_url) == 60 * LANES)
     assert_rows_are_those_of_the_journal(settings, database_url)
     assert_committed_in_order(database_url)
     assert await dead_letters(rabbitmq_url) == []
+
+
+async def test_a_lane_waits_for_what_somebody_holds_who_has_lost_it(
+    settings: Settings,
+    database_url: str,
+    rabbitmq_url: str,
+    lanes: Outlet,
+    journal: JournalWriter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_BALANCE_S", 0.02)
+    runs = parts_of(record(journal, market_messages(600), START_NS), TOKENS, in_run=1)
+    async with AsyncExitStack() as stack:
+        async with inlet(rabbitmq_url, prefetch=25) as zombie:
+            await zombie.consume(2)
+            await publish(lanes, runs)
+            assert await zombie.take(1, timeout_s=20)
+            running = await stack.enter_async_context(working(settings, rabbitmq_url, CLOCK))
+            await until(lambda: parts_stored(database_url) == 120)
+            assert running.worker.lanes == {1, 2, 3}
+        await until(lambda: parts_stored(database_url) == 180)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert_committed_in_order(database_url)
 
 
 async def test_bytes_that_are_no_message_go_to_the_dead_letters_and_the_next_is_stored(

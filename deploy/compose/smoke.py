@@ -128,7 +128,7 @@ def _smoke(stack: Stack, seconds: int) -> None:
     _wait("the writers being current", MEND_S, lambda: _is_current(stack))
     _report(stack, "running", "--books")
 
-    _say("Kills a worker, with the broker full of work.")
+    _say("Kills a worker.")
     stack("exec", "-T", "--index", "1", "worker", "sh", "-c", "kill -9 -1", check=False)
     time.sleep(5)
     _say("Restarts the broker.")

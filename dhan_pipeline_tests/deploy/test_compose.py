@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,10 @@ def test_images_are_pinned_to_a_release(services: dict[str, dict[str, Any]]) -> 
         assert "latest" not in image
 
 
-def test_ours_are_one_image(services: dict[str, dict[str, Any]]) -> None:
-    assert len({services[name]["image"] for name in OURS}) == 1
+def test_ours_are_one_image_with_the_version_of_the_package(services: dict[str, dict[str, Any]]) -> None:
+    release = version("dhan-pipeline")
+    assert {services[name]["image"] for name in OURS} == {f"dhan-pipeline:{release}"}
+    assert f"ARG VERSION={release}\n" in (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_ports_are_published_on_loopback_unless_told_otherwise(services: dict[str, dict[str, Any]]) -> None:

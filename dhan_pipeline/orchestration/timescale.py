@@ -1,0 +1,112 @@
+"""Where ticks are stored, and whether TimescaleDB's background jobs run: the asset, its checks, and what asks for them.
+
+Belongs here: asking, running what was left undone, and handing outcomes to Dagster. Does not: the words
+(`quality/storage.py`), nor the SQL (`store/timescale.py`). Retention is no job of TimescaleDB's: `schedules.py` drops
+days, since it knows of the archive.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import dagster as dg
+import psycopg2
+
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, severity
+from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, ROLE_TAG, TICKS
+from dhan_pipeline.orchestration.resources import explained
+from dhan_pipeline.orchestration.schedules import TIME_ZONE
+from dhan_pipeline.quality.storage import STORAGE_CHECKS, needs_run, storage_outcomes
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import embedded, timescale
+from dhan_pipeline.store.engine import connect, database_url
+
+TICK_STORAGE = dg.AssetKey("tick_storage")
+
+DESCRIPTIONS = {
+    "jobs": "TimescaleDB's background jobs on ticks run: compression, and the sums of live candles.",
+    "licence": "What TimescaleDB's licence leaves out.",
+}
+
+tick_storage = dg.AssetSpec(
+    TICK_STORAGE,
+    deps=[TICKS],
+    group_name=MARKET_DATA,
+    owners=OWNERS,
+    kinds={"postgres"},
+    description="Where the rows of `ticks` are: a hypertable of TimescaleDB, or native partitions. Its size is observed"
+    " every 15 minutes where there is TimescaleDB; a background job that failed is run from here.",
+)
+
+
+@dg.multi_asset_check(
+    name="tick_storage_checks",
+    specs=[dg.AssetCheckSpec(name, asset=TICK_STORAGE, description=DESCRIPTIONS[name]) for name in STORAGE_CHECKS],
+    can_subset=True,
+)
+def tick_storage_checks(
+    context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
+) -> Iterator[dg.AssetCheckResult]:
+    """Run the jobs that the server left undone, and say how things are."""
+    with explained():
+        url = database_url(settings)
+        with closing(connect(url)) as conn:
+            jobs = timescale.jobs(conn)
+            conn.commit()
+            ran = {job.job_id: timescale.run_job(url, job.job_id) for job in jobs if needs_run(job)}
+            storage = timescale.storage(conn)
+    context.op_execution_context.log_event(dg.AssetObservation(TICK_STORAGE, metadata=_metadata(storage)))
+    for outcome in storage_outcomes(storage, jobs, ran):
+        if dg.AssetCheckKey(TICK_STORAGE, outcome.name) in context.selected_asset_check_keys:
+            yield dg.AssetCheckResult(
+                asset_key=TICK_STORAGE,
+                check_name=outcome.name,
+                passed=outcome.passed,
+                severity=severity(outcome),
+                description=outcome.description,
+                metadata=check_metadata(outcome),
+            )
+
+
+def _metadata(storage: timescale.Storage) -> Metadata:
+    metadata: Metadata = {
+        "storage": f"TimescaleDB {storage.version}, {storage.licence} licence"
+        if storage.version
+        else "native partitions",
+        "partitions": storage.partitions,
+        "bytes": storage.size,
+    }
+    if storage.compressed:
+        metadata["compressed_partitions"] = storage.compressed
+        metadata["compression_ratio"] = round(storage.size_before / storage.size_after, 2)
+    return metadata
+
+
+tick_storage_job = dg.define_asset_job(
+    "tick_storage_job",
+    selection=dg.AssetSelection.checks_for_assets(TICK_STORAGE),
+    description="Watches TimescaleDB's background jobs, and runs those that failed.",
+    tags={ROLE_TAG: "tick_storage"},
+)
+
+
+@dg.schedule(
+    job=tick_storage_job,
+    name="tick_storage_schedule",
+    cron_schedule="*/15 * * * *",
+    execution_timezone=TIME_ZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every 15 minutes where ticks are in a hypertable of TimescaleDB.",
+)
+def tick_storage_schedule(settings: dg.ResourceParam[Settings]) -> dg.RunRequest | dg.SkipReason:
+    """A run where there is something to watch. Where the database is away, other checks say so."""
+    url = settings.database_url or embedded.url(settings.data_dir, settings.postgres_bin_dir)
+    if url is None:
+        return dg.SkipReason("The database does not run.")
+    try:
+        with closing(connect(url)) as conn:
+            hypertable = timescale.is_hypertable(conn)
+    except (psycopg2.Error, PipelineError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        return dg.SkipReason(f"The database cannot be asked: {first_line}")
+    return dg.RunRequest() if hypertable else dg.SkipReason("Ticks are in native partitions: no job runs there.")

@@ -226,7 +226,7 @@ async def _close(connection: Connection, writer: StreamWriter | None) -> None:
     finally:
         if not closing.done() and writer is not None:
             writer.transport.abort()
-    await closing
+    await asyncio.wait([closing], timeout=_CLOSE_S)
 
 
 async def _declare_queue(channel: AbstractChannel, name: str, arguments: Mapping[str, Any]) -> None:

@@ -245,6 +245,15 @@ def test_the_example_of_settings_lists_what_only_compose_reads() -> None:
     assert listed == read
 
 
+def test_the_documentation_names_every_service_and_every_variable(services: dict[str, dict[str, Any]]) -> None:
+    document = (REPOSITORY / "docs" / "deployment.md").read_text(encoding="utf-8")
+    cells = [set(re.findall(r"`([^`]+)`", cell)) for cell in re.findall(r"^\| ([^|]+) \|", document, re.MULTILINE)]
+    named = set().union(*cells)
+    assert services.keys() <= named
+    variables = set(re.findall(r"\$\{([A-Z_]+):-", COMPOSE.read_text(encoding="utf-8"))) - {"TRANSPORT"}
+    assert variables | {"COMPOSE_PROFILES"} == {name for name in named if name.isupper()}
+
+
 def test_the_simulated_exchange_trades_what_its_rules_subscribe() -> None:
     folder = REPOSITORY / "deploy" / "compose" / "simulator"
     traded = read_subscriptions(folder / "instruments.csv")

@@ -1,7 +1,7 @@
 -- Bars of the ticks as they come: the hour that is open has candles at once. `candles_1m` has them by the exchange's time,
 -- and knows of gaps, once the hour is over. docs/timescaledb.md says how the two differ.
--- With TimescaleDB `live_bars_1m` is a continuous aggregate, and minutes that are over are summed up once; elsewhere it is a
--- plain view, and the function goes past it to the ticks, so that only the hours that are asked for are read.
+-- With TimescaleDB `live_bars_1m` is a continuous aggregate: minutes that are over are summed up once. Elsewhere it is a
+-- plain view.
 
 DO $$
 DECLARE
@@ -9,15 +9,15 @@ DECLARE
         AND (SELECT relkind FROM pg_class WHERE oid = 'tick_rows'::regclass) = 'r';
     -- What was traded on the day of receipt: a snapshot after subscribing repeats the day before. Of that day's volume
     -- such a packet says that it was 0 so far.
-    today constant text := $sql$(last_trade_time AT TIME ZONE 'Asia/Kolkata')::date = ("time" AT TIME ZONE 'Asia/Kolkata')::date$sql$;
+    today constant text := $sql$last_trade_time >= date_bin('1 day', "time", '2000-01-01 00:00+05:30')$sql$;
     traded constant text := format('FILTER (WHERE last_price IS NOT NULL AND %s)', today);
     volume constant text := format('CASE WHEN %s THEN volume_traded ELSE 0 END', today);
     with_volume constant text := 'FILTER (WHERE tradable AND volume_traded IS NOT NULL)';
     -- TimescaleDB's first and last, and what PostgreSQL has of its own.
     first constant text := CASE WHEN licensed THEN 'first(%1$s, tick_id) %2$s' ELSE '(array_agg(%1$s ORDER BY tick_id) %2$s)[1]' END;
-    last constant text := CASE WHEN licensed THEN 'last(%1$s, tick_id) %2$s' ELSE '(array_agg(%1$s ORDER BY tick_id DESC) %2$s)[1]' END;
+    last constant text := CASE WHEN licensed THEN 'last(%1$s, tick_id) %2$s' ELSE '(array_agg(%1$s ORDER BY tick_id) %2$s)[count(*) %2$s]' END;
     minute constant text := CASE WHEN licensed THEN 'time_bucket(''1 minute'', "time")' ELSE 'date_bin(''1 minute'', "time", ''2000-01-01 00:00+00'')' END;
-    bars text := concat_ws(E',\n    ',
+    bars constant text := concat_ws(E',\n    ',
         E'SELECT\n    instrument_token',
         minute || ' AS "time"',
         format(first, 'last_price', traded) || ' AS open',
@@ -28,7 +28,25 @@ DECLARE
         format('max(%s) %s AS volume_traded', volume, with_volume),
         format(last, 'oi', 'FILTER (WHERE oi IS NOT NULL)') || ' AS oi',
         format('count(*) %s AS ticks', traded)) || E'\nFROM tick_rows';
-    source text;
+    -- From the ticks themselves where nothing is summed up, so that only the hours that are asked for are read.
+    source constant text := CASE WHEN licensed THEN 'SELECT * FROM live_bars_1m' ELSE bars END
+        || ' WHERE "time" >= date_trunc(''day'', %1$s, ''Asia/Kolkata'') AND "time" < %2$s + interval ''1 minute'''
+        || CASE WHEN licensed THEN '' ELSE ' GROUP BY instrument_token, ' || minute END;
+    candles constant text := $sql$
+        SELECT instrument_token, "time", open, high, low, close, volume, oi, ticks
+        FROM (
+            SELECT *,
+                CASE WHEN volume_traded IS NOT NULL
+                    THEN greatest(volume_traded - coalesce(max(volume_traded) OVER before, first_volume), 0)
+                END AS volume
+            FROM ($sql$ || source || $sql$) AS bars
+            WINDOW before AS (
+                PARTITION BY instrument_token, ("time" AT TIME ZONE 'Asia/Kolkata')::date
+                ORDER BY "time" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            )
+        ) AS with_volume
+        WHERE "time" >= %1$s AND "time" < %2$s AND ticks > 0$sql$;
+    ranged constant text := format(candles, 'since', 'until');
 BEGIN
     IF licensed THEN
         IF to_regclass('live_bars_1m') IS NOT NULL AND NOT EXISTS (
@@ -39,44 +57,28 @@ BEGIN
         END IF;
         EXECUTE 'CREATE MATERIALIZED VIEW IF NOT EXISTS live_bars_1m WITH (timescaledb.continuous, '
             'timescaledb.materialized_only = false) AS ' || bars || ' GROUP BY instrument_token, ' || minute || ' WITH NO DATA';
-        -- Of any age: what a rebuild, a redrive or the retention changed is summed up anew, and nothing else is.
+        -- Of any age: what a rebuild, a redrive or the retention changed is summed up anew, and nothing else is. At once,
+        -- since in batches the newest minutes come first, and until the others do, nobody sees these.
         PERFORM add_continuous_aggregate_policy('live_bars_1m', start_offset => NULL, end_offset => interval '1 minute',
-            schedule_interval => interval '1 minute', if_not_exists => true);
-        source := 'SELECT * FROM live_bars_1m WHERE "time" >= %s AND "time" < %s';
+            schedule_interval => interval '1 minute', buckets_per_batch => 0, if_not_exists => true);
     ELSE
         EXECUTE 'CREATE OR REPLACE VIEW live_bars_1m AS ' || bars || ' GROUP BY instrument_token, ' || minute;
-        source := replace(bars, '%', '%%') || ' WHERE "time" >= %s AND "time" < %s GROUP BY instrument_token, ' || minute;
     END IF;
 
-    -- Inlined into the query, so that a condition on the instrument reaches the ticks.
-    EXECUTE format($function$
-        CREATE OR REPLACE FUNCTION live_candles_1m(since timestamptz, until timestamptz DEFAULT 'infinity')
-        RETURNS TABLE (
-            instrument_token bigint, "time" timestamptz, open double precision, high double precision,
-            low double precision, close double precision, volume bigint, oi bigint, ticks bigint
-        )
-        LANGUAGE sql STABLE PARALLEL SAFE
-        AS $body$
-            SELECT instrument_token, "time", open, high, low, close, volume, oi, ticks
-            FROM (
-                SELECT *,
-                    CASE WHEN volume_traded IS NOT NULL
-                        THEN greatest(volume_traded - coalesce(max(volume_traded) OVER before, first_volume), 0)
-                    END AS volume
-                FROM (%s) AS bars
-                WINDOW before AS (
-                    PARTITION BY instrument_token, ("time" AT TIME ZONE 'Asia/Kolkata')::date
-                    ORDER BY "time" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-                )
-            ) AS with_volume
-            WHERE "time" >= since AND "time" < until AND ticks > 0
-        $body$
-        $function$,
-        format(source, 'date_trunc(''day'', since, ''Asia/Kolkata'')', 'until + interval ''1 minute'''));
+    EXECUTE 'CREATE OR REPLACE VIEW candles_live_1m AS '
+        || format(candles, 'date_trunc(''day'', now(), ''Asia/Kolkata'')', '''infinity''::timestamptz');
+    -- In SQL it is inlined into the query, so that a condition on the instrument reaches the ticks. TimescaleDB must not
+    -- inline it: up to where minutes are summed up would then be looked up for each tick of these days.
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION live_candles_1m(since timestamptz, until timestamptz DEFAULT ''infinity'') '
+        'RETURNS TABLE (instrument_token bigint, "time" timestamptz, open double precision, high double precision, '
+        'low double precision, close double precision, volume bigint, oi bigint, ticks bigint) STABLE LANGUAGE %s AS %L',
+        CASE WHEN licensed THEN 'plpgsql' ELSE 'sql' END,
+        CASE WHEN licensed
+            THEN E'#variable_conflict use_column\nBEGIN\n    RETURN QUERY ' || ranged || E';\nEND'
+            ELSE ranged
+        END);
 END $$;
-
-CREATE OR REPLACE VIEW candles_live_1m AS
-SELECT * FROM live_candles_1m(date_trunc('day', now(), 'Asia/Kolkata'));
 
 DO $$
 DECLARE

@@ -46,7 +46,8 @@ BEGIN
 
         ticks_view := pg_get_viewdef('ticks'::regclass);
         explained := obj_description('tick_rows'::regclass);
-        DROP VIEW IF EXISTS live_bars_1m;  -- 0014 makes it again
+        -- 0014 makes them again.
+        DROP VIEW IF EXISTS live_bars_1m, candles_live_1m, candles_live_5m, candles_live_15m;
         ALTER TABLE tick_rows RENAME TO tick_rows_native;
         ALTER INDEX tick_rows_instrument_token RENAME TO tick_rows_native_instrument_token;
         CREATE TABLE tick_rows (LIKE tick_rows_native INCLUDING DEFAULTS INCLUDING COMMENTS);

@@ -91,7 +91,7 @@ def _run_files(conn: connection) -> None:
                 cursor.execute(files[name].read_text())
             except psycopg2.errors.DependentObjectsStillExist as error:
                 raise MoveError(
-                    "Views of yours read tick_rows itself; drop them, move, and make them again over ticks: "
+                    "Views of yours are in the way; drop them, move, and make them again: "
                     + " ".join((error.diag.message_detail or "").split())
                 ) from None
     if not timescale.is_hypertable(conn):

@@ -137,7 +137,7 @@ def test_a_move_that_is_interrupted_changes_nothing(native_url: str, movable: co
 
 def test_views_on_the_table_itself_stop_a_move(native_url: str, movable: connection) -> None:
     run(movable, "CREATE VIEW mine AS SELECT last_price FROM tick_rows")
-    with pytest.raises(MoveError, match="drop them, move, and make them again over ticks: view mine depends on"):
+    with pytest.raises(MoveError, match="drop them, move, and make them again: view mine depends on"):
         to_timescaledb(native_url, print)
     assert count_ticks(movable) == 18
 

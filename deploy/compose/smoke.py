@@ -95,7 +95,7 @@ def main() -> int:
     """Run it; 0 where all is well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=60, help="how long to stream before anything is broken (60)")
-    parser.add_argument("--rate", type=int, default=2000, help="ticks a second of the simulated exchange (2000)")
+    parser.add_argument("--rate", type=int, default=10_000, help="ticks a second of the simulated exchange (10000)")
     parser.add_argument("--no-build", action="store_true", help="the images are built already")
     parser.add_argument("--keep", action="store_true", help="leave the stack running")
     options = parser.parse_args()

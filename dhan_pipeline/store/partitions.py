@@ -142,7 +142,7 @@ def _existing(conn: connection) -> dict[int, list[str]]:
     with conn.cursor() as cursor:
         if timescale.is_hypertable(conn):
             cursor.execute(timescale.CHUNKS)
-            for start, name in cursor.fetchall():
+            for name, start, _ in cursor.fetchall():
                 found.setdefault(hour_start_ns(int(start.timestamp()) * 1_000_000_000), []).append(name)
         else:
             cursor.execute(

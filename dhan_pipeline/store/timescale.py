@@ -22,7 +22,7 @@ _IS_HYPERTABLE = "SELECT relkind = 'r' FROM pg_class WHERE oid = 'tick_rows'::re
 _SCHEMA = "(SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'tick_rows'::regclass)"
 
 CHUNKS = f"""
-SELECT range_start, chunk_name FROM timescaledb_information.chunks
+SELECT chunk_name, range_start, range_end FROM timescaledb_information.chunks
 WHERE hypertable_schema = {_SCHEMA} AND hypertable_name = 'tick_rows' ORDER BY range_start
 """
 

@@ -51,6 +51,11 @@ def to_timescaledb(url: str, progress: Callable[[str], object]) -> Moved:
         if timescale.is_hypertable(conn):
             _run_files(conn)
             return Moved(0, 0, _licence(conn))
+        if not _is_loaded(conn):
+            raise MoveError(
+                "The server has no TimescaleDB, or does not load it (shared_preload_libraries). Nothing was changed;"
+                " docs/timescaledb.md says how to install it."
+            )
         with conn.cursor() as cursor:
             # In this order: who waits for an hour has no table locked yet, and so cannot be waited for.
             cursor.execute("SELECT pg_advisory_xact_lock(%s, 0)", (PARTITIONS_LOCK,))
@@ -70,6 +75,13 @@ def to_timescaledb(url: str, progress: Callable[[str], object]) -> Moved:
         if differing := [hour for hour in before if before[hour] != after[hour]]:
             raise MoveError(f"Moved, {', '.join(differing)} would differ from what was there; nothing was changed.")
         return Moved(len(before), sum(digest.rows for digest in after.values()), licence)
+
+
+def _is_loaded(conn: connection) -> bool:
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT current_setting('timescaledb.disable_load', true) IS NOT NULL")
+        loaded: bool = cursor.fetchall()[0][0]
+    return loaded
 
 
 def _digests(conn: connection, starts_ns: list[int], done: str, progress: Callable[[str], object]) -> dict[str, Digest]:
@@ -102,7 +114,7 @@ def _why_not(conn: connection) -> str:
     # The last one: that something exists already is said of TimescaleDB, too, and comes first.
     said = [notice.partition("\n")[0].partition(":  ")[2] for notice in conn.notices if "TimescaleDB" in notice]
     reason = said[-1] if said else "TimescaleDB cannot be used."
-    return f"{reason} Nothing was changed; docs/timescaledb.md says how to install it."
+    return f"{reason} Nothing was changed."
 
 
 def _licence(conn: connection) -> timescale.Licence:

@@ -30,7 +30,7 @@ def _bounds(conn: connection) -> dict[str, tuple[datetime, datetime]]:
     """Of each partition, or chunk."""
     with conn, conn.cursor() as cursor:
         if timescale.is_hypertable(conn):
-            cursor.execute("SELECT chunk_name, range_start, range_end FROM timescaledb_information.chunks ORDER BY 2")
+            cursor.execute(timescale.CHUNKS)
         else:
             cursor.execute(
                 "SELECT relname, (regexp_matches(bounds, $$FROM \\('(.*?)'$$))[1]::timestamptz, "

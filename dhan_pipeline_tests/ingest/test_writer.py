@@ -475,6 +475,7 @@ def test_the_published_status_is_kept_in_the_database(writing: Writing, database
     assert (status.capture, status.source) == (0, "dhan")
 
 
+@pytest.mark.usefixtures("partitions_ahead")
 def test_partitions_are_made_ahead_as_the_clock_goes_on(writing: Writing, database_url: str) -> None:
     def partitions() -> set[object]:
         names = query(

@@ -34,6 +34,7 @@ def partitions(conn: connection) -> set[str]:
         return {name for (name,) in cursor.fetchall()}
 
 
+@pytest.mark.usefixtures("partitions_ahead")
 def test_partitions_older_than_the_retention_are_dropped(pipeline: Pipeline, conn: connection) -> None:
     today = parse_hour_key(HOUR)
     for days in (0, 6, 8):
@@ -42,6 +43,7 @@ def test_partitions_older_than_the_retention_are_dropped(pipeline: Pipeline, con
     assert partitions(conn) == {"ticks_20261120_09", "ticks_20261114_09"}
 
 
+@pytest.mark.usefixtures("partitions_ahead")
 def test_an_expired_day_with_ticks_stays_until_it_is_archived(pipeline: Pipeline, conn: connection) -> None:
     for days in (8, 9):
         store(conn, [make_batch(Mode.FULL, 3, at_ns=AT_NS - days * DAY_NS)])
@@ -63,6 +65,7 @@ def test_without_an_archive_expired_days_are_dropped(pipeline: Pipeline, conn: c
     assert partitions(conn) == set()
 
 
+@pytest.mark.usefixtures("partitions_ahead")
 def test_days_that_a_reader_holds_up_are_told(pipeline: Pipeline, conn: connection) -> None:
     for days in (8, 9):
         ensure_partitions(conn, AT_NS - days * DAY_NS, AT_NS - days * DAY_NS + 1)

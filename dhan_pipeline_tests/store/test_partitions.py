@@ -20,10 +20,7 @@ from dhan_pipeline.store.partitions import (
 NINE = parse_hour_key("2026-11-20T09:00")
 
 
-@pytest.fixture(autouse=True)
-def _made_ahead(conn: connection) -> None:
-    if timescale.licence(conn) == "apache":
-        pytest.skip("under the Apache licence, chunks are made as rows come")
+pytestmark = pytest.mark.usefixtures("partitions_ahead")
 
 
 def _bounds(conn: connection) -> dict[str, tuple[datetime, datetime]]:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RESULTS := data/benchmarks
 UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
-.PHONY: help setup demo test lint types format bench bench-long soak lock clean
+.PHONY: help setup demo test lint types format bench bench-long soak compose-smoke lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench-long: $(VENV)/.dev ## Measure ten minutes at 50,000 ticks/s, an outage, gr
 
 soak: $(VENV)/.dev ## Random faults against the running system, for SOAK_MINUTES (10); is anything lost?
 	$(BIN)/python -m dhan_pipeline_tests.soak $(ARGS)
+
+compose-smoke: ## Bring the stack up in containers, break parts of it, compare what is stored with the journal
+	$(PYTHON) deploy/compose/smoke.py $(ARGS)
 
 lock: ## Renew the locks from pyproject.toml (needs uv)
 	$(UV_COMPILE) --upgrade --extra build pyproject.toml -o requirements.lock

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     latency_p99_ms_error: float = Field(default=2000.0, ge=0)
     gap_s_warn: float = Field(default=5.0, ge=0)
     gap_s_error: float = Field(default=60.0, ge=0)
+    queue_depth_warn: int = Field(default=5000, ge=0)
+    queue_depth_error: int = Field(default=10_000, ge=0)
+    """Messages that wait in RabbitMQ for workers."""
     candles_agree_warn: float = Field(default=0.99, ge=0, le=1)
     candles_agree_error: float = Field(default=0.95, ge=0, le=1)
     """Share of a day's bars of a minute that agree with the broker's."""

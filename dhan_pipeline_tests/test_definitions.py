@@ -33,6 +33,7 @@ ASSETS = {
             "trade_clock",
             "token",
             "disk",
+            "queue_depth",
         },
     ),
     "raw_packets": ({"subscriptions"}, "market_data", {"arrow"}, HOURLY, set()),
@@ -53,6 +54,7 @@ ASSETS = {
         DAILY,
         {"candles_agree"},
     ),
+    "tick_storage": ({"ticks"}, "market_data", {"postgres"}, None, {"jobs", "licence"}),
 }
 
 
@@ -145,6 +147,7 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         "retention_job",
         "token_refresh_job",
         "event_log_job",
+        "tick_storage_job",
     }
     assert {(s.name, s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs} == {
         ("instrument_sync_schedule", "30 8 * * *", "Asia/Kolkata"),
@@ -153,6 +156,7 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         ("retention_schedule", "30 0 * * *", "Asia/Kolkata"),
         ("token_refresh_schedule", "*/15 * * * *", "Asia/Kolkata"),
         ("event_log_schedule", "40 0 * * *", "Asia/Kolkata"),
+        ("tick_storage_schedule", "*/15 * * * *", "Asia/Kolkata"),
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "ingest_supervisor",

@@ -17,6 +17,7 @@ from dhan_pipeline.cli.gaps import gaps
 from dhan_pipeline.cli.replay import replay
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
+from dhan_pipeline.cli.timescale import db_to_timescaledb
 from dhan_pipeline.cli.token import token_app
 from dhan_pipeline.cli.worker import worker
 from dhan_pipeline.errors import redacted
@@ -36,6 +37,7 @@ app.command(short_help="Store what captures hand to RabbitMQ.")(worker)
 app.command("sync-instruments", short_help="Load the scrip master into the database.")(sync_instruments)
 app.command(short_help="Find instruments by what a trader writes.")(find)
 app.command()(migrate)
+db_app.command("to-timescaledb", short_help="Move ticks into a hypertable of TimescaleDB.")(db_to_timescaledb)
 app.add_typer(db_app, name="db")
 app.command(short_help="List the times in which packets may be missing.")(gaps)
 app.command(short_help="Rebuild hours of ticks from the journal, or only compare.")(replay)

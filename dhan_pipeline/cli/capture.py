@@ -56,6 +56,7 @@ def ingest(
 
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.feeds.dhan.errors import DataPlanError
+    from dhan_pipeline.ingest.metrics import serving
     from dhan_pipeline.ingest.run import Ingest
 
     lines = _Lines() if supervised else None
@@ -66,7 +67,8 @@ def ingest(
             _stop_when_stdin_closes(stop)
         capture = Ingest(settings, database_url, emit, Clock())
         try:
-            await capture.run(stop)
+            with serving(settings, capture.metrics):
+                await capture.run(stop)
         finally:
             capture.close()
 

@@ -90,8 +90,8 @@ def redrive(
     """
     from dhan_pipeline.cli.dead_letters import list_dead_letters, put_back_dead_letters
     from dhan_pipeline.clock import Clock
-    from dhan_pipeline.ingest.publisher import broker_url
     from dhan_pipeline.ingest.redrive import redrive as drive_again
+    from dhan_pipeline.transport.broker import broker_url
 
     settings = read_settings()
     if only_list:

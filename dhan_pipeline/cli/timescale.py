@@ -5,10 +5,8 @@ import json
 import sys
 
 from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
-from dhan_pipeline.cli.database import db_app
 
 
-@db_app.command("to-timescaledb", short_help="Move ticks into a hypertable of TimescaleDB.")
 def db_to_timescaledb(as_json: JsonOption = False) -> None:
     """Move the ticks of a database that has kept them in native partitions into a hypertable of TimescaleDB.
 

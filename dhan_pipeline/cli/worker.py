@@ -33,8 +33,8 @@ def worker(
 
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.ingest.metrics import serving
-    from dhan_pipeline.ingest.publisher import broker_url
     from dhan_pipeline.ingest.worker import Worker
+    from dhan_pipeline.transport.broker import broker_url
 
     settings = read_settings()
     url = broker_url(settings)

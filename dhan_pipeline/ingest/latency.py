@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-_BINS_PER_DECADE = 60
-_LOWEST_MS = 0.1
-_BINS = 8 * _BINS_PER_DECADE  # 0.1 ms to 10^7 ms, three hours
+BINS_PER_DECADE = 60
+LOWEST_MS = 0.1
+_BINS = 8 * BINS_PER_DECADE  # 0.1 ms to 10^7 ms, three hours
 
 
 class LatencyHistogram:
@@ -17,7 +17,7 @@ class LatencyHistogram:
     def add(self, latency_ms: NDArray[np.float64]) -> None:
         """Count each latency, in milliseconds."""
         with np.errstate(divide="ignore"):
-            bins = np.log10(np.maximum(latency_ms, _LOWEST_MS) / _LOWEST_MS) * _BINS_PER_DECADE
+            bins = np.log10(np.maximum(latency_ms, LOWEST_MS) / LOWEST_MS) * BINS_PER_DECADE
         self.counts += np.bincount(np.minimum(bins.astype(np.int64), _BINS - 1), minlength=_BINS)
 
     def percentile(self, percent: float) -> float | None:
@@ -26,4 +26,4 @@ class LatencyHistogram:
         if not total:
             return None
         bin_number = int(np.searchsorted(self.counts.cumsum(), total * percent / 100))
-        return round(float(_LOWEST_MS * 10 ** ((bin_number + 1) / _BINS_PER_DECADE)), 2)
+        return round(float(LOWEST_MS * 10 ** ((bin_number + 1) / BINS_PER_DECADE)), 2)

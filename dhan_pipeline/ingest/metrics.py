@@ -26,7 +26,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.enrich import FUTURE_TRADE_TIME, IMPOSSIBLE_PRICE, UNKNOWN_INSTRUMENT
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.counts import Counts
-from dhan_pipeline.ingest.latency import _BINS_PER_DECADE, _LOWEST_MS, LatencyHistogram
+from dhan_pipeline.ingest.latency import BINS_PER_DECADE, LOWEST_MS, LatencyHistogram
 from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.sessions import IST, packets_due, session_bounds
 from dhan_pipeline.settings import Settings
@@ -229,8 +229,8 @@ def _labelled(name: str, meaning: str, label: str, values: Mapping[str, float]) 
 
 
 #: Of each bucket, the bin after its last; of each bin, the middle in seconds.
-_ENDS = [round(np.log10(1000 * limit / _LOWEST_MS) * _BINS_PER_DECADE) for limit in LATENCY_BUCKETS_S]
-_MIDDLES_S = _LOWEST_MS / 1000 * 10 ** ((np.arange(len(LatencyHistogram().counts)) + 0.5) / _BINS_PER_DECADE)
+_ENDS = [round(np.log10(1000 * limit / LOWEST_MS) * BINS_PER_DECADE) for limit in LATENCY_BUCKETS_S]
+_MIDDLES_S = LOWEST_MS / 1000 * 10 ** ((np.arange(len(LatencyHistogram().counts)) + 0.5) / BINS_PER_DECADE)
 
 
 def _latency(histogram: LatencyHistogram) -> Metric:

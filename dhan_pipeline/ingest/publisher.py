@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.books import Books
 from dhan_pipeline.ingest.counts import Counts
@@ -27,7 +26,7 @@ from dhan_pipeline.ingest.retrying import Patience
 from dhan_pipeline.journal.stretch import Stretch, joined
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ticks import StoredBlocks
-from dhan_pipeline.transport.broker import BrokerError, QueueFullError, check_url
+from dhan_pipeline.transport.broker import BrokerError, QueueFullError, broker_url
 from dhan_pipeline.transport.message import encode
 from dhan_pipeline.transport.outlet import Depths, Outlet, outlet
 
@@ -35,17 +34,6 @@ _POLL_S = 0.5
 
 #: How often RabbitMQ is asked what waits in it.
 _DEPTHS_S = 2.0
-
-
-class NoBrokerUrlError(PipelineError):
-    """Nobody said where RabbitMQ is."""
-
-
-def broker_url(settings: Settings) -> str:
-    """The address of RabbitMQ. Raises NoBrokerUrlError, BrokerError where it is no address."""
-    if settings.rabbitmq_url is None:
-        raise NoBrokerUrlError("RABBITMQ_URL is not set: amqp://user:password@host:5672/%2F, for one.")
-    return check_url(settings.rabbitmq_url.get_secret_value())
 
 
 @dataclass(slots=True)
@@ -72,7 +60,7 @@ class Publisher:
     ) -> None:
         """`connections`: the connection of each subscribed instrument token. `listener` hears of those that go silent.
 
-        `warn` and the listener are called in the publisher's threads. Raises NoBrokerUrlError, BrokerError.
+        `warn` and the listener are called in the publisher's threads. Raises BrokerError.
         """
         self._url = broker_url(settings)
         self._settings = settings

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.capture import Receiver
 from dhan_pipeline.ingest.gaps import SHORTEST_PAUSE_S, GapKeeper, segments_of
 from dhan_pipeline.ingest.latency import LatencyHistogram
+from dhan_pipeline.ingest.metrics import Metrics
 from dhan_pipeline.ingest.status import StatusReport
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment
@@ -145,6 +147,7 @@ class Ingest:
                     " set the clock, or choose another data directory."
                 )
             self._receiver = Receiver(self._journal, clock, self._on_block, self._flush_later)
+            self._connects: Counter[int] = Counter()
             self._feed = Feed(
                 settings,
                 subscriptions,
@@ -153,6 +156,7 @@ class Ingest:
                 clock=clock,
                 policy=policy,
                 packets_due=self._packets_due,
+                on_connect=lambda connection: self._connects.update((connection,)),
                 on_first_message=lambda connection: self._gaps.message(connection),
                 on_down=self._on_down,
                 on_shed=lambda tokens: self._gaps.shed(tokens),
@@ -187,6 +191,7 @@ class Ingest:
             token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)
         }
         self._writer = _sink(settings)(settings, database_url, self._backlog, clock, self._warn, connections, self)
+        self.metrics = Metrics(settings, clock, "capture", self._writer.counts, subscriptions)
         self._report = StatusReport(clock)
         self._messages = 0
         self._bytes = 0
@@ -324,6 +329,7 @@ class Ingest:
             **self._gaps.status(),
             **self._writer.facts(),
             "backlog_blocks": self._backlog.blocks,
+            "reconnects": self._connects.total() - len(self._connects),
             "trade_clock": self._writer.liveliness.trade_clock,
             "token_expires_at": expires_at.isoformat() if (expires_at := self._feed.token_expires_at) else None,
             "disk_free_gb": round(shutil.disk_usage(self._settings.journal_dir).free / 1e9, 1),
@@ -333,7 +339,7 @@ class Ingest:
         """A status line a second, also kept in the database; and each hour once it is over and committed."""
         while True:
             pulse_s, pulse_ns = _elapsed_s(), self._clock.now_ns()
-            status = self.status()
+            status = self.metrics.status = self.status()
             self._emit(status)
             self._writer.publish(status)
             self._announce_hours()

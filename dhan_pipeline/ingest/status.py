@@ -19,7 +19,8 @@ from dhan_pipeline.sessions import hour_key
 WINDOW_S = 10
 
 
-def _rss_mb() -> float:
+def rss_mb() -> float:
+    """Resident memory of this process, in megabytes."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize() / 1e6
@@ -82,7 +83,7 @@ class StatusReport:
             "latency_total_p50_ms": counts.latency.percentile(50),
             "latency_total_p99_ms": counts.latency.percentile(99),
             "messages_per_second": round((messages - oldest[2]) / seconds, 1),
-            "rss_mb": round(_rss_mb(), 1),
+            "rss_mb": round(rss_mb(), 1),
             "cpu_percent": round(100 * (sample[1] - oldest[1]) / seconds, 1),
             "last_packet_at": (
                 datetime.fromtimestamp(last_message_ns / 1e9, UTC).isoformat() if last_message_ns else None

@@ -214,20 +214,29 @@ class Worker:
         self._warn(f"A message of lane {delivery.lane} went to the dead letters. {reason}")
 
     def _write(self, conn: connection, batch: Sequence[Delivery]) -> None:
-        parts = [self._processor.process(decode(delivery.body)) for delivery in batch]
+        parts = self._process(batch)
+        if self._learned(conn, parts):
+            parts = self._process(batch)
         parts.sort(key=_capture_and_lane)  # stable: those of a lane stay in order
         for _, of_lane in groupby(parts, _capture_and_lane):
             blocks = list(of_lane)
             self.counts.add(blocks, write_blocks(conn, blocks, self._clock), self._clock)
-        self._learn(conn, parts)
 
-    def _learn(self, conn: connection, parts: Sequence[StoredBlocks]) -> None:
-        """Where packets came of unknown instruments, see whether they were synced since. `redrive` has the rest."""
+    def _process(self, batch: Sequence[Delivery]) -> list[StoredBlocks]:
+        return [self._processor.process(decode(delivery.body)) for delivery in batch]
+
+    def _learned(self, conn: connection, parts: Sequence[StoredBlocks]) -> bool:
+        """Whether instruments were synced since, where packets are of unknown ones. `redrive` has the rest."""
         unknown = any(r.reason == UNKNOWN_INSTRUMENT for part in parts for r in part.enriched.rejected)
-        if unknown and time.monotonic() >= self._learn_at_s:
-            self._learn_at_s = time.monotonic() + LEARN_S
-            self._processor.learn(load_tokens(conn, self._settings.data_source))
-            conn.commit()
+        if not unknown or time.monotonic() < self._learn_at_s:
+            return False
+        self._learn_at_s = time.monotonic() + LEARN_S
+        tokens = load_tokens(conn, self._settings.data_source)
+        conn.commit()
+        if np.array_equal(tokens, self._processor.instruments.tokens):
+            return False
+        self._processor.learn(tokens)
+        return True
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless asked to stop."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.latency import LatencyHistogram
-from dhan_pipeline.ingest.status import WINDOW_S, _rss_mb
+from dhan_pipeline.ingest.status import WINDOW_S, rss_mb
 
 
 class _Sample(NamedTuple):
@@ -57,6 +57,6 @@ class WorkerReport:
             "latency_p99_ms": recent.percentile(99),
             "latency_total_p50_ms": counts.latency.percentile(50),
             "latency_total_p99_ms": counts.latency.percentile(99),
-            "rss_mb": round(_rss_mb(), 1),
+            "rss_mb": round(rss_mb(), 1),
             "cpu_percent": round(100 * (sample.cpu_s - oldest.cpu_s) / seconds, 1),
         }

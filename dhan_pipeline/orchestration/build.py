@@ -35,6 +35,12 @@ from dhan_pipeline.orchestration.schedules import (
     retention_schedule,
 )
 from dhan_pipeline.orchestration.supervisor import build_supervisor
+from dhan_pipeline.orchestration.timescale import (
+    tick_storage,
+    tick_storage_checks,
+    tick_storage_job,
+    tick_storage_schedule,
+)
 from dhan_pipeline.orchestration.tokens import token_refresh_job, token_refresh_schedule
 from dhan_pipeline.settings import Settings
 
@@ -87,8 +93,9 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             *build_candle_assets(hours),
             *build_broker_assets(days),
             build_archive_asset(days),
+            tick_storage,
         ],
-        asset_checks=build_checks(hours),
+        asset_checks=[*build_checks(hours), tick_storage_checks],
         jobs=[
             instrument_sync_job,
             candles_job,
@@ -98,6 +105,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             gap_recovery_job,
             token_refresh_job,
             event_log_job,
+            tick_storage_job,
         ],
         sensors=[candles_sensor, gap_recovery_sensor],
         schedules=[
@@ -107,6 +115,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             retention_schedule,
             token_refresh_schedule,
             event_log_schedule,
+            tick_storage_schedule,
         ],
         resources=resources,
         executor=EXECUTOR,

@@ -42,6 +42,7 @@ DESCRIPTIONS = {
     "trade_clock": "Trade times follow the clock by which they are read.",
     "token": "The access token is good until the last session of today closes.",
     "disk": "The journal has room to grow: without any, the capture ends.",
+    "queue_depth": "Workers keep up with what the capture hands to RabbitMQ, where it does.",
 }
 
 

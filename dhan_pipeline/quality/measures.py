@@ -32,7 +32,7 @@ DISK_ERROR_GB = 0.5
 #: Names of the checks, in the order in which outcomes are returned.
 _BOTH = ("parser_error_rate", "latency_p99", "conservation", "gaps")
 HOUR_CHECKS = (*_BOTH, "digest")
-LIVE_CHECKS = (*_BOTH, "connected", "silent_instruments", "trade_clock", "token", "disk")
+LIVE_CHECKS = (*_BOTH, "connected", "silent_instruments", "trade_clock", "token", "disk", "queue_depth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,7 @@ def live_outcomes(
         _trade_clock(status, settings),
         _token(status, token_until),
         _disk(status),
+        _queue_depth(status, settings),
     ]
 
 
@@ -451,6 +452,38 @@ def _disk(status: Mapping[str, Any]) -> CheckOutcome:
         free_gb,
         "GB",
         f"warning below {DISK_WARN_GB:g} GB, critical below {DISK_ERROR_GB:g} GB",
+        found,
+    )
+
+
+def _queue_depth(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
+    warn, error = settings.queue_depth_warn, settings.queue_depth_error
+    limits = f"target below 1000, warning above {warn:,} and of any dead letter, critical above {error:,}"
+    if settings.transport == "direct":
+        found = "The capture writes into the database itself: no queue is used."
+        return CheckOutcome("queue_depth", True, "WARN", None, "messages", limits, found)
+    depth, workers, dead = status.get("queue_depth"), status.get("workers", 0), status.get("dead_letters") or 0
+    if depth is None:
+        found = "RabbitMQ is away, or has not been asked yet. The journal keeps what is not handed over to it."
+        return CheckOutcome("queue_depth", False, "ERROR", None, "messages", limits, found)
+    alone = depth > 0 and not workers
+    found = f"{depth:,} messages wait in RabbitMQ for {workers} workers."
+    if alone:
+        found += " Nobody stores them: start one with `dhan-pipeline worker`."
+    elif depth > warn:
+        found += " The database or the workers do not keep up: look at their messages. Nothing is lost."
+    if dead:
+        found += (
+            f" {dead:,} more could not be stored at all: `dhan-pipeline redrive --list` says why, and"
+            " `dhan-pipeline redrive --dead-letters` puts them back; materialising their hours stores them, too."
+        )
+    return CheckOutcome(
+        "queue_depth",
+        depth <= warn and not dead and not alone,
+        "ERROR" if alone else _severity(depth, error),
+        float(depth),
+        "messages",
+        limits,
         found,
     )
 

@@ -39,6 +39,7 @@ from dhan_pipeline.store.ledger import (
     share_capture,
 )
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
+from dhan_pipeline.store.timescale import unpack_without_limit
 from dhan_pipeline.ticks import POSITION_BITS, Enriched, TickBatch
 
 _COPY = f"COPY {{}} ({', '.join(STORED)}) FROM STDIN (FORMAT binary)"
@@ -227,6 +228,7 @@ def withdraw_parts(conn: connection, capture: int) -> None:
         )
         block_ids, first_received, last_received = cur.fetchall()[0]
         if block_ids:
+            unpack_without_limit(cur)
             cur.execute(
                 "DELETE FROM tick_rows WHERE time BETWEEN %s AND %s AND tick_id >> %s = ANY(%s)",
                 (first_received, last_received, POSITION_BITS, block_ids),
@@ -309,6 +311,7 @@ def replace_hour(
             if before.rows:
                 digests.record_capture(conn, hour, before, now)
             if not directly and after != before:
+                unpack_without_limit(cur)
                 differences.apply(conn, hour)
             digests.record(conn, hour, "rebuild", after, now, (found.added, found.removed, found.changed))
     return HourRebuild(hour, after.rows, after.digest, before.digest, found)
@@ -365,6 +368,7 @@ def _hours(conn: connection, first_block_id: int, before_block_id: int) -> list[
 
 def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[StoredBlocks], now: datetime) -> int:
     with _rows_ahead(blocks) as new, conn.cursor() as cur:
+        unpack_without_limit(cur)
         for start_ns in _hours(conn, first, last + 1):
             # Shared: it keeps out who rebuilds the hour, and not the writer, who only adds newer blocks.
             cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))

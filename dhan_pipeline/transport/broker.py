@@ -34,6 +34,7 @@ from aiormq.connection import TCPTransportFactory, TLSTransportFactory
 from yarl import URL
 
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.settings import Settings
 from dhan_pipeline.transport.lanes import FIRST_LANE, LANES
 
 #: Bodies of the lanes go to this exchange; the routing key is the lane's number.
@@ -105,6 +106,13 @@ def check_url(url: str) -> str:
             " TLS, and special characters of the password are percent-encoded."
         )
     return url
+
+
+def broker_url(settings: Settings) -> str:
+    """The address of RabbitMQ. Raises BrokerError where none is set, and for what is none."""
+    if settings.rabbitmq_url is None:
+        raise BrokerError("RABBITMQ_URL is not set; it says where RabbitMQ is: amqp://user:password@host:5672/vhost.")
+    return check_url(settings.rabbitmq_url.get_secret_value())
 
 
 @asynccontextmanager

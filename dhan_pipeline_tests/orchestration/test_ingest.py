@@ -395,6 +395,7 @@ def test_a_line_that_is_not_an_event_is_logged_and_does_no_harm(
 def test_an_hour_that_cannot_be_measured_now_is_tried_again(
     pipeline: Pipeline,
     postgres_url: str,
+    template: str,
     record_hour: Record,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -409,7 +410,7 @@ def test_an_hour_that_cannot_be_measured_now_is_tried_again(
     def return_to_life() -> None:
         try:
             wait_until(lambda: "tried again" in caplog.text)
-            create_database(postgres_url, absent, template="migrated")
+            create_database(postgres_url, absent, template=template)
         finally:
             stop_when(pipeline, lambda: materialized(pipeline))()
 

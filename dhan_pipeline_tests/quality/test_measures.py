@@ -357,6 +357,38 @@ def test_a_disk_that_is_nearly_full_is_told_early(free_gb: float, passed: bool, 
 
 
 @pytest.mark.parametrize(
+    ("facts", "passed", "severity", "told"),
+    [
+        (
+            {"queue_depth": 12, "workers": 3, "dead_letters": 0},
+            True,
+            "WARN",
+            "12 messages wait",
+        ),
+        ({"queue_depth": 5001, "workers": 3, "dead_letters": 0}, False, "WARN", "do not keep up"),
+        ({"queue_depth": 10_001, "workers": 3, "dead_letters": 0}, False, "ERROR", "do not keep up"),
+        ({"queue_depth": 1, "workers": 0, "dead_letters": 0}, False, "ERROR", "dhan-pipeline worker"),
+        ({"queue_depth": 0, "workers": 0, "dead_letters": 0}, True, "WARN", "0 workers"),
+        ({"queue_depth": 0, "workers": 3, "dead_letters": 2}, False, "WARN", "redrive --dead-letters"),
+        ({"queue_depth": None, "workers": 3, "dead_letters": None}, False, "ERROR", "RabbitMQ is away"),
+    ],
+)
+def test_queues_are_judged_where_blocks_go_through_them(
+    facts: dict[str, object], passed: bool, severity: str, told: str
+) -> None:
+    settings = Settings(_env_file=None, transport="rabbitmq")
+    [outcome] = [o for o in live_outcomes({**GOOD_STATUS, **facts}, settings) if o.name == "queue_depth"]
+    assert (outcome.passed, outcome.severity) == (passed, severity)
+    assert told in outcome.description
+
+
+def test_no_queue_is_judged_where_the_capture_writes_itself() -> None:
+    outcome = live("queue_depth")
+    assert outcome.passed
+    assert "no queue is used" in outcome.description
+
+
+@pytest.mark.parametrize(
     "records",
     [
         recorded(),

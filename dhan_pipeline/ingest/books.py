@@ -1,6 +1,6 @@
 """What workers have stored of one capture, as the ledger says: for the capture, which only hands its blocks over.
 
-A thread asks each second. Parts of a lane come in order, so all blocks are stored up to the last one of the lane that
+A thread asks a few times a second. Parts of a lane come in order, so all blocks are stored up to the last one of the lane that
 is furthest behind; only these are counted, each once.
 """
 
@@ -17,7 +17,8 @@ from dhan_pipeline.ingest.retrying import Database, Patience
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases, ledger
 
-_POLL_S = 1.0
+#: What was stored since the last look counts as backlog.
+_POLL_S = 0.25
 
 
 class Books:

@@ -1,7 +1,7 @@
 """What workers have stored of one capture, as the ledger says: for the capture, which only hands its blocks over.
 
-A thread asks a few times a second. Parts of a lane come in order, so all blocks are stored up to the last one of the lane that
-is furthest behind; only these are counted, each once.
+A thread asks a few times a second. Parts of a lane come in order, so all blocks are stored up to the last one of the
+lane that is furthest behind; only these are counted, each once.
 """
 
 import threading

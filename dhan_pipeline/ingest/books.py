@@ -14,6 +14,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.retrying import Database, Patience
+from dhan_pipeline.ingest.writer import require_the_same_journal
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases, ledger
 
@@ -24,8 +25,10 @@ _POLL_S = 0.25
 class Books:
     """Follows the ledger. `run` is a thread's body."""
 
-    def __init__(self, settings: Settings, database_url: str, warn: Callable[[str], None]) -> None:
-        """`warn` is called in the books' thread."""
+    def __init__(
+        self, settings: Settings, database_url: str, last_durable: int | None, warn: Callable[[str], None]
+    ) -> None:
+        """`last_durable`: the journal's last block, None while it is empty. `warn` is called in the books' thread."""
         self.counts = Counts()
         self.workers = 0
         """Workers that are alive."""
@@ -34,6 +37,7 @@ class Books:
         self.whole_received_ns = 0
         """When the last message of the first of these was received; 0 for none."""
         self._settings = settings
+        self._last_durable = last_durable
         self._database = Database(settings, database_url)
         self._warn = warn
         self._found = threading.Event()
@@ -65,7 +69,9 @@ class Books:
     def _follow(self, conn: connection, patience: Patience) -> None:
         capture = self._settings.capture
         if not self._found.is_set():
-            self.whole = ledger.last_whole_block(conn, capture)
+            whole = ledger.last_whole_block(conn, capture)
+            require_the_same_journal(conn, capture, self._last_durable, whole)
+            self.whole = whole
             if self.whole is not None:
                 self.whole_received_ns = ledger.last_received_ns(conn, self.whole)
             self.counts.hours |= frozenset(ledger.hours(conn))

@@ -68,7 +68,7 @@ class Publisher:
         self._clock = clock
         self._warn = warn
         self._tokens = np.fromiter(connections, np.int64, len(connections))
-        self._books = Books(settings, database_url, warn)
+        self._books = Books(settings, database_url, backlog.last_durable, warn)
         self._stop = threading.Event()
         self._stop_at_s = 0.0
         self._handed_over: int | None = None

@@ -1,0 +1,325 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from dhan_pipeline.ingest import retrying
+from dhan_pipeline.ingest.backlog import Backlog
+from dhan_pipeline.ingest.publisher import Publisher
+from dhan_pipeline.ingest.rebuild import rebuild_hours
+from dhan_pipeline.ingest.writer import Writer
+from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.writer import JournalWriter
+from dhan_pipeline.sessions import HOUR_NS
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.transport.inlet import PREFETCH, inlet
+from dhan_pipeline.transport.lanes import LANES
+from dhan_pipeline.transport.message import decode
+from dhan_pipeline.transport.outlet import outlet
+from dhan_pipeline_tests.child import until
+from dhan_pipeline_tests.ingest.feed import (
+    EQUITY,
+    HOUR,
+    SECOND_NS,
+    START_NS,
+    TOKENS,
+    HandClock,
+    backlog_of,
+    market_messages,
+    open_interest,
+    outage,
+    prepare_capture,
+    previous_close,
+    query,
+    quote,
+    record,
+    running,
+    ticker,
+)
+from dhan_pipeline_tests.ingest.lanes import assert_committed_in_order, working
+from dhan_pipeline_tests.program import run, sentence
+from dhan_pipeline_tests.rabbitmq import Node
+
+CONNECTIONS = dict.fromkeys(TOKENS, 0)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "_RETRY_S", (0.02, 0.05))
+
+
+@pytest.fixture
+def settings(settings: Settings, rabbitmq_url: str) -> Settings:
+    return Settings(_env_file=None, **{**settings.model_dump(), "transport": "rabbitmq", "rabbitmq_url": rabbitmq_url})
+
+
+class Publishing:
+    """A publisher over a journal that the test appends to."""
+
+    def __init__(self, settings: Settings, database_url: str, journal: JournalWriter) -> None:
+        self.journal = journal
+        self.clock = HandClock(START_NS + 10 * SECOND_NS)
+        self.warnings: list[str] = []
+        self.backlog: Backlog = backlog_of(journal, settings)
+        self.publisher = Publisher(settings, database_url, self.backlog, self.clock, self.warnings.append, CONNECTIONS)
+        self.number = 0
+
+    def put(self, messages: int, at_ns: int | None = None) -> list[Block]:
+        """Record messages in blocks of ten, and put them."""
+        self.number += 1
+        at_ns = START_NS + self.number * SECOND_NS if at_ns is None else at_ns
+        blocks = record(self.journal, market_messages(messages, seed=self.number), at_ns)
+        for block in blocks:
+            self.backlog.put(block)
+        return blocks
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether RabbitMQ has all blocks."""
+        return self.publisher._handed_over == self.journal.last_block_id
+
+    @property
+    def stored(self) -> bool:
+        """Whether it knows that workers have stored all."""
+        return self.publisher.counts.committed_through_ns >= self.journal.last_received_ns
+
+
+@asynccontextmanager
+async def publishing(
+    settings: Settings, database_url: str, journal: JournalWriter, drain_s: float = 0.0
+) -> AsyncIterator[Publishing]:
+    """The publisher in a thread of its own, stopped at the end."""
+    made = Publishing(settings, database_url, journal)
+    thread = Thread(target=made.publisher.run)
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.backlog.close()
+        made.publisher.stop(drain_s)
+        await until(lambda: not thread.is_alive())
+
+
+async def in_lanes(rabbitmq_url: str) -> list[list[int]]:
+    """Ids of the blocks in each lane, as they come; what is taken goes back."""
+    found: list[list[int]] = [[] for _ in range(LANES)]
+    async with outlet(rabbitmq_url) as lanes:
+        messages = sum((await lanes.depths()).ready)
+    async with inlet(rabbitmq_url, PREFETCH) as source:
+        for lane in range(LANES):
+            await source.consume(lane + 1)
+        while messages:
+            deliveries = await source.take(messages, 5)
+            assert deliveries, "there are fewer messages"
+            messages -= len(deliveries)
+            for delivery in deliveries:
+                found[delivery.lane - 1] += decode(delivery.body).block_ids.tolist()
+    return found
+
+
+def assert_rows_are_those_of_the_journal(settings: Settings, database_url: str) -> None:
+    (rebuilt,) = rebuild_hours(settings, database_url, HOUR, HOUR, HandClock(START_NS + HOUR_NS), compare_only=True)
+    assert rebuilt.same, rebuilt.differences
+    assert rebuilt.rows > 0
+    assert query(database_url, "SELECT count(*) - count(DISTINCT tick_id) FROM ticks") == [(0,)]
+
+
+async def test_every_lane_gets_every_block_in_order(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    async with publishing(settings, database_url, journal) as made:
+        blocks = []
+        for _ in range(3):
+            blocks += made.put(100)
+            await until(lambda: made.handed_over)
+        assert made.warnings == []
+        await until(lambda: made.publisher.facts()["queue_depth"] is not None)
+        assert made.publisher.facts()["workers"] == 0
+    assert await in_lanes(rabbitmq_url) == [[block.block_id for block in blocks]] * LANES
+
+
+async def test_workers_store_it_and_the_capture_knows(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    async with (
+        working(settings, rabbitmq_url, HandClock(START_NS + 60 * SECOND_NS)),
+        publishing(settings, database_url, journal) as made,
+    ):
+        blocks = []
+        for _ in range(5):
+            blocks += made.put(100)
+        await until(lambda: made.stored)
+        counts = made.publisher.counts
+        assert counts.blocks == len(blocks)
+        assert counts.packets == counts.ticks + counts.state + counts.control + counts.rejected > 500
+        assert counts.hours == {HOUR}
+        assert counts.latency.percentile(50) is not None
+        await until(lambda: made.publisher.facts() == {"queue_depth": 0, "dead_letters": 0, "workers": 1})
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert_committed_in_order(database_url)
+
+
+async def test_it_goes_on_where_the_ledger_says_that_all_is_stored(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    """And what it hands over again carries what the packets of the day before it said."""
+    said, later = record(
+        journal,
+        [previous_close(EQUITY, 90.0), open_interest(EQUITY, 500), ticker(EQUITY, 99.0), quote(EQUITY, 99.0)],
+        START_NS,
+        in_block=2,
+    )
+    direct = Writer(settings, database_url, backlog_of(journal, settings), HandClock(), print)
+    direct._backlog._last_durable = said.block_id  # as if the second had not come yet
+    with running(direct, direct._backlog):
+        await until(lambda: direct.counts.blocks == 1)
+    async with publishing(settings, database_url, journal) as made:
+        await until(lambda: made.handed_over)
+        assert await in_lanes(rabbitmq_url) == [[later.block_id]] * LANES
+        async with working(settings, rabbitmq_url, HandClock(START_NS + 60 * SECOND_NS)):
+            await until(lambda: made.stored)
+    assert query(database_url, "SELECT mode, day_close, oi FROM ticks ORDER BY tick_id") == [
+        ("ticker", 90.0, None),
+        ("quote", 90.0, 500),
+    ]
+
+
+async def test_while_rabbitmq_is_away_the_journal_keeps_all_and_nothing_is_lost(
+    settings: Settings, database_url: str, rabbitmq_url: str, rabbitmq: Node, journal: JournalWriter
+) -> None:
+    async with publishing(settings, database_url, journal) as made:
+        made.put(100)
+        await until(lambda: made.handed_over)
+        rabbitmq.stop()
+        made.put(100)
+        made.put(100)
+        await until(lambda: made.warnings)
+        assert made.publisher.facts()["queue_depth"] is None
+        rabbitmq.start()
+        made.put(100)
+        await until(lambda: made.handed_over)
+        assert all("Nothing can be handed over for now, the journal keeps all" in told for told in made.warnings)
+        async with working(settings, rabbitmq_url, HandClock(START_NS + 60 * SECOND_NS)):
+            await until(lambda: made.stored)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+async def test_a_lane_that_takes_no_more_holds_the_capture_back_and_loses_nothing(
+    settings: Settings, database_url: str, rabbitmq_url: str, rabbitmq: Node, journal: JournalWriter
+) -> None:
+    vhost = rabbitmq_url.rpartition("/")[2]
+    async with publishing(settings, database_url, journal) as made:
+        made.put(10)
+        await until(lambda: made.handed_over)
+        rabbitmq.control("set_policy", "-p", vhost, "--apply-to", "queues", "small", "2$", '{"max-length":1}')
+        for _ in range(4):
+            made.put(10)
+            made.put(10)
+            await until(lambda: made.handed_over or made.warnings)
+        assert "takes no more for lane 2" in made.warnings[0]
+        assert made.backlog.blocks > 0
+        rabbitmq.control("clear_policy", "-p", vhost, "small")
+        await until(lambda: made.handed_over)
+        assert made.backlog.blocks == 0
+        async with working(settings, rabbitmq_url, HandClock(START_NS + 60 * SECOND_NS)):
+            await until(lambda: made.stored)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert_committed_in_order(database_url)
+
+
+async def test_it_begins_when_the_database_has_said_where(
+    settings: Settings, database_url: str, rabbitmq_url: str, postgres_url: str, journal: JournalWriter
+) -> None:
+    with outage(postgres_url, database_url):
+        async with publishing(settings, database_url, journal) as made:
+            made.put(10)
+            await until(lambda: made.warnings)
+            assert not made.handed_over
+    async with publishing(settings, database_url, journal) as made:
+        await until(lambda: made.handed_over)
+        with outage(postgres_url, database_url):
+            made.number = 5
+            made.put(10)
+            await until(lambda: made.handed_over)  # it needs no database any more
+
+
+async def test_stopping_waits_for_workers_where_there_are_some(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    async with working(settings, rabbitmq_url, HandClock(START_NS + 60 * SECOND_NS)) as worker:
+        await until(lambda: worker.worker.lanes)
+        async with publishing(settings, database_url, journal, drain_s=60.0) as made:
+            await until(lambda: made.publisher.facts()["workers"])
+            made.put(300)
+        assert made.stored
+
+
+async def test_stopping_ends_at_once_where_there_is_nobody_to_wait_for(
+    settings: Settings, database_url: str, rabbitmq_url: str, rabbitmq: Node, journal: JournalWriter
+) -> None:
+    async with publishing(settings, database_url, journal, drain_s=1e6) as made:
+        made.put(30)
+    assert made.handed_over
+    async with publishing(settings, database_url, journal, drain_s=1e6) as made:
+        await until(lambda: made.publisher.facts()["queue_depth"] is not None)
+        rabbitmq.stop()
+        await until(lambda: made.warnings)
+
+
+async def test_from_writing_directly_to_workers_and_back_every_row_stays_once(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    clock = HandClock(START_NS + 60 * SECOND_NS)
+
+    async def write_directly(number: int) -> None:
+        backlog = backlog_of(journal, settings)
+        writer = Writer(settings, database_url, backlog, clock, print)
+        with running(writer, backlog):
+            for block in record(journal, market_messages(50, seed=number), START_NS + number * SECOND_NS):
+                backlog.put(block)
+            await until(lambda: writer.counts.committed_through_ns == journal.last_received_ns)
+
+    await write_directly(1)
+    async with publishing(settings, database_url, journal) as made:
+        async with working(settings, rabbitmq_url, clock):
+            made.put(50, START_NS + 2 * SECOND_NS)
+            await until(lambda: made.stored)
+        made.put(50, START_NS + 3 * SECOND_NS)
+        await until(lambda: made.handed_over)
+    await write_directly(4)  # with parts on their way
+    async with working(settings, rabbitmq_url, clock), publishing(settings, database_url, journal) as made:
+        made.put(50, START_NS + 5 * SECOND_NS)
+        await until(lambda: made.stored)
+    assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+async def test_a_database_that_was_filled_from_another_journal_is_told(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter, tmp_path: Path
+) -> None:
+    backlog = backlog_of(journal, settings)
+    later = Writer(settings, database_url, backlog, HandClock(), print)
+    with running(later, backlog):
+        for block in record(journal, market_messages(10), START_NS + 9 * SECOND_NS):
+            backlog.put(block)
+        await until(lambda: later.counts.blocks == 1)
+    other = Settings(_env_file=None, **{**settings.model_dump(), "data_dir": tmp_path / "other"})
+    with closing(JournalWriter(other.journal_dir, 0)) as its_journal:
+        record(its_journal, market_messages(10), START_NS)
+        async with publishing(other, database_url, its_journal) as made:
+            await until(lambda: made.warnings)
+            assert "they come from another journal" in made.warnings[0]
+
+
+def test_an_address_that_is_missing_is_asked_for(tmp_path: Path, database_url: str) -> None:
+    settings = Settings(
+        _env_file=None,
+        data_dir=tmp_path,
+        database_url=database_url,
+        dhan_token_file=tmp_path / "token",
+        transport="rabbitmq",
+    )
+    prepare_capture(settings)
+    done = run("ingest", cwd=tmp_path, data_dir=tmp_path, database_url=database_url, transport="rabbitmq")
+    assert "RABBITMQ_URL is not set" in sentence(done)

@@ -38,12 +38,13 @@ bench: $(VENV)/.dev ## Measure everything beside what it replaces, in under a qu
 	@mkdir -p $(RESULTS)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json > $(RESULTS)/$$name.json; done
 
-bench-long: $(VENV)/.dev ## Measure ten minutes at 50,000 ticks/s, an outage, growth, and a whole day from the wire to the archive
+bench-long: $(VENV)/.dev ## Measure ten minutes at 50,000 ticks/s, an outage, growth, a whole day from the wire to the archive, and the path through RabbitMQ
 	@mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/endurance.py --json > $(RESULTS)/endurance.json
 	$(BIN)/python benchmarks/growth.py --json > $(RESULTS)/growth.json
 	$(BIN)/python benchmarks/rebuild.py --day --json > $(RESULTS)/rebuild_day.json
 	$(BIN)/python benchmarks/day.py --json > $(RESULTS)/day.json
+	$(BIN)/python benchmarks/rabbitmq.py --json > $(RESULTS)/rabbitmq.json
 
 soak: $(VENV)/.dev ## Random faults against the running system, for SOAK_MINUTES (10); is anything lost?
 	$(BIN)/python -m dhan_pipeline_tests.soak $(ARGS)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.rabbitmq import Node
 
 INSTRUMENTS = 5_000
 
@@ -180,23 +181,32 @@ async def measure(
     instruments: int = INSTRUMENTS,
     outage_s: float = 0.0,
     prepared: tuple[str, dict[str, str]] | None = None,
+    broker: Node | None = None,
+    workers: int = 3,
 ) -> dict[str, Any]:
     """One row: a capture from its start to its end, measured for `seconds` in between.
 
     With `outage_s`, the database is stopped for so long a while after the measurement has begun. `prepared`: the name
-    and the environment of a database that `prepare` made; without it, a new one.
+    and the environment of a database that `prepare` made; without it, a new one. With a `broker`, so many workers
+    store what the capture hands to it; the latency is then that of the oldest message in each part of a block.
     """
     name = f"rate_{rate:.0f}_{os.urandom(2).hex()}"
     name, environment = prepared or (name, prepare(where, name, instruments))
     connections = connections_of(instruments)
+    if broker is not None:
+        environment |= {"TRANSPORT": "rabbitmq", "RABBITMQ_URL": broker.new_url()}
     async with peer("-m", "benchmarks.generator", str(instruments), str(connections)) as generator:
         port = (await generator.hear())["port"]
         environment["DHAN_FEED_URL"] = f"ws://127.0.0.1:{port}"
-        async with peer("-m", "benchmarks.capture_probe", **environment) as capture:
+        async with (
+            working(workers if broker else 0, environment) as pids,
+            peer("-m", "benchmarks.capture_probe", **environment) as capture,
+        ):
             await until_connected(capture, connections)
             sent = await generator.ask(f"send {rate} {WARM_UP_S}")
             await until_stored(capture, sent["sent"])
             before, postgres_s = await capture.ask(), where.postgres_s()
+            workers_s, broker_s = sum(map(tree_cpu_s, pids)), tree_cpu_s(broker.pid) if broker else 0.0
             highest = Highest()
             sending = asyncio.create_task(generator.ask(f"send {rate} {seconds}"))
             outage = asyncio.create_task(where.stop_for(outage_s))
@@ -208,6 +218,8 @@ async def measure(
             after = await until_stored(capture, sent["sent"] + measured["sent"], highest)
             behind_s = time.perf_counter() - ended
             spent_s = where.postgres_s() - postgres_s
+            workers_s = sum(map(tree_cpu_s, pids)) - workers_s
+            broker_s = tree_cpu_s(broker.pid) - broker_s if broker else 0.0
     lost = sent["sent"] + measured["sent"] - after["ticks"]
     compare(environment["DATABASE_URL"], after, sent["sent"] + measured["sent"], sent["volume"] + measured["volume"])
     drop(where, name)
@@ -216,6 +228,8 @@ async def measure(
     ticks = measured["sent"]
     whole_s = measured["seconds"] + behind_s
     cpu_s = {"capture": after["cpu_s"] - before["cpu_s"], "postgres": spent_s}
+    if broker:
+        cpu_s["workers"] = workers_s
     stages_s = {name: spent - before["cpu_s_by_thread"][name] for name, spent in after["cpu_s_by_thread"].items()}
     stages_s["decode, enrich, send"] = cpu_s["capture"] - sum(stages_s.values())
     if outage_s:  # the server's time began anew
@@ -231,6 +245,7 @@ async def measure(
         "lost": lost,
         "cpu_pct_by_process": {
             **{name: round(100 * spent / whole_s, 1) for name, spent in cpu_s.items()},
+            **({"broker": round(100 * broker_s / whole_s, 1)} if broker else {}),
             "generator": round(100 * measured["cpu_s"] / measured["seconds"], 1),
         },
         "cpu_us_per_tick": round(1e6 * sum(cpu_s.values()) / ticks, 2),
@@ -240,6 +255,23 @@ async def measure(
         "gc_pause_ms": round(highest.gc_pause_ms, 2),
         "behind_s": round(behind_s, 1),
     }
+
+
+@asynccontextmanager
+async def working(count: int, environment: dict[str, str]) -> AsyncIterator[list[int]]:
+    """Workers, as a person starts them: their process ids."""
+    command = (sys.executable, "-m", "dhan_pipeline.cli", "worker")
+    started = [
+        await asyncio.create_subprocess_exec(*command, env=os.environ | environment, stderr=DEVNULL)
+        for _ in range(count)
+    ]
+    try:
+        yield [process.pid for process in started]
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            await process.wait()
 
 
 async def until_connected(capture: Peer, connections: int) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.baseline.run import Totals, baseline
 from benchmarks.generator import instrument_tokens
 from benchmarks.processes import tree_cpu_s
-from benchmarks.report import ROUNDS, Spread, arguments, publish, show, wrong
+from benchmarks.report import Spread, arguments, publish, show, wrong
 from benchmarks.running import CLIENT_ID, INSTRUMENTS, PATIENCE_S, Place, drop, measure, peer, place, prepare
 from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.store.engine import connect
@@ -49,6 +49,7 @@ MOST_STEPS = 7
 #: Where both designs are measured side by side, in ticks a second; and for how long each time.
 BOTH_RATE = 1_000
 BOTH_S = 4.0
+BOTH_ROUNDS = 3
 BASELINE_RATES = (2_000, 3_000, 4_500)
 BASELINE_INSTRUMENTS = 500
 
@@ -121,6 +122,7 @@ async def measure_baseline(
         "lost": warm["sent"] + sent["sent"] - after.stored,
         "cpu_pct_by_process": {what: round(100 * spent / whole_s, 1) for what, spent in cpu_s.items()},
         "cpu_us_per_tick": round(1e6 * ours / sent["sent"], 1),
+        "broker_us_per_tick": round(1e6 * cpu_s["broker"] / sent["sent"], 1),
     }
 
 
@@ -142,7 +144,7 @@ async def compare_designs(where: Place) -> dict[str, Any]:
             "ours": lambda rate, seconds: measure(where, rate, seconds, BASELINE_INSTRUMENTS),
         }
         taken: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-        for _ in range(ROUNDS):
+        for _ in range(BOTH_ROUNDS):
             for name, measured in contenders.items():
                 taken[name].append(await measured(BOTH_RATE, BOTH_S))
         side_by_side = [
@@ -150,7 +152,7 @@ async def compare_designs(where: Place) -> dict[str, Any]:
             | {figure: Spread.of([row[figure] for row in rows]) for figure in ("p50_ms", "p99_ms", "cpu_us_per_tick")}
             for name, rows in taken.items()
         ]
-        show(f"Side by side at {BOTH_RATE:,} ticks/s, {ROUNDS} rounds of {BOTH_S:g} s", side_by_side)
+        show(f"Side by side at {BOTH_RATE:,} ticks/s, {BOTH_ROUNDS} rounds of {BOTH_S:g} s", side_by_side)
         highest = {}
         for workers in (1, 3):
             held, rows = await highest_held(of(workers), list(BASELINE_RATES))

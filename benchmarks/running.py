@@ -11,9 +11,9 @@ import shutil
 import sys
 import tempfile
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,14 @@ from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline.transport.lanes import LANES
 from dhan_pipeline_tests.rabbitmq import Node
 
 INSTRUMENTS = 5_000
+
+#: They store what a capture hands over through RabbitMQ: a lane each.
+WORKERS = LANES
+ONE_EACH = [1] * WORKERS
 
 #: Sent before the measurement begins, so that it sees no start.
 WARM_UP_S = 3.0
@@ -162,16 +167,163 @@ def connections_of(instruments: int) -> int:
 
 @dataclass(slots=True)
 class Highest:
-    """The highest of what a capture said of itself while it was measured."""
+    """The highest of what a capture, and any of its workers, said of itself while it was measured."""
 
     rss_mb: float = 0.0
+    worker_rss_mb: float = 0.0
     loop_pause_ms: float = 0.0
     gc_pause_ms: float = 0.0
 
     def see(self, state: dict[str, Any]) -> None:
         """Take account of one answer."""
-        for name in ("rss_mb", "loop_pause_ms", "gc_pause_ms"):
-            setattr(self, name, max(getattr(self, name), state[name]))
+        for name in ("rss_mb", "worker_rss_mb", "loop_pause_ms", "gc_pause_ms"):
+            setattr(self, name, max(getattr(self, name), state.get(name, 0.0)))
+
+
+class Running:
+    """A running capture with its generator; and, where it hands over to RabbitMQ, the workers that store for it."""
+
+    def __init__(
+        self, where: Place, generator: Peer, capture: Peer, workers: Sequence[Peer] = (), broker: Node | None = None
+    ) -> None:
+        self.sent = self.volume = 0
+        """What the generator has sent: packets, and the sum of their volumes."""
+        self._where = where
+        self._generator = generator
+        self._capture = capture
+        self._workers = workers
+        self._broker = broker
+
+    async def state(self) -> dict[str, Any]:
+        """What the capture says now. With workers, ticks and latency are what they have committed, together."""
+        state, *of_workers = await asyncio.gather(*(process.ask() for process in (self._capture, *self._workers)))
+        if of_workers:
+            state["ticks"] = sum(worker["ticks"] for worker in of_workers)
+            state["latency_counts"] = np.sum([worker["latency_counts"] for worker in of_workers], axis=0)
+            state["workers_cpu_s"] = sum(worker["cpu_s"] for worker in of_workers)
+            state["worker_rss_mb"] = max(worker["rss_mb"] for worker in of_workers)
+            state["lanes"] = [len(worker["lanes"]) for worker in of_workers]
+        return state
+
+    async def until_ready(self, connections: int) -> None:
+        """Return once all connections are up, and each worker has its lane."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                state = await self.state()
+                if state["connections_up"] == connections and state.get("lanes", ONE_EACH) == ONE_EACH:
+                    return
+                await asyncio.sleep(0.05)
+
+    async def send(self, rate: float, seconds: float) -> dict[str, Any]:
+        """Have the generator send; what it says when it is done."""
+        sent = await self._generator.ask(f"send {rate} {seconds}")
+        self.sent += sent["sent"]
+        self.volume += sent["volume"]
+        return sent
+
+    async def until_stored(self, highest: Highest | None = None) -> dict[str, Any]:
+        """The state once all that was sent is committed, or nothing has been for a while."""
+        seen, waited_s = -1, 0.0
+        while True:
+            state = await self.state()
+            if highest is not None:
+                highest.see(state)
+            waited_s = waited_s + 0.1 if state["ticks"] == seen else 0.0
+            seen = state["ticks"]
+            if seen >= self.sent or waited_s > PATIENCE_S:
+                return state
+            await asyncio.sleep(0.1)
+
+    async def measure(
+        self, rate: float, seconds: float, outage_s: float = 0.0, warm_up_s: float = WARM_UP_S
+    ) -> dict[str, Any]:
+        """One row, measured for `seconds` after a warm-up; returns once all is stored."""
+        await self.send(rate, warm_up_s)
+        before = await self.until_stored()
+        spent_s = self._spent_s(before)
+        highest = Highest()
+        sending = asyncio.create_task(self.send(rate, seconds))
+        outage = asyncio.create_task(self._where.stop_for(outage_s))
+        while not (sending.done() and outage.done()):
+            highest.see(await self.state())
+            await asyncio.wait([sending], timeout=SAMPLE_S)
+        measured, then = await sending, await self.state()
+        ended = time.perf_counter()
+        after = await self.until_stored(highest)
+        behind_s = time.perf_counter() - ended
+        cpu_s = {name: spent - spent_s[name] for name, spent in self._spent_s(after).items()}
+        if outage_s:  # the server's time began anew
+            del cpu_s["postgres"]
+        latency = LatencyHistogram()
+        latency.counts = np.array(after["latency_counts"]) - np.array(before["latency_counts"])
+        ticks = measured["sent"]
+        whole_s = measured["seconds"] + behind_s
+        stages_s = {name: spent - before["cpu_s_by_thread"][name] for name, spent in after["cpu_s_by_thread"].items()}
+        rest = "decode, split, publish" if self._workers else "decode, enrich, send"
+        stages_s[rest] = cpu_s["capture"] - sum(stages_s.values())
+        stages_s |= {name: spent for name, spent in cpu_s.items() if name in ("workers", "postgres")}
+        return {
+            "rate": int(rate),
+            "achieved": round((then["ticks"] - before["ticks"]) / measured["seconds"]),
+            "p50_ms": latency.percentile(50),
+            "p99_ms": latency.percentile(99),
+            "p999_ms": latency.percentile(99.9),
+            "lost": self.sent - after["ticks"],
+            "cpu_pct_by_process": {
+                **{name: round(100 * spent / whole_s, 1) for name, spent in cpu_s.items()},
+                "generator": round(100 * measured["cpu_s"] / measured["seconds"], 1),
+            },
+            "cpu_us_per_tick": round(1e6 * sum(stages_s.values()) / ticks, 2),
+            "cpu_us_by_stage": {name: round(1e6 * spent / ticks, 2) for name, spent in stages_s.items()},
+            "rss_mb": highest.rss_mb,
+            **({"worker_rss_mb": highest.worker_rss_mb} if self._workers else {}),
+            **({"broker_us_per_tick": round(1e6 * cpu_s["broker"] / ticks, 2)} if self._broker else {}),
+            "loop_pause_ms": round(highest.loop_pause_ms, 2),
+            "gc_pause_ms": round(highest.gc_pause_ms, 2),
+            "behind_s": round(behind_s, 1),
+        }
+
+    def _spent_s(self, state: dict[str, Any]) -> dict[str, float]:
+        """CPU time until now, by process. The broker's is no part of what a tick costs."""
+        spent_s = {"capture": state["cpu_s"], "postgres": self._where.postgres_s()}
+        if self._broker is not None:
+            spent_s |= {"workers": state["workers_cpu_s"], "broker": tree_cpu_s(self._broker.pid)}
+        return spent_s
+
+
+@asynccontextmanager
+async def running(
+    where: Place,
+    instruments: int = INSTRUMENTS,
+    prepared: tuple[str, dict[str, str]] | None = None,
+    broker: Node | None = None,
+) -> AsyncIterator[Running]:
+    """A capture from its start to its end; then what is stored is compared with what was sent, and removed.
+
+    `prepared`: the name and the environment of a database that `prepare` made; without it, a new one. With a `broker`
+    the capture hands over to WORKERS workers.
+    """
+    name = f"capture_{os.urandom(4).hex()}"
+    name, environment = prepared or (name, prepare(where, name, instruments))
+    connections = connections_of(instruments)
+    if broker is not None:
+        environment |= {"TRANSPORT": "rabbitmq", "RABBITMQ_URL": await asyncio.to_thread(broker.new_url)}
+    async with AsyncExitStack() as stack:
+        generator = await stack.enter_async_context(
+            peer("-m", "benchmarks.generator", str(instruments), str(connections))
+        )
+        environment["DHAN_FEED_URL"] = f"ws://127.0.0.1:{(await generator.hear())['port']}"
+        workers = [
+            await stack.enter_async_context(peer("-m", "benchmarks.worker_probe", **environment))
+            for _ in range(WORKERS if broker else 0)
+        ]
+        capture = await stack.enter_async_context(peer("-m", "benchmarks.capture_probe", **environment))
+        all_of_it = Running(where, generator, capture, workers, broker)
+        await all_of_it.until_ready(connections)
+        yield all_of_it
+        state = await all_of_it.state()
+    compare(environment["DATABASE_URL"], state, all_of_it.sent, all_of_it.volume)
+    drop(where, name)
 
 
 async def measure(
@@ -182,117 +334,14 @@ async def measure(
     outage_s: float = 0.0,
     prepared: tuple[str, dict[str, str]] | None = None,
     broker: Node | None = None,
-    workers: int = 3,
 ) -> dict[str, Any]:
     """One row: a capture from its start to its end, measured for `seconds` in between.
 
-    With `outage_s`, the database is stopped for so long a while after the measurement has begun. `prepared`: the name
-    and the environment of a database that `prepare` made; without it, a new one. With a `broker`, so many workers
-    store what the capture hands to it; the latency is then that of the oldest message in each part of a block.
+    With `outage_s`, the database is stopped for so long a while after the measurement has begun. The rest is that of
+    `running`.
     """
-    name = f"rate_{rate:.0f}_{os.urandom(2).hex()}"
-    name, environment = prepared or (name, prepare(where, name, instruments))
-    connections = connections_of(instruments)
-    if broker is not None:
-        environment |= {"TRANSPORT": "rabbitmq", "RABBITMQ_URL": broker.new_url()}
-    async with peer("-m", "benchmarks.generator", str(instruments), str(connections)) as generator:
-        port = (await generator.hear())["port"]
-        environment["DHAN_FEED_URL"] = f"ws://127.0.0.1:{port}"
-        async with (
-            working(workers if broker else 0, environment) as pids,
-            peer("-m", "benchmarks.capture_probe", **environment) as capture,
-        ):
-            await until_connected(capture, connections)
-            sent = await generator.ask(f"send {rate} {WARM_UP_S}")
-            await until_stored(capture, sent["sent"])
-            before, postgres_s = await capture.ask(), where.postgres_s()
-            workers_s, broker_s = sum(map(tree_cpu_s, pids)), tree_cpu_s(broker.pid) if broker else 0.0
-            highest = Highest()
-            sending = asyncio.create_task(generator.ask(f"send {rate} {seconds}"))
-            outage = asyncio.create_task(where.stop_for(outage_s))
-            while not (sending.done() and outage.done()):
-                highest.see(await capture.ask())
-                await asyncio.wait([sending], timeout=SAMPLE_S)
-            measured, then = await sending, await capture.ask()
-            ended = time.perf_counter()
-            after = await until_stored(capture, sent["sent"] + measured["sent"], highest)
-            behind_s = time.perf_counter() - ended
-            spent_s = where.postgres_s() - postgres_s
-            workers_s = sum(map(tree_cpu_s, pids)) - workers_s
-            broker_s = tree_cpu_s(broker.pid) - broker_s if broker else 0.0
-    lost = sent["sent"] + measured["sent"] - after["ticks"]
-    compare(environment["DATABASE_URL"], after, sent["sent"] + measured["sent"], sent["volume"] + measured["volume"])
-    drop(where, name)
-    latency = LatencyHistogram()
-    latency.counts = np.array(after["latency_counts"]) - np.array(before["latency_counts"])
-    ticks = measured["sent"]
-    whole_s = measured["seconds"] + behind_s
-    cpu_s = {"capture": after["cpu_s"] - before["cpu_s"], "postgres": spent_s}
-    if broker:
-        cpu_s["workers"] = workers_s
-    stages_s = {name: spent - before["cpu_s_by_thread"][name] for name, spent in after["cpu_s_by_thread"].items()}
-    stages_s["decode, enrich, send"] = cpu_s["capture"] - sum(stages_s.values())
-    if outage_s:  # the server's time began anew
-        del cpu_s["postgres"]
-    else:
-        stages_s["postgres"] = spent_s
-    return {
-        "rate": int(rate),
-        "achieved": round((then["ticks"] - before["ticks"]) / measured["seconds"]),
-        "p50_ms": latency.percentile(50),
-        "p99_ms": latency.percentile(99),
-        "p999_ms": latency.percentile(99.9),
-        "lost": lost,
-        "cpu_pct_by_process": {
-            **{name: round(100 * spent / whole_s, 1) for name, spent in cpu_s.items()},
-            **({"broker": round(100 * broker_s / whole_s, 1)} if broker else {}),
-            "generator": round(100 * measured["cpu_s"] / measured["seconds"], 1),
-        },
-        "cpu_us_per_tick": round(1e6 * sum(cpu_s.values()) / ticks, 2),
-        "cpu_us_by_stage": {name: round(1e6 * spent / ticks, 2) for name, spent in stages_s.items()},
-        "rss_mb": highest.rss_mb,
-        "loop_pause_ms": round(highest.loop_pause_ms, 2),
-        "gc_pause_ms": round(highest.gc_pause_ms, 2),
-        "behind_s": round(behind_s, 1),
-    }
-
-
-@asynccontextmanager
-async def working(count: int, environment: dict[str, str]) -> AsyncIterator[list[int]]:
-    """Workers, as a person starts them: their process ids."""
-    command = (sys.executable, "-m", "dhan_pipeline.cli", "worker")
-    started = [
-        await asyncio.create_subprocess_exec(*command, env=os.environ | environment, stderr=DEVNULL)
-        for _ in range(count)
-    ]
-    try:
-        yield [process.pid for process in started]
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            await process.wait()
-
-
-async def until_connected(capture: Peer, connections: int) -> None:
-    """Return once all connections are up."""
-    async with asyncio.timeout(PATIENCE_S):
-        while (await capture.ask())["connections_up"] < connections:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-
-
-async def until_stored(capture: Peer, ticks: int, highest: Highest | None = None) -> dict[str, Any]:
-    """What the capture says once so many ticks are committed, or none have been for a while."""
-    seen, waited_s = -1, 0.0
-    while True:
-        state = await capture.ask()
-        if highest is not None:
-            highest.see(state)
-        waited_s = waited_s + 0.1 if state["ticks"] == seen else 0.0
-        seen = state["ticks"]
-        if seen >= ticks or waited_s > PATIENCE_S:
-            return state
-        await asyncio.sleep(0.1)
+    async with running(where, instruments, prepared, broker) as capture:
+        return await capture.measure(rate, seconds, outage_s)
 
 
 def compare(database_url: str, state: dict[str, Any], sent: int, volume: int) -> None:

@@ -64,6 +64,10 @@ _STEADY_S = 5.0
 
 _POLL_S = 0.25
 
+#: While the database takes nothing for longer, the messages go back. RabbitMQ takes back by itself what is held for
+#: half an hour, and each time counts as a delivery.
+HOLD_S = 60.0
+
 #: How long a worker that stops goes on with what it has taken.
 DRAIN_S = 10.0
 
@@ -93,6 +97,8 @@ class Worker:
         self._learn_at_s = 0.0
         self._reported = WorkerReport(clock)
         self._partitions_hour = ""
+        self._refused: Sequence[Delivery] = ()
+        """What the database has not taken. They went back; until it takes them, no more are taken from RabbitMQ."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Neither the loss of the database nor that of the broker ends it."""
@@ -115,15 +121,12 @@ class Worker:
 
     async def _work(self) -> None:
         while not self._stop.is_set():
-            began_s = time.monotonic()
             try:
                 await self._serve()
             # Whatever goes wrong here, RabbitMQ keeps what is not acknowledged.
             except Exception as error:
                 if self._stop.is_set():
                     return
-                if time.monotonic() > began_s + _STEADY_S:
-                    self._patience.succeeded()
                 await self._pause(self._patience.failed(error))
 
     async def _serve(self) -> None:
@@ -131,24 +134,42 @@ class Worker:
 
         Then both are given up: who has lost the one has no use for the lanes, and others may have.
         """
-        async with _session(self._database) as conn, inlet(self._rabbitmq_url, PREFETCH) as source:
+        async with _session(self._database) as conn:
             await _in_database(self._begin, conn)
-            look_at_s = 0.0
-            try:
-                while not self._stop.is_set():
-                    if time.monotonic() >= look_at_s:
-                        await self._balance(conn, source)
-                        look_at_s = time.monotonic() + _BALANCE_S
-                    for batch in _batches(await source.take(BATCH_MESSAGES, _POLL_S)):
-                        await self._store(conn, source, batch)
-            finally:
-                self.lanes = frozenset()
+            async with inlet(self._rabbitmq_url, PREFETCH) as source:
+                # Not before: who cannot work has no share of the lanes.
+                await _in_database(leases.join, conn)
+                steady_at_s = time.monotonic() + _STEADY_S
+                look_at_s = 0.0
+                try:
+                    while not self._stop.is_set():
+                        if time.monotonic() >= look_at_s:
+                            await self._balance(conn, source)
+                            look_at_s = time.monotonic() + _BALANCE_S
+                        for batch in _batches(await source.take(BATCH_MESSAGES, _POLL_S)):
+                            await self._store(conn, source, batch)
+                        if time.monotonic() > steady_at_s:
+                            self._patience.succeeded()
+                finally:
+                    self.lanes = frozenset()
 
     def _begin(self, conn: connection) -> None:
         self._processor.learn(load_tokens(conn, self._settings.data_source))
         self._partitions_hour = ""
         self._ensure_partitions(conn)
-        leases.join(conn)
+        self._store_refused(conn)
+
+    def _store_refused(self, conn: connection) -> None:
+        """Store what went back to RabbitMQ; it is skipped when it comes again. Raises while the database refuses it.
+
+        So messages go back once, however long or often the database is away: no number of deliveries buries them.
+        """
+        try:
+            self._write(conn, self._refused)
+        except Exception as error:
+            if not _is_of_the_messages(error):
+                raise
+        self._refused = ()
 
     def _ensure_partitions(self, conn: connection) -> None:
         now_ns = self._clock.now_ns()
@@ -177,17 +198,21 @@ class Worker:
     async def _store(self, conn: connection, source: Inlet, batch: Sequence[Delivery]) -> None:
         """Commit what the messages hold, and acknowledge them. What cannot be stored, ever, is buried.
 
-        While the database takes nothing, this goes on. Raises when the database or the broker is lost.
+        Raises when the database or the broker is lost, and when the database has refused them for `HOLD_S`.
         """
+        give_up_at_s = time.monotonic() + HOLD_S
         failures = 0
         while True:
             try:
                 await _in_database(self._write, conn, batch)
                 break
             except Exception as error:
-                if conn.closed or source.lost or self._stop.is_set():
+                refused = not _is_of_the_messages(error)
+                if refused:
+                    self._refused = batch
+                if conn.closed or source.lost or self._stop.is_set() or (refused and time.monotonic() > give_up_at_s):
                     raise
-                if not _is_of_the_messages(error):
+                if refused:
                     pause_s = self._patience.failed(error)
                 elif len(batch) > 1:
                     for delivery in batch:
@@ -200,8 +225,10 @@ class Worker:
                     pause_s = _TRY_AGAIN_S[failures]
                     failures += 1
             await self._pause(pause_s)
+        self._refused = ()
         self._patience.succeeded()
-        for delivery in batch:
+        # The last one of a lane stands for all before it: they are stored, too, or buried.
+        for delivery in {delivery.lane: delivery for delivery in batch}.values():
             await delivery.ack()
 
     async def _bury(self, source: Inlet, delivery: Delivery, error: Exception) -> None:
@@ -289,10 +316,11 @@ def _batches(deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
 
 
 def _is_of_the_messages(error: Exception) -> bool:
-    """Whether what is stored is to blame, and not the state that the database is in."""
+    """Whether what is stored is to blame, and not the state that the database or the machine is in."""
     if isinstance(error, psycopg2.Error):
         return isinstance(error, psycopg2.DataError | psycopg2.IntegrityError)
-    return not isinstance(error, WrittenDirectlyError)
+    # Where there is no memory, or no thread to be had, the message can do nothing about it.
+    return not isinstance(error, WrittenDirectlyError | MemoryError | OSError | RuntimeError)
 
 
 def _capture_and_lane(part: StoredBlocks) -> tuple[int, int]:

@@ -9,14 +9,16 @@ from psycopg2.extensions import connection
 _WORKER_LOCK, _LANE_LOCK = 0x6468_0006, 0x6468_0007
 
 #: A process that is stopped, or whose machine has vanished, may keep the others from its lanes for half a minute.
-#: A worker asks the database for something every second.
+#: A worker asks the database for something every second. One that is killed while the server works for it, or waits for
+#: a lock, is missed after two.
 _LONGEST_SILENCE = """
 SET idle_session_timeout = '30s';
 SET idle_in_transaction_session_timeout = '30s';
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 5;
 SET tcp_keepalives_count = 4;
-SET tcp_user_timeout = '30s'
+SET tcp_user_timeout = '30s';
+SET client_connection_check_interval = '2s'
 """
 
 

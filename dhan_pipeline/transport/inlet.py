@@ -42,8 +42,11 @@ class Delivery:
     _tag: int
 
     async def ack(self) -> None:
-        """Say that it is done: it leaves the queue. Raises BrokerError where the lane is not consumed any more."""
-        await answers(self._channel.basic_ack(self._tag))
+        """Say that it and all that its lane gave before are done: they leave the queue.
+
+        Raises BrokerError where the lane is not consumed any more.
+        """
+        await answers(self._channel.basic_ack(self._tag, multiple=True))
 
 
 class Inlet:
@@ -82,6 +85,9 @@ class Inlet:
         channel = self._channels.pop(lane, None)
         if channel is not None:
             await outcomes(channel.close())
+            if channel.number in self._connection.channels:
+                # Else RabbitMQ might go on to give us what nobody takes, and give it to nobody else.
+                self._lose(f"RabbitMQ has not answered when lane {lane} was left.")
         self._here = deque(delivery for delivery in self._here if delivery.lane != lane)
 
     async def take(self, at_most: int, timeout_s: float) -> list[Delivery]:
@@ -118,10 +124,11 @@ class Inlet:
     def _arrived(self, lane: int, channel: AbstractChannel, message: DeliveredMessage) -> None:
         if self._channels.get(lane) is not channel:
             return  # it is on its way back
-        tries = (message.header.properties.headers or {}).get("x-delivery-count", 0)
-        assert isinstance(tries, int)
+        tries = (message.header.properties.headers or {}).get("x-delivery-count")
         assert message.delivery_tag is not None
-        self._here.append(Delivery(lane, message.body, tries, channel, message.delivery_tag))
+        # Whoever publishes may write what he likes there.
+        known = tries if isinstance(tries, int) else 0
+        self._here.append(Delivery(lane, message.body, known, channel, message.delivery_tag))
         self._news.set()
 
     def _closed(self, lane: int | None, closing: "asyncio.Future[None]") -> None:

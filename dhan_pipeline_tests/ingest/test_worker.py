@@ -2,10 +2,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
+import psycopg2
 import pytest
 
+from dhan_pipeline.ingest import retrying
 from dhan_pipeline.ingest import worker as module
 from dhan_pipeline.ingest.rebuild import rebuild_hours
 from dhan_pipeline.instruments import generate_instrument_token
@@ -14,10 +17,11 @@ from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ledger import lock_writer
+from dhan_pipeline.store.ticks import WrittenDirectlyError
 from dhan_pipeline.transport.dead_letters import dead_letters, redrive_dead_letters
 from dhan_pipeline.transport.inlet import Delivery, inlet
 from dhan_pipeline.transport.lanes import LANES
-from dhan_pipeline.transport.message import Part, encode
+from dhan_pipeline.transport.message import MessageError, Part, encode
 from dhan_pipeline.transport.outlet import Outlet, outlet
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
@@ -257,6 +261,53 @@ async def test_a_database_that_lacks_a_table_for_a_while_is_no_fault_of_the_mess
     assert_rows_are_those_of_the_journal(settings, database_url)
 
 
+LACKS_A_TABLE = ("ALTER TABLE ingest_ledger RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO ingest_ledger")
+ENDS_WHO_WRITES = (
+    "CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS "
+    "'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'; "
+    "CREATE TRIGGER crash BEFORE INSERT ON ingest_ledger FOR EACH STATEMENT EXECUTE FUNCTION crash()",
+    "DROP FUNCTION crash CASCADE",
+)
+
+
+@pytest.mark.parametrize(("breaks", "mends"), [LACKS_A_TABLE, ENDS_WHO_WRITES])
+async def test_however_long_the_database_refuses_what_comes_it_goes_back_once(
+    settings: Settings,
+    database_url: str,
+    rabbitmq_url: str,
+    lanes: Outlet,
+    runs: list[list[Part]],
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: str,
+    mends: str,
+) -> None:
+    monkeypatch.setattr(module, "HOLD_S", 0.0)
+    monkeypatch.setattr(retrying, "_RETRY_S", (0.01,))
+    tries: list[int] = []
+    write_blocks = Mock(wraps=module.write_blocks)
+    monkeypatch.setattr(module, "write_blocks", write_blocks)
+
+    def noted(deliveries: list[Delivery]) -> list[list[Delivery]]:
+        tries.extend(delivery.tries for delivery in deliveries)
+        return batches(deliveries)
+
+    batches = module._batches
+    monkeypatch.setattr(module, "_batches", noted)
+    execute(database_url, breaks)
+    await publish(lanes, runs)
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await until(lambda: write_blocks.call_count >= 10)
+        assert not running.worker.lanes
+        assert sum((await lanes.depths()).ready) == len(runs) * LANES
+        execute(database_url, mends)
+        await until_empty(lanes)
+        await until(lambda: parts_stored(database_url) == 20 * LANES)
+    assert set(tries) == {0, 1}
+    assert running.worker.counts.blocks == 20 * LANES
+    assert_rows_are_those_of_the_journal(settings, database_url)
+    assert_committed_in_order(database_url)
+
+
 async def test_while_the_capture_itself_writes_its_messages_wait(
     settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
 ) -> None:
@@ -324,6 +375,22 @@ async def test_a_worker_that_is_asked_to_end_does_not_wait_for_a_database_that_h
     async with working(settings, rabbitmq_url, CLOCK):
         await until(lambda: parts_stored(database_url) == 20 * LANES)
     assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_message"),
+    [
+        (MessageError(""), True),
+        (psycopg2.DataError(), True),
+        (IndexError(), True),
+        (psycopg2.OperationalError(), False),
+        (WrittenDirectlyError(""), False),
+        (MemoryError(), False),
+        (RuntimeError("can't start new thread"), False),
+    ],
+)
+def test_a_message_is_not_to_blame_for_the_state_of_database_or_machine(error: Exception, of_the_message: bool) -> None:
+    assert module._is_of_the_messages(error) == of_the_message
 
 
 def test_a_message_that_was_taken_in_vain_twice_shares_its_transaction_with_no_other() -> None:

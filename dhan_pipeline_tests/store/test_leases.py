@@ -1,12 +1,19 @@
+import os
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from threading import Thread
 
+import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.leases import join, leave_lane, take_lane, workers
-from dhan_pipeline_tests.ingest.feed import end_sessions, until
+from dhan_pipeline_tests.ingest.feed import end_sessions, query, until
+
+#: Sessions that wait for a lock.
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -73,3 +80,25 @@ def test_the_server_gives_up_a_worker_that_is_silent(conn: connection) -> None:
     with conn.cursor() as cursor:
         cursor.execute("SHOW idle_session_timeout")
         assert cursor.fetchall() == [("30s",)]
+
+
+def test_a_worker_that_is_killed_while_the_server_waits_for_a_lock_loses_its_lanes(
+    conn: connection, others: list[connection], database_url: str
+) -> None:
+    killed, other = others
+    join(killed)
+    assert take_lane(killed, 1)
+    with other.cursor() as cursor:
+        cursor.execute("LOCK TABLE ingest_ledger")
+
+    def write() -> None:
+        with killed.cursor() as cursor, suppress(psycopg2.OperationalError):
+            cursor.execute("LOCK TABLE ingest_ledger")
+
+    thread = Thread(target=write)
+    thread.start()
+    until(lambda: query(database_url, WAITING) == [(1,)])
+    with socket.socket(fileno=os.dup(killed.fileno())) as connected:
+        connected.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    until(lambda: take_lane(conn, 1))

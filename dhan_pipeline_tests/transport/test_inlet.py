@@ -1,8 +1,11 @@
+import pika
 import pytest
 
+from dhan_pipeline.transport import broker
 from dhan_pipeline.transport.broker import BrokerError
 from dhan_pipeline.transport.inlet import Delivery, Inlet, inlet
 from dhan_pipeline.transport.outlet import outlet
+from dhan_pipeline_tests.proxy import proxy
 
 
 async def publish(url: str, count: int, lane: int = 1) -> list[bytes]:
@@ -94,3 +97,25 @@ async def test_a_lane_may_be_consumed_again(rabbitmq_url: str) -> None:
                 (body, tries) for body in bodies
             ]
             await worker.cancel(1)
+
+
+async def test_a_lane_that_cannot_be_left_is_a_lost_connection(
+    rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "_CLOSE_S", 0.1)
+    monkeypatch.setattr(broker, "ANSWER_S", 0.2)
+    async with proxy(rabbitmq_url) as between, inlet(between.url) as worker:
+        await worker.consume(1)
+        with between.black_hole():
+            await worker.cancel(1)
+        assert worker.lost == "RabbitMQ has not answered when lane 1 was left."
+
+
+async def test_a_message_whose_number_of_deliveries_is_no_number_is_taken(rabbitmq_url: str) -> None:
+    async with inlet(rabbitmq_url) as worker:
+        with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as foreign:
+            properties = pika.BasicProperties(headers={"x-delivery-count": "many"})
+            foreign.channel().basic_publish(broker.EXCHANGE, "1", b"1", properties)
+        await worker.consume(1)
+        [delivery] = await taken(worker, 1)
+        assert (delivery.body, delivery.tries) == (b"1", 0)

@@ -10,34 +10,41 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
+from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.retrying import Database, Patience
 from dhan_pipeline.ingest.writer import require_the_same_journal
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases, ledger
+from dhan_pipeline.store.instruments import load_tokens
 
 #: What was stored since the last look counts as backlog.
 _POLL_S = 0.25
+
+#: Latencies are counted so many ledger rows at a time: each stands for all packets of its row, and after a night
+#: without the database there may be millions.
+_ROWS = 1000
 
 
 class Books:
     """Follows the ledger. `run` is a thread's body."""
 
-    def __init__(
-        self, settings: Settings, database_url: str, last_durable: int | None, warn: Callable[[str], None]
-    ) -> None:
-        """`last_durable`: the journal's last block, None while it is empty. `warn` is called in the books' thread."""
+    def __init__(self, settings: Settings, database_url: str, backlog: Backlog, warn: Callable[[str], None]) -> None:
+        """`backlog`: of the capture, which has put nothing yet. `warn` is called in the books' thread."""
         self.counts = Counts()
-        self.workers = 0
-        """Workers that are alive."""
-        self.whole: int | None = None
-        """The last block up to which all are stored, as far as is known; None for none."""
-        self.whole_received_ns = 0
-        """When the last message of the first of these was received; 0 for none."""
+        self.workers: int | None = None
+        """Workers that are alive; None while that is unknown."""
+        self.whole: tuple[int, int] | None = None
+        """The last block up to which all are stored, as far as is known, and when its last message was received (ns
+        since the Unix epoch, UTC); None for none."""
+        self.tokens: NDArray[np.int64] = np.zeros(0, np.int64)
+        """The instruments that the database knew at the start."""
         self._settings = settings
-        self._last_durable = last_durable
+        self._backlog = backlog
+        self._last_durable = backlog.last_durable
         self._database = Database(settings, database_url)
         self._warn = warn
         self._found = threading.Event()
@@ -45,7 +52,10 @@ class Books:
         self._status: dict[str, Any] | None = None
 
     def begin(self, timeout_s: float) -> bool:
-        """Wait until `whole` is known for the first time. False where it is not after so many seconds."""
+        """Wait until `whole` and `tokens` are known. False where they are not after so many seconds.
+
+        In a journal that is empty they are not known before its first block.
+        """
         return self._found.wait(timeout_s)
 
     def publish(self, status: dict[str, Any]) -> None:
@@ -64,30 +74,38 @@ class Books:
                 with closing(self._database.connect()) as conn:
                     self._follow(conn, patience)
             except Exception as error:
+                self.workers = None
                 self._stop.wait(patience.failed(error))
 
     def _follow(self, conn: connection, patience: Patience) -> None:
         capture = self._settings.capture
-        if not self._found.is_set():
-            whole = ledger.last_whole_block(conn, capture)
-            require_the_same_journal(conn, capture, self._last_durable, whole)
-            self.whole = whole
-            if self.whole is not None:
-                self.whole_received_ns = ledger.last_received_ns(conn, self.whole)
-            self.counts.hours |= frozenset(ledger.hours(conn))
-            conn.commit()
-            self._found.set()
         while not self._stop.is_set():
-            found = ledger.stored_in_parts(conn, capture, self.whole)
-            conn.commit()
-            if found:
-                self._add(*found)
+            if self._found.is_set():
+                found = ledger.stored_in_parts(conn, capture, self.whole[0] if self.whole else None)
+                conn.commit()
+                if found:
+                    self._add(*found)
+            else:
+                self._begin(conn)
             self.workers = leases.workers(conn)
             if self._status is not None:
                 status, self._status = self._status, None
                 ledger.write_status(conn, capture, self._settings.data_source, status)
             patience.succeeded()
             self._stop.wait(_POLL_S)
+
+    def _begin(self, conn: connection) -> None:
+        capture = self._settings.capture
+        last = self._backlog.last_durable if self._last_durable is None else self._last_durable
+        if last is None:  # nothing tells yet whether the database was filled from this journal
+            return
+        whole = ledger.last_whole_block(conn, capture)
+        require_the_same_journal(conn, capture, last, whole)
+        self.whole = None if whole is None else (whole, ledger.last_received_ns(conn, whole))
+        self.tokens = load_tokens(conn, self._settings.data_source)
+        self.counts.hours |= frozenset(ledger.hours(conn))
+        conn.commit()
+        self._found.set()
 
     def _add(self, whole: int, found: ledger.StoredTotals) -> None:
         counts = self.counts
@@ -98,7 +116,9 @@ class Books:
         counts.control += found.control
         counts.rejected += found.rejected
         latency_ms, packets = np.array(found.latencies).reshape(-1, 2).T
-        counts.latency.add(latency_ms.repeat(packets.astype(np.int64)))
+        for start in range(0, len(packets), _ROWS):
+            rows = slice(start, start + _ROWS)
+            counts.latency.add(latency_ms[rows].repeat(packets[rows].astype(np.int64)))
         counts.hours |= frozenset(found.hours)
         counts.committed_through_ns = found.received_through_ns
-        self.whole = whole
+        self.whole = whole, found.received_through_ns

@@ -71,11 +71,12 @@ class Publisher:
         self._clock = clock
         self._warn = warn
         self._tokens = np.fromiter(connections, np.int64, len(connections))
-        self._books = Books(settings, database_url, backlog.last_durable, warn)
+        self._books = Books(settings, database_url, backlog, warn)
         self._stop = threading.Event()
         self._stop_at_s = 0.0
-        self._handed_over: int | None = None
-        """The last block that RabbitMQ has, with all before it; None while that is unknown."""
+        self._handed_over: tuple[int, int] | None = None
+        """The last block that RabbitMQ has, with all before it, and when its last message was received (ns since the
+        Unix epoch, UTC); None while that is unknown."""
         self._runs: deque[_Run] = deque()
         self._gathered_s = 0.0
         """When the last of them were made."""
@@ -97,7 +98,7 @@ class Publisher:
         }
 
     def stop(self, within_s: float) -> None:
-        """End once all is handed over and stored, or after so many seconds; at once while RabbitMQ is away.
+        """End once all is handed over and stored, or after so many seconds; at once while RabbitMQ takes nothing.
 
         Nobody waits for workers where there are none.
         """
@@ -116,8 +117,7 @@ class Publisher:
         try:
             while not self._is_over():
                 try:
-                    if self._resume():
-                        asyncio.run(self._hand_over(patience))
+                    if self._resume() and asyncio.run(self._hand_over(patience)):
                         self._wait_for_workers()
                     return
                 # Whatever goes wrong here, the capture must go on: the journal keeps what cannot be handed over yet.
@@ -137,11 +137,11 @@ class Publisher:
         while not self._books.begin(_POLL_S):
             if self._stop.is_set():
                 return False
-        after, received_ns = self._handed_over, 0
-        if after is None:
-            after, received_ns = self._books.whole, self._books.whole_received_ns
+        after, received_ns = self._handed_over or self._books.whole or (None, 0)
         self._runs.clear()
-        self._processor = BlockProcessor(self._tokens, self._settings.dhan_trade_time_offset_s)
+        # What is left to hand over may be of instruments that are subscribed no more.
+        tokens = np.union1d(self._tokens, self._books.tokens)
+        self._processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
         self.liveliness.know(self._processor.instruments)
         if after is not None and not resume(
             self._processor, self._settings.journal_dir, self._settings.capture, after, self._is_over
@@ -150,17 +150,17 @@ class Publisher:
         self._backlog.start_after(after, received_ns)
         return True
 
-    async def _hand_over(self, patience: Patience) -> None:
+    async def _hand_over(self, patience: Patience) -> bool:
+        """Hand over until stopped. False where RabbitMQ took nothing then."""
         while True:
             try:
                 async with outlet(self._url) as out:
                     await self._publish(out, patience)
-                return
+                return True
             except BrokerError as error:
                 self._depths = None
-                if self._stop.is_set():
-                    return
-                await asyncio.sleep(patience.failed(error))
+                if self._stop.is_set() or await self._pause(patience.failed(error)):
+                    return False
 
     async def _publish(self, out: Outlet, patience: Patience) -> None:
         """Publish run after run; while one is on its way, the next is made."""
@@ -175,8 +175,7 @@ class Publisher:
                     if self._stop.is_set() and not self._backlog.waiting:
                         return
                     continue
-            run = self._runs[0]
-            sending = asyncio.create_task(out.publish(run.bodies))
+            sending = asyncio.create_task(self._send(out))
             try:
                 if len(self._runs) == 1 and self._backlog.waiting:
                     await self._gather(0)
@@ -184,16 +183,26 @@ class Publisher:
                 await asyncio.wait([sending])
             try:
                 sending.result()
+                patience.succeeded()
             except QueueFullError as full:
-                run.bodies = [body if lane in full.lanes else None for lane, body in enumerate(run.bodies, 1)]
-                if self._stop.is_set():
-                    return
-                await asyncio.sleep(patience.failed(full))
-                continue
-            patience.succeeded()
-            self._runs.popleft()
-            self._handed_over = run.blocks.stretch.last_block_id
-            self.liveliness.see(run.blocks)
+                if self._stop.is_set() or await self._pause(patience.failed(full)):
+                    raise
+
+    async def _send(self, out: Outlet) -> None:
+        """Hand over the first run. What RabbitMQ has of it is not published again where lanes refuse the rest."""
+        run = self._runs[0]
+        try:
+            await out.publish(run.bodies)
+        except QueueFullError as full:
+            run.bodies = [body if lane in full.lanes else None for lane, body in enumerate(run.bodies, 1)]
+            raise
+        self._runs.popleft()
+        self._handed_over = run.blocks.stretch.last_block_id, run.blocks.last_received_ns
+        self.liveliness.see(run.blocks)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; at once whether it was asked to stop, where it was."""
+        return await asyncio.to_thread(self._stop.wait, seconds)
 
     async def _gather(self, timeout_s: float) -> None:
         """Make the next runs, of what has come since the last ones, or comes within the time."""
@@ -213,5 +222,10 @@ class Publisher:
         return _Run([*bodies], self._processor.process(stretch, decoded))
 
     def _wait_for_workers(self) -> None:
-        while not self._is_over() and self._books.workers and (self._books.whole or 0) < (self._handed_over or 0):
+        while not self._is_over() and self._books.workers and not self._is_stored():
             time.sleep(0.05)
+
+    def _is_stored(self) -> bool:
+        """Whether workers have stored all that was handed over."""
+        handed_over, whole = self._handed_over, self._books.whole
+        return handed_over is None or (whole is not None and whole[0] >= handed_over[0])

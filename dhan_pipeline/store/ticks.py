@@ -215,12 +215,15 @@ def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redri
 def withdraw_parts(conn: connection, capture: int) -> None:
     """Take back what is there of blocks that workers have not stored whole, and commit: for who writes whole blocks.
 
-    It holds the right to write the capture. What workers still get of these blocks is skipped once they are whole.
+    It holds the right to write the capture. What workers still get of these blocks is skipped once they are whole. Who
+    rebuilds an hour of them is waited for.
     """
     whole = last_whole_block(conn, capture)
     first = capture << NUMBER_BITS if whole is None else whole + 1
     before = (capture + 1) << NUMBER_BITS
     with conn, conn.cursor() as cur:
+        for start_ns in _hours(conn, first, before):
+            cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
         cur.execute(
             "WITH gone AS (DELETE FROM ingest_ledger WHERE block_id >= %s AND block_id < %s AND parts > 1 RETURNING *) "
             "SELECT array_agg(DISTINCT block_id), min(first_received), max(last_received) FROM gone",

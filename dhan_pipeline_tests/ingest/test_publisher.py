@@ -78,7 +78,7 @@ class Publishing:
     @property
     def handed_over(self) -> bool:
         """Whether RabbitMQ has all blocks."""
-        return self.publisher._handed_over == self.journal.last_block_id
+        return self.publisher._handed_over is not None and self.publisher._handed_over[0] == self.journal.last_block_id
 
     @property
     def stored(self) -> bool:

@@ -29,6 +29,7 @@ from dhan_pipeline.ingest.retrying import Database, Patience
 from dhan_pipeline.ingest.threads import in_thread
 from dhan_pipeline.ingest.worker_status import WorkerReport
 from dhan_pipeline.ingest.writer import LEARN_S, PARTITIONS_AHEAD_NS
+from dhan_pipeline.journal.block import split_block_id
 from dhan_pipeline.sessions import hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases
@@ -37,7 +38,7 @@ from dhan_pipeline.store.partitions import ensure_partitions
 from dhan_pipeline.store.ticks import StoredBlocks, WrittenDirectlyError, write_blocks
 from dhan_pipeline.transport.inlet import PREFETCH, Delivery, Inlet, inlet
 from dhan_pipeline.transport.lanes import FIRST_LANE, LANES
-from dhan_pipeline.transport.message import decode
+from dhan_pipeline.transport.message import decode, joined
 
 log = logging.getLogger(__name__)
 
@@ -244,13 +245,14 @@ class Worker:
         parts = self._process(batch)
         if self._learned(conn, parts):
             parts = self._process(batch)
-        parts.sort(key=_capture_and_lane)  # stable: those of a lane stay in order
         for _, of_lane in groupby(parts, _capture_and_lane):
             blocks = list(of_lane)
             self.counts.add(blocks, write_blocks(conn, blocks, self._clock), self._clock)
 
     def _process(self, batch: Sequence[Delivery]) -> list[StoredBlocks]:
-        return [self._processor.process(decode(delivery.body)) for delivery in batch]
+        parts = [decode(delivery.body) for delivery in batch]
+        parts.sort(key=lambda part: (split_block_id(int(part.block_ids[0]))[0], part.lane))  # stable: so order stays
+        return [self._processor.process(part) for part in joined(parts)]
 
     def _learned(self, conn: connection, parts: Sequence[StoredBlocks]) -> bool:
         """Whether instruments were synced since, where packets are of unknown ones. `redrive` has the rest."""

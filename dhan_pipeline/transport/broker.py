@@ -126,7 +126,10 @@ async def connected(url: str, who: str) -> AsyncIterator[AbstractConnection]:
         address = address.update_query(heartbeat=HEARTBEAT_S)
     transport = _Transport()
     name = f"dhan-pipeline {who} on {socket.gethostname()}"
-    connection = Connection(address, transport_factory=transport, client_properties={"connection_name": name})
+    try:
+        connection = Connection(address, transport_factory=transport, client_properties={"connection_name": name})
+    except ValueError as error:
+        raise BrokerError("The cadata of RABBITMQ_URL is not base64.") from error
     try:
         try:
             async with asyncio.timeout(CONNECT_S):

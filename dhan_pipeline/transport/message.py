@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,13 +11,15 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.sessions import hour_start_ns
 
 #: Three bytes say what it is, one which version.
 _MAGIC: Final = b"dbm\x01"
 
-#: Magic and CRC-32 of all that follows; then lane, lanes, and how many blocks, messages, instruments, bytes of payload.
+#: Magic and CRC-32 of all that follows; then lane, lanes, how many blocks, messages, instruments, bytes of payload, and
+#: what it follows.
 _HEAD: Final = struct.Struct("<4sI")
-_SIZES: Final = struct.Struct("<HHIIII")
+_SIZES: Final = struct.Struct("<HHIIIIq")
 _FRAME = _HEAD.size + _SIZES.size
 
 #: Bytes of all columns together. Nothing is allocated for a message that claims more, and it is what RabbitMQ 4 takes.
@@ -78,6 +81,9 @@ class Part:
 
     remembered: Remembered
 
+    follows: int = 0
+    """Id of the block before the first one: what is remembered is what was known after it. 0: unknown."""
+
 
 def encode(part: Part) -> bytes:
     """The message of a part. Raises ValueError for one that is larger than `RAW_LIMIT`."""
@@ -108,7 +114,7 @@ def encode(part: Part) -> bytes:
     if len(raw) > RAW_LIMIT:
         raise ValueError(f"a message of {len(raw)} bytes is larger than {RAW_LIMIT}")
     frame: bytes = _ZSTD.compress(raw, asbytes=True)
-    rest = _SIZES.pack(part.lane, part.lanes, *sizes) + frame
+    rest = _SIZES.pack(part.lane, part.lanes, *sizes, part.follows) + frame
     return _HEAD.pack(_MAGIC, zlib.crc32(rest)) + rest
 
 
@@ -121,7 +127,7 @@ def decode(body: bytes) -> Part:
         raise MessageError(f"The message has version {magic[3]}, this program reads {_MAGIC[3]}: update the older end.")
     if zlib.crc32(memoryview(body)[_HEAD.size :]) != crc:
         raise MessageError("The message is damaged: its checksum does not match.")
-    lane, lanes, blocks, messages, instruments, payload_bytes = _SIZES.unpack_from(body, _HEAD.size)
+    lane, lanes, blocks, messages, instruments, payload_bytes, follows = _SIZES.unpack_from(body, _HEAD.size)
     layout = _layout(blocks, messages, instruments)
     size = sum(np.dtype(kind).itemsize * count for kind, count in layout) + payload_bytes
     if not (1 <= lane <= lanes and blocks and size <= RAW_LIMIT):
@@ -171,6 +177,64 @@ def decode(body: bytes) -> Part:
         payload=raw[at:],
         offsets=offsets,
         remembered=Remembered(tokens, previous_close, announced != 0, open_interest),
+        follows=follows,
+    )
+
+
+def joined(parts: Iterable[Part]) -> Iterator[Part]:
+    """The same as fewer parts: those of a lane and an hour that follow each other become one, with the rows of both.
+
+    What is remembered of an instrument is what the first of them says that has packets of it. What later ones say comes
+    from these packets, so parts with others between them are not joined.
+    """
+    waiting: list[Part] = []
+    for part in parts:
+        if waiting and not _is_followed(waiting[-1], part):
+            yield _join(waiting)
+            waiting = []
+        waiting.append(part)
+    if waiting:
+        yield _join(waiting)
+
+
+def _is_followed(part: Part, following: Part) -> bool:
+    return bool(
+        (part.lane, part.lanes) == (following.lane, following.lanes)
+        and part.block_ids[-1] == following.follows
+        and hour_start_ns(int(part.first_received_ns[0])) == hour_start_ns(int(following.first_received_ns[0]))
+    )
+
+
+def _join(parts: Sequence[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+
+    def together(values: Callable[[Part], NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([values(part) for part in parts])
+
+    tokens, first = np.unique(together(lambda part: part.remembered.tokens), return_index=True)
+    return Part(
+        lane=parts[0].lane,
+        lanes=parts[0].lanes,
+        block_ids=together(lambda part: part.block_ids),
+        messages=together(lambda part: part.messages),
+        payload_bytes=together(lambda part: part.payload_bytes),
+        first_received_ns=together(lambda part: part.first_received_ns),
+        last_received_ns=together(lambda part: part.last_received_ns),
+        first_messages=_starts(together(lambda part: np.diff(part.first_messages))),
+        received_ns=together(lambda part: part.received_ns),
+        connection=together(lambda part: part.connection),
+        text=together(lambda part: part.text),
+        first_position=together(lambda part: part.first_position),
+        payload=b"".join([part.payload for part in parts]),
+        offsets=_starts(together(lambda part: np.diff(part.offsets))),
+        remembered=Remembered(
+            tokens,
+            together(lambda part: part.remembered.previous_close)[first],
+            together(lambda part: part.remembered.announced)[first],
+            together(lambda part: part.remembered.open_interest)[first],
+        ),
+        follows=parts[0].follows,
     )
 
 
@@ -198,7 +262,7 @@ def _steps(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return steps
 
 
-def _starts(counts: NDArray[np.uint32]) -> NDArray[np.int64]:
+def _starts(counts: NDArray[Any]) -> NDArray[np.int64]:
     """Where each begins that has so many, and behind them where the last one ends."""
     starts = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=starts[1:])

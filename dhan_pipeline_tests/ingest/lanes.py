@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ def parts_of(blocks: Iterable[Block], tokens: Sequence[int], in_run: int = 3) ->
     """The parts of blocks, so many blocks together: an entry a run, in it a part a lane."""
     processor = BlockProcessor(np.array(sorted(tokens), np.int64))
     blocks = list(blocks)
-    runs = []
+    runs: list[list[Part]] = []
     for start in range(0, len(blocks), in_run):
         for stretch in joined(blocks[start : start + in_run]):
             decoded = processor.decode(stretch)
             before = processor.remembered(stretch, decoded)
             processor.process(stretch, decoded)
-            runs.append(list(split(stretch, decoded, before)))
+            follows = int(runs[-1][0].block_ids[-1]) if runs else 0
+            runs.append([replace(part, follows=follows) for part in split(stretch, decoded, before)])
     return runs
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from dhan_pipeline.ingest import retrying
 from dhan_pipeline.ingest import worker as module
+from dhan_pipeline.ingest.parts import PartProcessor
 from dhan_pipeline.ingest.rebuild import rebuild_hours
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.writer import JournalWriter
@@ -21,7 +22,7 @@ from dhan_pipeline.store.ticks import WrittenDirectlyError
 from dhan_pipeline.transport.dead_letters import dead_letters, redrive_dead_letters
 from dhan_pipeline.transport.inlet import Delivery, inlet
 from dhan_pipeline.transport.lanes import LANES
-from dhan_pipeline.transport.message import MessageError, Part, encode
+from dhan_pipeline.transport.message import MessageError, Part, encode, joined
 from dhan_pipeline.transport.outlet import Outlet, outlet
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
@@ -90,6 +91,38 @@ async def test_what_comes_through_the_lanes_is_stored_as_the_direct_path_stores_
     assert (await lanes.depths()).ready == (0, 0, 0)
     assert [event["event"] for event in running.events if event["event"] != "status"] == ["started", "stopped"]
     assert running.warnings == []
+
+
+def stored_by(parts: Iterable[Part]) -> tuple[set[str], list[list[int]]]:
+    """Ticks, and what the ledger says, of parts that are not joined any more."""
+    processor = PartProcessor(np.array(sorted(TOKENS), np.int64))
+    ticks, books = set(), []
+    for part in parts:
+        stored = processor.process(part)
+        for batch in stored.enriched.ticks:
+            names, columns = list(batch.columns), [column.tolist() for column in batch.columns.values()]
+            ticks |= {f"{batch.mode} {dict(zip(names, row, strict=True))}" for row in zip(*columns, strict=True)}
+        books += np.transpose(list(stored.rows.books.values())).tolist()
+    return ticks, books
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_that_follow_each_other_become_one_with_the_same_rows_and_others_do_not(
+    journal: JournalWriter, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    runs = parts_of(record(journal, market_messages(400, seed), START_NS), TOKENS, in_run=2)
+    for lane in range(LANES):
+        parts = [run[lane] for run in runs]
+        [whole] = joined(parts)
+        assert len(whole.block_ids) == 40
+        assert stored_by([whole]) == stored_by(parts)
+        # Some are lost, some come again, some come late.
+        at = [int(i) for i in random.integers(len(parts), size=5)]
+        mixed = [*parts[: at[0]], *(parts[i] for i in at), *parts[at[0] + 1 :]]
+        fewer = list(joined(mixed))
+        assert len(fewer) < len(mixed)
+        assert stored_by(fewer) == stored_by(mixed)
 
 
 async def test_what_is_delivered_twice_is_stored_once(

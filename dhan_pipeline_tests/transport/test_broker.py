@@ -89,6 +89,7 @@ async def test_an_address_where_nobody_listens_is_told() -> None:
     assert await refused(url) == "RabbitMQ cannot be reached at 127.0.0.1:1: nobody listens there."
     url = f"amqps://guest:{PASSWORD}@nowhere.invalid/"
     assert await refused(url) == "RabbitMQ cannot be reached at nowhere.invalid:5671: there is no such host."
+    assert await refused(f"{url}?cadata=abc") == "The cadata of RABBITMQ_URL is not base64."
 
 
 async def test_something_else_that_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ SMALL = Part(
         announced=np.array([True]),
         open_interest=np.array([NULL_INT]),
     ),
+    follows=1_795_147_199_900,
 )
 
 #: The columns of the same, in the order of the document.
@@ -62,7 +63,7 @@ LENGTHS = 15 * 8 + 2 * 4
 
 #: The whole message, as a version of zstd wrote it; others may write other bytes.
 SMALL_MESSAGE = bytes.fromhex(
-    "64626d01 9c078a78 0200 0300 02000000 02000000 01000000 07000000"
+    "64626d01 31ae5712 0200 0300 02000000 02000000 01000000 07000000 9c751cf7a1010000"
     "28b52ffd209c2d0300440400761cf7a10100006400808907dea4e91800617f0d06080700090046005a000302450b00000101"
     "008ba64000008000000000020000000503000100010102106162637b7d0e00208b9544a095175c20df529981d1c0686034dc"
     "6820cbccbcc0a665e508"
@@ -116,22 +117,23 @@ def parts(draw: st.DrawFn) -> Part:
             column(st.booleans(), instruments, np.bool_),
             column(int64, instruments, np.int64),
         ),
+        follows=draw(int64),
     )
 
 
 def message(lane: int, lanes: int, counts: tuple[int, int, int, int], raw: bytes) -> bytes:
     """A message with a checksum that matches, whatever it holds."""
     frame: bytes = pa.Codec("zstd", 1).compress(raw, asbytes=True)
-    rest = struct.pack("<HHIIII", lane, lanes, *counts) + frame
+    rest = struct.pack("<HHIIIIq", lane, lanes, *counts, 0) + frame
     return b"dbm\x01" + struct.pack("<I", zlib.crc32(rest)) + rest
 
 
 def test_the_bytes_of_a_message_are_those_that_are_documented() -> None:
     body = encode(SMALL)
     assert body[:4] == b"dbm\x01"
-    assert body[8:28] == bytes.fromhex("0200 0300 02000000 02000000 01000000 07000000")
+    assert body[8:36] == bytes.fromhex("0200 0300 02000000 02000000 01000000 07000000 9c751cf7a1010000")
     assert int.from_bytes(body[4:8], "little") == zlib.crc32(body[8:])
-    assert pa.Codec("zstd").decompress(body[28:], len(SMALL_COLUMNS), asbytes=True) == SMALL_COLUMNS
+    assert pa.Codec("zstd").decompress(body[36:], len(SMALL_COLUMNS), asbytes=True) == SMALL_COLUMNS
 
 
 def test_a_message_that_was_written_before_is_read() -> None:

@@ -1,29 +1,40 @@
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from dhan_pipeline.ingest import retrying
-from dhan_pipeline.ingest.backlog import Backlog
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.dhan.auth import save_token
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.ingest import backlog, publisher, retrying
+from dhan_pipeline.ingest.backlog import BATCH_BLOCKS, Backlog
+from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.ingest.publisher import Publisher
 from dhan_pipeline.ingest.rebuild import rebuild_hours
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.journal.block import Block
+from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.engine import connect
+from dhan_pipeline.ticks import Decoded
+from dhan_pipeline.transport import broker
 from dhan_pipeline.transport.inlet import PREFETCH, inlet
 from dhan_pipeline.transport.lanes import LANES
 from dhan_pipeline.transport.message import decode
 from dhan_pipeline.transport.outlet import outlet
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
+    CLIENT_ID,
     EQUITY,
     HOUR,
     SECOND_NS,
     START_NS,
+    SUBSCRIBED,
     TOKENS,
     HandClock,
     backlog_of,
@@ -39,7 +50,9 @@ from dhan_pipeline_tests.ingest.feed import (
     ticker,
 )
 from dhan_pipeline_tests.ingest.lanes import assert_committed_in_order, working
+from dhan_pipeline_tests.ingest.running import ingest, with_feed
 from dhan_pipeline_tests.program import run, sentence
+from dhan_pipeline_tests.proxy import proxy
 from dhan_pipeline_tests.rabbitmq import Node
 
 CONNECTIONS = dict.fromkeys(TOKENS, 0)
@@ -58,12 +71,14 @@ def settings(settings: Settings, rabbitmq_url: str) -> Settings:
 class Publishing:
     """A publisher over a journal that the test appends to."""
 
-    def __init__(self, settings: Settings, database_url: str, journal: JournalWriter) -> None:
+    def __init__(
+        self, settings: Settings, database_url: str, journal: JournalWriter, connections: dict[int, int]
+    ) -> None:
         self.journal = journal
         self.clock = HandClock(START_NS + 10 * SECOND_NS)
         self.warnings: list[str] = []
         self.backlog: Backlog = backlog_of(journal, settings)
-        self.publisher = Publisher(settings, database_url, self.backlog, self.clock, self.warnings.append, CONNECTIONS)
+        self.publisher = Publisher(settings, database_url, self.backlog, self.clock, self.warnings.append, connections)
         self.number = 0
 
     def put(self, messages: int, at_ns: int | None = None) -> list[Block]:
@@ -88,10 +103,14 @@ class Publishing:
 
 @asynccontextmanager
 async def publishing(
-    settings: Settings, database_url: str, journal: JournalWriter, drain_s: float = 0.0
+    settings: Settings,
+    database_url: str,
+    journal: JournalWriter,
+    drain_s: float = 0.0,
+    connections: dict[int, int] = CONNECTIONS,
 ) -> AsyncIterator[Publishing]:
     """The publisher in a thread of its own, stopped at the end."""
-    made = Publishing(settings, database_url, journal)
+    made = Publishing(settings, database_url, journal, connections)
     thread = Thread(target=made.publisher.run)
     thread.start()
     try:
@@ -186,6 +205,84 @@ async def test_it_goes_on_where_the_ledger_says_that_all_is_stored(
     ]
 
 
+async def test_it_remembers_instruments_that_are_subscribed_no_more(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    """What a process before has left may be of them."""
+    record(journal, [previous_close(EQUITY, 90.0)], START_NS)
+    async with working(settings, rabbitmq_url, HandClock(START_NS + 60 * SECOND_NS)):
+        async with publishing(settings, database_url, journal) as made:
+            await until(lambda: made.stored)
+        record(journal, [quote(EQUITY, 99.0)], START_NS + SECOND_NS)
+        async with publishing(settings, database_url, journal, connections={}) as made:
+            await until(lambda: made.stored)
+    assert query(database_url, "SELECT day_close FROM ticks") == [(90.0,)]
+    assert_rows_are_those_of_the_journal(settings, database_url)
+
+
+async def test_what_was_said_on_one_day_is_forgotten_on_the_next(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    async with (
+        working(settings, rabbitmq_url, HandClock(START_NS + 48 * HOUR_NS)),
+        publishing(settings, database_url, journal) as made,
+    ):
+        for at_ns in (START_NS, START_NS + 24 * HOUR_NS):
+            messages = [quote(EQUITY, 99.0), open_interest(EQUITY, 5), quote(EQUITY, 99.0)]
+            for block in record(journal, messages, at_ns, in_block=2):
+                made.backlog.put(block)
+        await until(lambda: made.stored)
+    assert query(database_url, "SELECT oi FROM ticks ORDER BY tick_id") == [(None,), (5,), (None,), (5,)]
+
+
+async def test_blocks_before_one_that_cannot_be_decoded_are_handed_over_once_and_it_is_tried_again(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = record(journal, market_messages(BATCH_BLOCKS + 3), START_NS, in_block=1)
+    tries = 0
+
+    class Mistaken(BlockProcessor):
+        def decode(self, stretch: Stretch) -> Decoded:
+            nonlocal tries
+            if mistaken and stretch.last_block_id > blocks[BATCH_BLOCKS].block_id:
+                tries += 1
+                raise ZeroDivisionError("a mistake")
+            return super().decode(stretch)
+
+    mistaken = True
+    monkeypatch.setattr(publisher, "BlockProcessor", Mistaken)
+    async with publishing(settings, database_url, journal) as made:
+        await until(lambda: tries > 3)
+        mistaken = False
+        await until(lambda: made.handed_over)
+        assert made.warnings == ["Nothing can be handed over for now, the journal keeps all; trying again. a mistake"]
+    assert await in_lanes(rabbitmq_url) == [[block.block_id for block in blocks]] * LANES
+
+
+async def test_while_rabbitmq_answers_nothing_little_is_kept_in_memory(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "ANSWER_S", 0.3)
+    monkeypatch.setattr(broker, "CONNECT_S", 0.3)
+    monkeypatch.setattr(broker, "_CLOSE_S", 0.1)
+    monkeypatch.setattr(backlog, "MEMORY_LIMIT_BYTES", 10_000)
+    async with proxy(rabbitmq_url) as between:
+        through = Settings(_env_file=None, **{**settings.model_dump(), "rabbitmq_url": between.url})
+        async with publishing(through, database_url, journal) as made:
+            blocks = made.put(10)
+            await until(lambda: made.handed_over)
+            with between.black_hole():
+                for _ in range(20):
+                    blocks += made.put(100)
+                await until(lambda: any("does not answer" in told for told in made.warnings))
+                assert made.publisher.facts()["queue_depth"] is None
+                assert made.backlog._recent_bytes <= 10_000
+                assert len(made.publisher._runs) <= 2
+            await until(lambda: made.handed_over)
+    for lane in await in_lanes(rabbitmq_url):  # what was on its way may have come twice
+        assert list(dict.fromkeys(lane)) == [block.block_id for block in blocks]
+
+
 async def test_while_rabbitmq_is_away_the_journal_keeps_all_and_nothing_is_lost(
     settings: Settings, database_url: str, rabbitmq_url: str, rabbitmq: Node, journal: JournalWriter
 ) -> None:
@@ -237,6 +334,7 @@ async def test_it_begins_when_the_database_has_said_where(
             made.put(10)
             await until(lambda: made.warnings)
             assert not made.handed_over
+            assert made.publisher.facts() == {"queue_depth": None, "dead_letters": None, "workers": None}
     async with publishing(settings, database_url, journal) as made:
         await until(lambda: made.handed_over)
         with outage(postgres_url, database_url):
@@ -268,17 +366,43 @@ async def test_stopping_ends_at_once_where_there_is_nobody_to_wait_for(
         await until(lambda: made.warnings)
 
 
+async def test_stopping_ends_at_once_where_rabbitmq_was_never_there(
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "_RETRY_S", (1e6,))
+    nowhere = Settings(_env_file=None, **{**settings.model_dump(), "rabbitmq_url": "amqp://127.0.0.1:1/v"})
+    async with publishing(nowhere, database_url, journal, drain_s=1e6) as made:
+        made.put(10)
+        await until(lambda: made.warnings)
+
+
+async def test_stopping_waits_for_no_worker_once_rabbitmq_is_away(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    async with proxy(rabbitmq_url) as between, working(settings, rabbitmq_url) as worker:
+        await until(lambda: worker.worker.lanes)
+        through = Settings(_env_file=None, **{**settings.model_dump(), "rabbitmq_url": between.url})
+        with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor, ExitStack() as network:
+            cursor.execute("LOCK TABLE ingest_ledger IN SHARE MODE")  # nobody commits
+            async with publishing(through, database_url, journal, drain_s=1e6) as made:
+                await until(lambda: made.publisher.facts()["workers"])
+                made.put(10)
+                await until(lambda: made.handed_over)
+                network.enter_context(between.cutting(lambda: (1, 1)))
+                await until(lambda: made.warnings)
+
+
 async def test_from_writing_directly_to_workers_and_back_every_row_stays_once(
     settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
 ) -> None:
     clock = HandClock(START_NS + 60 * SECOND_NS)
 
     async def write_directly(number: int) -> None:
-        backlog = backlog_of(journal, settings)
-        writer = Writer(settings, database_url, backlog, clock, print)
-        with running(writer, backlog):
+        waiting = backlog_of(journal, settings)
+        writer = Writer(settings, database_url, waiting, clock, print)
+        with running(writer, waiting):
             for block in record(journal, market_messages(50, seed=number), START_NS + number * SECOND_NS):
-                backlog.put(block)
+                waiting.put(block)
             await until(lambda: writer.counts.committed_through_ns == journal.last_received_ns)
 
     await write_directly(1)
@@ -295,21 +419,51 @@ async def test_from_writing_directly_to_workers_and_back_every_row_stays_once(
     assert_rows_are_those_of_the_journal(settings, database_url)
 
 
+@pytest.mark.parametrize("empty", [False, True])
 async def test_a_database_that_was_filled_from_another_journal_is_told(
-    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter, tmp_path: Path
+    settings: Settings, database_url: str, journal: JournalWriter, tmp_path: Path, empty: bool
 ) -> None:
-    backlog = backlog_of(journal, settings)
-    later = Writer(settings, database_url, backlog, HandClock(), print)
-    with running(later, backlog):
+    waiting = backlog_of(journal, settings)
+    later = Writer(settings, database_url, waiting, HandClock(), print)
+    with running(later, waiting):
         for block in record(journal, market_messages(10), START_NS + 9 * SECOND_NS):
-            backlog.put(block)
+            waiting.put(block)
         await until(lambda: later.counts.blocks == 1)
     other = Settings(_env_file=None, **{**settings.model_dump(), "data_dir": tmp_path / "other"})
     with closing(JournalWriter(other.journal_dir, 0)) as its_journal:
-        record(its_journal, market_messages(10), START_NS)
+        if not empty:
+            record(its_journal, market_messages(10), START_NS)
         async with publishing(other, database_url, its_journal) as made:
+            if empty:
+                made.put(10, START_NS)
             await until(lambda: made.warnings)
             assert "they come from another journal" in made.warnings[0]
+            assert not made.handed_over
+
+
+async def test_a_capture_tells_its_status_and_each_hour_that_workers_have_stored(
+    settings: Settings, database_url: str, rabbitmq_url: str
+) -> None:
+    prepare_capture(settings)
+    clock = Clock(START_NS + HOUR_NS - 200 * SECOND_NS, speed=100.0)
+    save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6, clock=clock), CLIENT_ID)
+    async with (
+        DhanSimulator(SUBSCRIBED, rate=2000, clock=clock) as simulator,
+        ingest(with_feed(settings, simulator), clock) as capture,
+    ):
+        await until(lambda: clock.now_ns() > START_NS + HOUR_NS)
+        await until(lambda: capture.of_kind("status")[-1]["queue_depth"])
+        status = capture.of_kind("status")[-1]
+        assert (status["workers"], status["blocks"], status["packets"]) == (0, 0, 0)
+        assert status["backlog_seconds"] > 0
+        async with working(settings, rabbitmq_url, clock):
+            await until(lambda: capture.complete_hours == [HOUR])
+            simulator.rate = 0
+            await until(lambda: capture.of_kind("status")[-1]["backlog_seconds"] == 0)
+            status = capture.of_kind("status")[-1]
+            assert (status["workers"], status["dead_letters"], status["backlog_blocks"]) == (1, 0, 0)
+            assert status["packets"] > 0
+            assert status["latency_total_p99_ms"] > 0
 
 
 def test_an_address_that_is_missing_is_asked_for(tmp_path: Path, database_url: str) -> None:

@@ -1,5 +1,6 @@
 """Blocks that come to the database in parts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.journal.block import make_block_id
 from dhan_pipeline.store import ledger
+from dhan_pipeline.store.digests import lock_hour
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ticks import (
     Share,
@@ -19,12 +21,15 @@ from dhan_pipeline.store.ticks import (
     withdraw_parts,
     write_blocks,
 )
+from dhan_pipeline_tests.ingest.feed import until
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 
 HOUR = "2026-11-20T09:00"
 PARTS = 3
 CLOCK = StandingClock(2)
 LATER = StandingClock(7200)
+
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
 def run(conn: connection, statement: str) -> list[tuple[object, ...]]:
@@ -167,6 +172,10 @@ def test_all_is_whole_up_to_the_last_block_of_the_part_that_is_furthest_behind(c
     assert ledger.last_whole_block(conn, 0) == 3
     store(conn, make_whole(9))
     assert ledger.last_whole_block(conn, 0) == 9
+    store(conn, make_part(10, 2))  # parts of old say nothing of what was written whole since
+    assert ledger.last_whole_block(conn, 0) == 9
+    store(conn, make_part(10, 1), make_part(10, 3))
+    assert ledger.last_whole_block(conn, 0) == 10
     assert ledger.last_whole_block(conn, 1) is None
 
 
@@ -196,6 +205,23 @@ def test_who_writes_whole_blocks_takes_back_those_that_are_not(conn: connection)
     assert store(conn, make_whole(2), make_whole(3), make_part(3, 1)) == [2, 3]
     withdraw_parts(conn, 0)
     assert ticks_stored(conn) == 28
+
+
+def test_who_takes_back_parts_waits_for_who_rebuilds_their_hour(conn: connection, database_url: str) -> None:
+    """Else rows would go that the rebuild has just found to be right."""
+    store(conn, make_part(1, 1))
+    with (
+        closing(connect(database_url)) as rebuild,
+        closing(connect(database_url)) as writer,
+        ThreadPoolExecutor() as pool,
+    ):
+        lock_hour(rebuild, HOUR)
+        withdrawn = pool.submit(withdraw_parts, writer, 0)
+        until(lambda: run(conn, WAITING) == [(1,)])
+        replace_hour(rebuild, HOUR, [make_whole(1)], LATER)
+        withdrawn.result()
+    assert ledger_rows(conn) == [(1, 1, 1, 2, 9)]
+    assert ticks_stored(conn) == 8
 
 
 def test_no_part_is_stored_while_the_capture_writes_whole_blocks(conn: connection, database_url: str) -> None:

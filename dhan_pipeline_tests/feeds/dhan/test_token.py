@@ -334,9 +334,10 @@ async def test_a_token_that_was_useful_is_replaced_when_it_is_refused(
 ) -> None:
     async with listening(tmp_path, monkeypatch, replace(QUICK, stable_s=0.0)) as (simulator, _, listener):
         for made in (1, 2):
-            before = listener.received
             simulator.rest.active_token = "none of ours"
             await simulator.disconnect(808)
+            await until(lambda: simulator.rest.made == made)  # noqa: B023
+            before = listener.received
             await until(lambda: listener.received > before + 100)  # noqa: B023
             assert simulator.rest.made == made
 

@@ -41,6 +41,7 @@ from dhan_pipeline_tests.ingest.feed import (
     ticker,
 )
 from dhan_pipeline_tests.ingest.lanes import Working, assert_committed_in_order, parts_of, parts_stored, working
+from dhan_pipeline_tests.rabbitmq import Node
 
 #: Sessions that wait for a lock.
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -376,6 +377,20 @@ async def test_when_the_database_comes_back_everything_is_stored(
     assert all(warning.startswith("Nothing can be stored for now") for warning in running.warnings)
     assert_rows_are_those_of_the_journal(settings, database_url)
     assert await dead_letters(rabbitmq_url) == []
+
+
+async def test_when_the_broker_ends_the_connection_the_worker_makes_another(
+    settings: Settings, database_url: str, rabbitmq: Node, rabbitmq_url: str, runs: list[list[Part]]
+) -> None:
+    async with working(settings, rabbitmq_url, CLOCK) as running:
+        await until(lambda: len(running.worker.lanes) == LANES)
+        await asyncio.to_thread(rabbitmq.control, "close_all_connections", "--global", "maintenance")
+        await until(lambda: running.warnings)
+        async with outlet(rabbitmq_url) as lanes:
+            await publish(lanes, runs)
+        await until(lambda: parts_stored(database_url) == 20 * LANES)
+    assert "maintenance" in running.warnings[0]
+    assert_rows_are_those_of_the_journal(settings, database_url)
 
 
 async def test_instruments_that_are_synced_while_it_works_are_known_at_once(

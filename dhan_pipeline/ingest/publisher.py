@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,8 @@ class Publisher:
         """The last block that RabbitMQ has, with all before it, and when its last message was received (ns since the
         Unix epoch, UTC); None while that is unknown."""
         self._runs: deque[_Run] = deque()
+        self._last_block = 0
+        """That runs were made of, which the next ones follow; 0 for none."""
         self._gathered_s = 0.0
         """When the last of them were made."""
         self._depths: Depths | None = None
@@ -139,6 +141,7 @@ class Publisher:
                 return False
         after, received_ns = self._handed_over or self._books.whole or (None, 0)
         self._runs.clear()
+        self._last_block = after or 0
         # What is left to hand over may be of instruments that are subscribed no more.
         tokens = np.union1d(self._tokens, self._books.tokens)
         self._processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
@@ -218,8 +221,10 @@ class Publisher:
     def _run(self, stretch: Stretch) -> _Run:
         decoded = self._processor.decode(stretch)
         before = self._processor.remembered(stretch, decoded)
-        bodies = [encode(part) for part in split(stretch, decoded, before)]
-        return _Run([*bodies], self._processor.process(stretch, decoded))
+        bodies = [encode(replace(part, follows=self._last_block)) for part in split(stretch, decoded, before)]
+        run = _Run([*bodies], self._processor.process(stretch, decoded))
+        self._last_block = stretch.last_block_id
+        return run
 
     def _wait_for_workers(self) -> None:
         while not self._is_over() and self._books.workers and not self._is_stored():

@@ -462,7 +462,7 @@ def _queue_depth(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     if settings.transport == "direct":
         found = "The capture writes into the database itself: no queue is used."
         return CheckOutcome("queue_depth", True, "WARN", None, "messages", limits, found)
-    depth, workers, dead = status.get("queue_depth"), status.get("workers", 0), status.get("dead_letters") or 0
+    depth, workers, dead = status.get("queue_depth"), status.get("workers") or 0, status.get("dead_letters") or 0
     if depth is None:
         found = "RabbitMQ is away, or has not been asked yet. The journal keeps what is not handed over to it."
         return CheckOutcome("queue_depth", False, "ERROR", None, "messages", limits, found)

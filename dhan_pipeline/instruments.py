@@ -1,6 +1,7 @@
 """Identity: the reversible instrument token, and the look-up tables that the hot path indexes.
 
-Dhan's `security_id` is unique only within its exchange segment, so the token packs both above every Kite token.
+Kite's token is its own number, of 32 bits: the exchange's number and the segment. Dhan's `security_id` is unique only
+within its exchange segment, so its token packs both above every Kite token.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dhan_pipeline.sources import Source
 
 #: Kite's tokens are below 2^32; this bit keeps Dhan's apart from them.
 DHAN_TOKEN_BIT = 1 << 40
@@ -29,6 +32,35 @@ class ExchangeSegment(IntEnum):
     BSE_CURRENCY = 7
     BSE_FNO = 8
 
+
+class KiteSegment(IntEnum):
+    """Kite's segments: the last byte of its tokens. 10 and 11 are not assigned."""
+
+    NSE = 1
+    NFO = 2
+    CDS = 3
+    BSE = 4
+    BFO = 5
+    BCD = 6
+    MCX = 7
+    MCXSX = 8
+    INDICES = 9
+    NCO = 12
+
+
+#: What each of Kite's segments is to us. NSE's commodities trade in the hours of MCX, MCX-SX had currencies.
+KITE_SEGMENTS = {
+    KiteSegment.NSE: ExchangeSegment.NSE_EQ,
+    KiteSegment.NFO: ExchangeSegment.NSE_FNO,
+    KiteSegment.CDS: ExchangeSegment.NSE_CURRENCY,
+    KiteSegment.BSE: ExchangeSegment.BSE_EQ,
+    KiteSegment.BFO: ExchangeSegment.BSE_FNO,
+    KiteSegment.BCD: ExchangeSegment.BSE_CURRENCY,
+    KiteSegment.MCX: ExchangeSegment.MCX_COMM,
+    KiteSegment.MCXSX: ExchangeSegment.NSE_CURRENCY,
+    KiteSegment.INDICES: ExchangeSegment.IDX_I,
+    KiteSegment.NCO: ExchangeSegment.MCX_COMM,
+}
 
 #: Decimals of a segment's prices. Rupee instruments have paise; currency pairs trade in quarter-paise ticks.
 PRICE_DECIMALS = {
@@ -64,8 +96,60 @@ def dhan_tokens(segment: NDArray[Any], security_id: NDArray[Any]) -> NDArray[np.
     return DHAN_TOKEN_BIT | segment.astype(np.int64) << _SEGMENT_SHIFT | security_id.astype(np.int64)
 
 
-#: Pages of 2^32 tokens. Those from here on are nobody's, and are searched.
+def make_kite_token(segment: KiteSegment, exchange_token: int) -> int:
+    """Kite's token of an instrument. Raises ValueError where it would not fit 32 bits."""
+    if not 0 <= exchange_token < 1 << 24:
+        raise ValueError(f"exchange token {exchange_token} does not fit 24 bits")
+    return exchange_token << 8 | segment
+
+
+def split_kite_token(instrument_token: int) -> tuple[KiteSegment, int]:
+    """(segment, exchange token) of one of Kite's tokens. Raises ValueError for any other number."""
+    if not 0 <= instrument_token < 1 << 32:
+        raise ValueError(f"{instrument_token} is not a Kite instrument token")
+    return KiteSegment(instrument_token & 0xFF), instrument_token >> 8
+
+
+def source_of(instrument_token: int) -> Source:
+    """Whose token it is."""
+    return "kite" if instrument_token < 1 << 32 else "dhan"
+
+
+def segment_of(instrument_token: int) -> ExchangeSegment:
+    """The exchange segment of a token of either source. Raises ValueError for a number that is no token."""
+    if instrument_token < 1 << 32:
+        return KITE_SEGMENTS[split_kite_token(instrument_token)[0]]
+    return split_instrument_token(instrument_token)[0]
+
+
+#: By page (see `_keys`): the number of its exchange segment, and the decimals of its prices. 255: no segment.
 _PAGES = 512
+_SEGMENT_OF_PAGE = np.full(_PAGES + 1, 255, np.uint8)
+_DECIMALS_OF_PAGE = np.full(_PAGES + 1, 2, np.int8)
+for _kite, _segment in KITE_SEGMENTS.items():
+    _SEGMENT_OF_PAGE[_kite], _DECIMALS_OF_PAGE[_kite] = _segment, PRICE_DECIMALS[_segment]
+for _segment in ExchangeSegment:
+    _page = DHAN_TOKEN_BIT >> _SEGMENT_SHIFT | _segment
+    _SEGMENT_OF_PAGE[_page], _DECIMALS_OF_PAGE[_page] = _segment, PRICE_DECIMALS[_segment]
+
+
+def _keys(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens with the segment before the id, as Dhan's have them: ids of one segment lie close together, in a page."""
+    is_kite = tokens < 1 << _SEGMENT_SHIFT
+    if not is_kite.any():
+        return tokens
+    return np.where(is_kite, (tokens & 0xFF) << _SEGMENT_SHIFT | tokens >> 8, tokens)
+
+
+def segments_of(tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The number of the exchange segment of each token, of either source; 255 for a number that is no token."""
+    return _SEGMENT_OF_PAGE.take(_keys(tokens) >> _SEGMENT_SHIFT, mode="clip")
+
+
+def decimals_of(tokens: NDArray[np.int64]) -> NDArray[np.int8]:
+    """The decimals of each token's prices."""
+    return _DECIMALS_OF_PAGE.take(_keys(tokens) >> _SEGMENT_SHIFT, mode="clip")
+
 
 #: Slots of 4 bytes that the tables of all pages may take together: 16 MB.
 _DIRECT_SLOTS = 4_000_000
@@ -91,21 +175,19 @@ class InstrumentIndex:
     def __init__(self, tokens: Sequence[int] | NDArray[np.int64]) -> None:
         """Index the tokens in the order given. Raises ValueError if one is negative or appears twice."""
         self.tokens = np.array(tokens, np.int64)
-        order = self.tokens.argsort().astype(np.int32)
-        ordered = self.tokens[order]
-        if len(ordered) and ordered[0] < 0:
-            raise ValueError(f"{ordered[0]} is not an instrument token")
-        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(self.tokens) and self.tokens.min() < 0:
+            raise ValueError(f"{self.tokens.min()} is not an instrument token")
+        self._has_kite = bool((self.tokens < 1 << _SEGMENT_SHIFT).any())
+        self._keys = _keys(self.tokens)
+        order = self._keys.argsort().astype(np.int32)
+        ordered = self._keys[order]
+        twice = order[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
-            raise ValueError(f"instrument token {twice[0]} appears twice")
+            raise ValueError(f"instrument token {self.tokens[twice[0]]} appears twice")
 
         pages = ordered >> _SEGMENT_SHIFT
-        digits, tradable = np.full(_PAGES + 1, 2, np.int8), np.ones(_PAGES + 1, np.bool_)
-        for segment, decimals in PRICE_DECIMALS.items():
-            page = generate_instrument_token(segment, 0) >> _SEGMENT_SHIFT
-            digits[page], tradable[page] = decimals, segment != ExchangeSegment.IDX_I
-        self.decimals = digits.take(self.tokens >> _SEGMENT_SHIFT, mode="clip")
-        self.tradable = tradable.take(self.tokens >> _SEGMENT_SHIFT, mode="clip")
+        self.decimals = decimals_of(self.tokens)
+        self.tradable = segments_of(self.tokens) != ExchangeSegment.IDX_I
         self.scale = np.power(10.0, self.decimals)
 
         # A page's table holds the index of each token between its lowest and its highest. The densest pages get theirs
@@ -123,9 +205,9 @@ class InstrumentIndex:
                 used += slots[run]
         self._table = np.zeros(max(used, 1), np.int32)
         direct = order[~searched]
-        self._table[self.tokens[direct] + self._shift[self.tokens[direct] >> _SEGMENT_SHIFT]] = direct
+        self._table[self._keys[direct] + self._shift[self._keys[direct] >> _SEGMENT_SHIFT]] = direct
         self._searched = order[searched]
-        self._searched_tokens = ordered[searched]
+        self._searched_keys = ordered[searched]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -133,23 +215,25 @@ class InstrumentIndex:
     @property
     def nbytes(self) -> int:
         """Memory of all look-up tables, in bytes."""
-        return sum(table.nbytes for table in vars(self).values())
+        tables = {id(table): table.nbytes for table in vars(self).values() if isinstance(table, np.ndarray)}
+        return sum(tables.values())
 
     def lookup(self, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
         """Index of each token, -1 where it is unknown. Tokens are not negative."""
         if not len(self.tokens):
             return np.full(len(tokens), -1, np.int32)
-        slot = self._shift.take(tokens >> _SEGMENT_SHIFT, mode="clip")
-        slot += tokens
+        keys = _keys(tokens) if self._has_kite else tokens
+        slot = self._shift.take(keys >> _SEGMENT_SHIFT, mode="clip")
+        slot += keys
         index = self._table.take(slot, mode="clip")
-        missing = self.tokens.take(index) != tokens
+        missing = self._keys.take(index) != keys
         if np.count_nonzero(missing):
-            index[missing] = self._search(tokens[missing])
+            index[missing] = self._search(keys[missing])
         return index
 
-    def _search(self, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
+    def _search(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
         if not len(self._searched):
-            return np.full(len(tokens), -1, np.int32)
-        near = self._searched_tokens.searchsorted(tokens)
+            return np.full(len(keys), -1, np.int32)
+        near = self._searched_keys.searchsorted(keys)
         np.minimum(near, len(self._searched) - 1, out=near)
-        return np.where(self._searched_tokens[near] == tokens, self._searched[near], np.int32(-1))
+        return np.where(self._searched_keys[near] == keys, self._searched[near], np.int32(-1))

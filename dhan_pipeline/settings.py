@@ -4,10 +4,12 @@ import os
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dhan_pipeline.sources import CAPTURES, SOURCES, Source, capture_number
 
 #: Where a container's secrets are: a file each, named like the setting.
 _SECRETS_DIR = Path(os.environ.get("SECRETS_DIR", "/run/secrets"))
@@ -24,8 +26,8 @@ class Settings(BaseSettings):
         secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,  # one that does not exist would be warned of
     )
 
-    data_source: Literal["dhan"] = "dhan"
-    """The broker whose feed is captured."""
+    data_source: str = "kite"
+    """The broker whose feed is captured: `kite` or `dhan`; or both, `kite,dhan`."""
 
     data_dir: Path = Path("data")
     """Journal, embedded database, downloads. Relative to the working directory unless absolute."""
@@ -53,14 +55,24 @@ class Settings(BaseSettings):
     dhan_trade_time_offset_s: int = Field(default=19_800, ge=-86_400, le=86_400)
     """Seconds that the feed's trade times are ahead of UTC. The feed writes India's wall clock as if it were UTC."""
 
+    kite_feed_url: str = "wss://ws.kite.trade"
+    kite_api_url: str = "https://api.kite.trade"
+    kite_token_file: Path = Path("/app/data/kite_token.json")
+    """JSON with `api_key` and `access_token`; read again at every connection."""
+    kite_api_key: str | None = None
+    kite_access_token: SecretStr | None = None
+    """Used when the token file does not exist."""
+    kite_api_secret: SecretStr | None = None
+    """With it and a login's request token, `dhan-pipeline token generate` makes the day's access token."""
+
     feed_silence_s: float = Field(default=90.0, ge=1, le=86_400)
     """In session, a connection through which no packet came for so many seconds is replaced, and the time is a gap."""
 
     subscriptions_file: Path = Path("subscriptions.yaml")
     """Rules that say which instruments to capture."""
 
-    capture: int = Field(default=0, ge=0, le=31)
-    """Number of this capture (shard). It is part of every tick_id."""
+    capture: int = Field(default=0, ge=0, le=CAPTURES - 1)
+    """Number of this capture (shard) of its source. It is part of every tick_id."""
 
     flush_interval_ms: int = Field(default=8, ge=1, le=1000)
     """How long packets are gathered into a journal block; up to five times as long while the database is behind."""
@@ -105,12 +117,51 @@ class Settings(BaseSettings):
     candle_volume_share: float = Field(default=0.01, ge=0, le=1)
     """Volumes differ when they are further apart than this share of the broker's."""
 
+    @field_validator("data_source")
+    @classmethod
+    def _known_sources(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if not set(names) <= set(SOURCES) or len(set(names)) < len(names):
+            raise ValueError(f"{value} is none of kite, dhan, and both: kite,dhan")
+        return ",".join(names)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The brokers whose feeds are captured."""
+        named = self.data_source.split(",")
+        return tuple(source for source in SOURCES if source in named)
+
+    @property
+    def source(self) -> Source:
+        """The only broker. Raises ValueError where there are several: see `of`."""
+        (source,) = self.sources
+        return source
+
+    def of(self, source: Source) -> Self:
+        """These settings with one of the brokers only."""
+        return self.model_copy(update={"data_source": source})
+
+    @property
+    def capture_number(self) -> int:
+        """The number of this capture among those of all sources."""
+        return capture_number(self.source, self.capture)
+
+    @property
+    def trade_time_offset_s(self) -> int:
+        """Seconds that the feed's trade times are ahead of UTC."""
+        return self.dhan_trade_time_offset_s if self.source == "dhan" else 0
+
     @cached_property
     def journal_dir(self) -> Path:
         """Where the hourly journal files are."""
         return self.data_dir / "journal"
 
-    @cached_property
+    @property
     def subscriptions_path(self) -> Path:
-        """The resolved subscriptions, which the capture reads."""
-        return self.data_dir / "subscriptions.csv"
+        """The source's resolved subscriptions, which the capture reads."""
+        return self.data_dir / f"subscriptions_{self.source}.csv"
+
+    @property
+    def master_path(self) -> Path:
+        """The source's list of all instruments, as it was downloaded."""
+        return self.data_dir / ("scrip_master.csv" if self.source == "dhan" else "kite_instruments.csv")

@@ -29,6 +29,9 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
+# Tests that do not say whose feed they mean, mean Dhan's.
+os.environ["DATA_SOURCE"] = "dhan"
+
 _numbers = count()
 
 

@@ -26,7 +26,7 @@ def test_defaults_run_everything_on_this_machine() -> None:
     assert settings.database_url is None
     assert settings.data_dir == Path("data")
     assert settings.journal_dir == Path("data/journal")
-    assert settings.subscriptions_path == Path("data/subscriptions.csv")
+    assert settings.subscriptions_path == Path("data/subscriptions_kite.csv")
 
 
 def test_variables_of_the_environment_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,12 +44,14 @@ def test_a_file_env_counts_below_the_environment(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("capture", 32),
+        ("capture", 16),
         ("capture", -1),
         ("flush_interval_ms", 0),
         ("retention_days", 0),
         ("sessions", "never"),
         ("data_source", "nobody"),
+        ("data_source", "kite,kite"),
+        ("data_source", ""),
     ],
 )
 def test_values_that_cannot_work_are_refused(name: str, value: object) -> None:

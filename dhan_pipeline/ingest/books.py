@@ -78,7 +78,7 @@ class Books:
                 self._stop.wait(patience.failed(error))
 
     def _follow(self, conn: connection, patience: Patience) -> None:
-        capture = self._settings.capture
+        capture = self._settings.capture_number
         while not self._stop.is_set():
             if self._found.is_set():
                 found = ledger.stored_in_parts(conn, capture, self.whole[0] if self.whole else None)
@@ -90,19 +90,19 @@ class Books:
             self.workers = leases.workers(conn)
             if self._status is not None:
                 status, self._status = self._status, None
-                ledger.write_status(conn, capture, self._settings.data_source, status)
+                ledger.write_status(conn, capture, self._settings.source, status)
             patience.succeeded()
             self._stop.wait(_POLL_S)
 
     def _begin(self, conn: connection) -> None:
-        capture = self._settings.capture
+        capture = self._settings.capture_number
         last = self._backlog.last_durable if self._last_durable is None else self._last_durable
         if last is None:  # nothing tells yet whether the database was filled from this journal
             return
         whole = ledger.last_whole_block(conn, capture)
         require_the_same_journal(conn, capture, last, whole)
         self.whole = None if whole is None else (whole, ledger.last_received_ns(conn, whole))
-        self.tokens = load_tokens(conn, self._settings.data_source)
+        self.tokens = load_tokens(conn, self._settings.source)
         self.counts.hours |= frozenset(ledger.hours(conn))
         conn.commit()
         self._found.set()

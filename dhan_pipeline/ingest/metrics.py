@@ -159,8 +159,8 @@ class Metrics:
         self._counts = None if role == "capture" and settings.transport == "rabbitmq" else counts
         self._process = {
             "role": role,
-            "capture": str(settings.capture) if role == "capture" else "",
-            "source": settings.data_source,
+            "capture": str(settings.capture_number) if role == "capture" else "",
+            "source": settings.source,
             "transport": settings.transport,
         }
         self._instruments = Counter(split_instrument_token(token)[0] for token in subscribed)

@@ -147,7 +147,7 @@ class Publisher:
         self._processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
         self.liveliness.know(self._processor.instruments)
         if after is not None and not resume(
-            self._processor, self._settings.journal_dir, self._settings.capture, after, self._is_over
+            self._processor, self._settings.journal_dir, self._settings.capture_number, after, self._is_over
         ):
             return False
         self._backlog.start_after(after, received_ns)

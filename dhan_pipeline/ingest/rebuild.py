@@ -62,7 +62,7 @@ def rebuild_hours(
         raise HourRefusedError(f"The journal holds nothing of {span}.")
     incomplete = []
     with closing(connect(database_url)) as conn:
-        tokens = load_tokens(conn, settings.data_source)
+        tokens = load_tokens(conn, settings.source)
         conn.commit()
         replays = [_replay(settings, capture, held[0], tokens, progress) for capture in captures(settings.journal_dir)]
         for hour in held:

@@ -67,7 +67,7 @@ def redrive(
     total = RedriveResult()
     incomplete = []
     with closing(connect(database_url)) as conn:
-        tokens = load_tokens(conn, settings.data_source)
+        tokens = load_tokens(conn, settings.source)
         # What has expired is not to come back: whole days, so that none is half there.
         kept_ns = day_start_ns(clock.now_ns() - (settings.retention_days - 1) * DAY_NS)
         rejected = ledger.rejections(conn, kept_ns, reason)

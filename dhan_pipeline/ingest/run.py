@@ -138,7 +138,7 @@ class Ingest:
         self._emit = emit
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._journal = JournalWriter(settings.journal_dir, settings.capture)
+        self._journal = JournalWriter(settings.journal_dir, settings.capture_number)
         with contextlib.ExitStack() as undo:
             undo.callback(self._journal.close)
             if clock.now_ns() < self._journal.last_received_ns - _CLOCK_TOLERANCE_NS:
@@ -182,7 +182,7 @@ class Ingest:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._backlog = Backlog(
             settings.journal_dir,
-            settings.capture,
+            settings.capture_number,
             self._journal.last_block_id,
             self._journal.last_received_ns,
             self._on_damage,
@@ -220,8 +220,8 @@ class Ingest:
         self._emit(
             {
                 "event": "started",
-                "capture": self._settings.capture,
-                "source": self._settings.data_source,
+                "capture": self._settings.capture_number,
+                "source": self._settings.source,
                 "pid": os.getpid(),
             }
         )

@@ -104,7 +104,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Neither the loss of the database nor that of the broker ends it."""
         self._stop = stop
-        self._emit({"event": "started", "source": self._settings.data_source, "pid": os.getpid()})
+        self._emit({"event": "started", "source": self._settings.source, "pid": os.getpid()})
         work = asyncio.create_task(self._work(), name="work")
         others = [asyncio.create_task(self._report(), name="status"), asyncio.create_task(stop.wait(), name="stop")]
         try:
@@ -155,7 +155,7 @@ class Worker:
                     self.lanes = frozenset()
 
     def _begin(self, conn: connection) -> None:
-        self._processor.learn(load_tokens(conn, self._settings.data_source))
+        self._processor.learn(load_tokens(conn, self._settings.source))
         self._partitions_hour = ""
         self._ensure_partitions(conn)
         self._store_refused(conn)
@@ -260,7 +260,7 @@ class Worker:
         if not unknown or time.monotonic() < self._learn_at_s:
             return False
         self._learn_at_s = time.monotonic() + LEARN_S
-        tokens = load_tokens(conn, self._settings.data_source)
+        tokens = load_tokens(conn, self._settings.source)
         conn.commit()
         if np.array_equal(tokens, self._processor.instruments.tokens):
             return False

@@ -115,9 +115,9 @@ class Writer:
                 self._stop.wait(patience.failed(error))
 
     def _write(self, conn: connection) -> None:
-        if not ledger.lock_writer(conn, self._settings.capture):
-            raise WriterHeldError(f"Another process writes capture {self._settings.capture} into this database.")
-        ticks.withdraw_parts(conn, self._settings.capture)
+        if not ledger.lock_writer(conn, self._settings.capture_number):
+            raise WriterHeldError(f"Another process writes capture {self._settings.capture_number} into this database.")
+        ticks.withdraw_parts(conn, self._settings.capture_number)
         self.counts.hours |= frozenset(ledger.hours(conn))
         while self._resume(conn):
             try:
@@ -128,11 +128,11 @@ class Writer:
 
     def _resume(self, conn: connection) -> bool:
         """Go on after the last committed block. False where the time to stop came before."""
-        capture = self._settings.capture
+        capture = self._settings.capture_number
         committed = ledger.last_block(conn, capture)
         received_ns = 0 if committed is None else ledger.last_received_ns(conn, committed)
         redrives = ledger.redrives(conn, capture)
-        tokens = load_tokens(conn, self._settings.data_source)  # no fewer than the redrives knew
+        tokens = load_tokens(conn, self._settings.source)  # no fewer than the redrives knew
         conn.commit()
         # Whether the pending blocks were committed or not, the state is that after them, and no block is stored twice.
         ours = {self._committed, *(part.stretch.last_block_id for part in self._pending[-1:])}
@@ -161,7 +161,7 @@ class Writer:
         return self._stop.is_set() and time.monotonic() >= self._stop_at_s
 
     def _store(self, conn: connection) -> None:
-        capture = self._settings.capture
+        capture = self._settings.capture_number
         partitions_hour = ""
         if self._pending:  # from a connection that was lost: nothing more is taken before that is stored
             self._commit(conn, ahead=False)
@@ -172,7 +172,7 @@ class Writer:
                 partitions_hour = hour
             if self._status is not None:
                 status, self._status = self._status, None
-                ledger.write_status(conn, capture, self._settings.data_source, status)
+                ledger.write_status(conn, capture, self._settings.source, status)
             if not self._pending:
                 self._process(self._backlog.take(_POLL_S))
             if self._pending:
@@ -221,7 +221,7 @@ class Writer:
         if not unknown or time.monotonic() < self._learn_at_s:
             return
         self._learn_at_s = time.monotonic() + LEARN_S
-        tokens = load_tokens(conn, self._settings.data_source)
+        tokens = load_tokens(conn, self._settings.source)
         conn.commit()
         if not np.array_equal(tokens, processor.instruments.tokens):
             processor.learn(tokens)

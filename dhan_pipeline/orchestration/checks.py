@@ -83,7 +83,7 @@ def _live_outcomes(settings: Settings, clock: Clock) -> list[CheckOutcome]:
             captures = {status.capture: status for status in ledger.statuses(conn)}
     except psycopg2.OperationalError:
         return absent_outcomes("The database, where the capture's status is kept, cannot be reached.")
-    capture = captures.get(settings.capture)
+    capture = captures.get(settings.capture_number)
     if capture is None:
         return absent("No capture has run yet.")
     if time.time() - capture.updated_at.timestamp() > STATUS_STALE_S:

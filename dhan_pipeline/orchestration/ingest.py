@@ -106,7 +106,7 @@ def build_ingest_job(settings: Settings, hours: dg.HourlyPartitionsDefinition) -
         description="Captures the feed for as long as the session lasts. Started and ended by `ingest_supervisor`;"
         " terminate it to stop capturing until you launch it again.",
         # Ahead of the queue: each second without capture is lost for good.
-        tags={ROLE_TAG: "ingest", CAPTURE_TAG: str(settings.capture), "dagster/priority": "10"},
+        tags={ROLE_TAG: "ingest", CAPTURE_TAG: str(settings.capture_number), "dagster/priority": "10"},
         executor_def=dg.in_process_executor,
     )
     def ingest_job() -> None:

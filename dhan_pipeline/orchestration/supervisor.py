@@ -135,7 +135,7 @@ def _failures_in_a_row(runs: Sequence[IngestRun]) -> int:
 
 def build_supervisor(settings: Settings, ingest_job: dg.JobDefinition) -> dg.SensorDefinition:
     """The sensor over the runs of one capture's ingest job."""
-    capture = str(settings.capture)
+    capture = str(settings.capture_number)
 
     @dg.sensor(
         name="ingest_supervisor",
@@ -151,7 +151,9 @@ def build_supervisor(settings: Settings, ingest_job: dg.JobDefinition) -> dg.Sen
         session = session_name(clock)
         now_s = time.time()
         # The sensor's cursor: since when the lock has been free.
-        unlocked_s = float(context.cursor or now_s) if nobody_writes(settings.journal_dir, settings.capture) else None
+        unlocked_s = (
+            float(context.cursor or now_s) if nobody_writes(settings.journal_dir, settings.capture_number) else None
+        )
         context.update_cursor("" if unlocked_s is None else str(unlocked_s))
         decision = decide(
             now_s=now_s,

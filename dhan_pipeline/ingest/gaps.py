@@ -13,7 +13,7 @@ from typing import Any
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.gaps import Cause, Gap
-from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, segment_of
 from dhan_pipeline.journal.notes import Note, Started
 
 #: A lively connection that brings nothing for this long has a gap, also where it goes on by itself. In real seconds.
@@ -117,7 +117,7 @@ class GapKeeper:
     def silent(self, instruments: tuple[int, ...], connection: int, since_ns: int) -> None:
         """An instrument that was lively sent nothing after `since_ns`, or all those of a segment on a connection."""
         if instruments not in self._silent:
-            segment = split_instrument_token(instruments[0])[0].name
+            segment = segment_of(instruments[0]).name
             detail = "it had been lively" if len(instruments) == 1 else f"nothing came of {segment}"
             self._silent[instruments] = self._new(connection, since_ns, Cause.SILENT, detail, instruments, count=False)
 
@@ -204,7 +204,7 @@ _BETWEEN_PROCESSES = frozenset({Cause.STOP, Cause.RESTART, Cause.HOST_DOWN, Caus
 @lru_cache(maxsize=16)
 def segments_of(instruments: tuple[int, ...]) -> frozenset[ExchangeSegment]:
     """The segments that these instrument tokens are of."""
-    return frozenset(split_instrument_token(token)[0] for token in instruments)
+    return frozenset(segment_of(token) for token in instruments)
 
 
 def _iso(at_ns: int) -> str:

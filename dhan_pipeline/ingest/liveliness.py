@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.gaps import Cause, Gap
-from dhan_pipeline.instruments import InstrumentIndex, split_instrument_token
+from dhan_pipeline.instruments import InstrumentIndex, segment_of, segments_of
 from dhan_pipeline.quality.silence import SilenceWatch
 from dhan_pipeline.quality.trade_clock import TradeClock, Verdict
 from dhan_pipeline.sessions import in_closing_auction, packets_due_throughout
@@ -41,7 +41,7 @@ class Liveliness:
     def __init__(self, settings: Settings, connections: Mapping[int, int], listener: Listener | None) -> None:
         """`connections`: the connection of each subscribed instrument token."""
         self._always = settings.sessions == "always"
-        self._offset_s = settings.dhan_trade_time_offset_s
+        self._offset_s = settings.trade_time_offset_s
         self._connections = connections
         self._listener = listener
         self._check_ns = 0
@@ -75,11 +75,11 @@ class Liveliness:
         # A connection's instruments of one segment are watched together, as if they were one.
         subscribed = np.flatnonzero(self._connection_of >= 0)
         parts, part_of = np.unique(
-            self._connection_of[subscribed].astype(np.int64) << 32 | tokens[subscribed] >> 32, return_inverse=True
+            self._connection_of[subscribed].astype(np.int64) << 8 | segments_of(tokens[subscribed]), return_inverse=True
         )
         self._part_of = np.full(len(tokens), len(parts))
         self._part_of[subscribed] = part_of
-        self._part_connection = np.append(parts >> 32, -1).astype(np.int16)  # the last: those not subscribed
+        self._part_connection = np.append(parts >> 8, -1).astype(np.int16)  # the last: those not subscribed
         # All of a segment may well be half of a connection: that is no reason to excuse it.
         self._parts = SilenceWatch(self._part_connection, common=1.0)
         self._clock = TradeClock(self._offset_s)
@@ -142,7 +142,7 @@ class Liveliness:
 
     def _tell_silent(self, instruments: tuple[int, ...], connection: int, last_ns: int, now_ns: int) -> bool:
         """Whether they are silent indeed: packets were due from them all the time."""
-        segment = split_instrument_token(instruments[0])[0]
+        segment = segment_of(instruments[0])
         # In the closing auction nobody can tell: some stocks of the segment no longer trade continuously then.
         if not self._always and (
             in_closing_auction(now_ns, segment) or not packets_due_throughout(last_ns, now_ns, (segment,))

@@ -27,7 +27,7 @@ from dhan_pipeline.enrich import FUTURE_TRADE_TIME, IMPOSSIBLE_PRICE, UNKNOWN_IN
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.latency import BINS_PER_DECADE, LOWEST_MS, LatencyHistogram
-from dhan_pipeline.instruments import split_instrument_token
+from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.sessions import IST, packets_due, session_bounds
 from dhan_pipeline.settings import Settings
 
@@ -160,10 +160,10 @@ class Metrics:
         self._process = {
             "role": role,
             "capture": str(settings.capture_number) if role == "capture" else "",
-            "source": settings.source,
+            "source": settings.data_source,
             "transport": settings.transport,
         }
-        self._instruments = Counter(split_instrument_token(token)[0] for token in subscribed)
+        self._instruments = Counter(segment_of(token) for token in subscribed)
 
     def collect(self) -> Iterator[Metric]:
         """Everything as it is now. For the thread of a scrape; cheap."""

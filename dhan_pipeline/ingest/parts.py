@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from dhan_pipeline.enrich import MarketState, enrich
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.decode import decode
+from dhan_pipeline.feeds.by_source import Decode
+from dhan_pipeline.feeds.dhan.decode import decode as decode_dhan
 from dhan_pipeline.instruments import InstrumentIndex
 from dhan_pipeline.journal.notes import notes
 from dhan_pipeline.journal.stretch import Stretch
-from dhan_pipeline.sessions import IST_OFFSET_S
 from dhan_pipeline.store.ticks import Share, StoredBlocks
 from dhan_pipeline.ticks import Decoded, RawTicks, StateUpdates
 from dhan_pipeline.transport.lanes import FIRST_LANE, LANES, lane_of
@@ -86,9 +86,9 @@ def split(stretch: Stretch, decoded: Decoded, before: Remembered) -> Iterator[Pa
 class PartProcessor:
     """Decodes and enriches parts, in any order."""
 
-    def __init__(self, tokens: Ints, trade_time_offset_s: int = IST_OFFSET_S) -> None:
-        """`tokens`: every known instrument token of the source. Its trade times are that far ahead of UTC."""
-        self._trade_time_offset_s = trade_time_offset_s
+    def __init__(self, tokens: Ints, decode: Decode = decode_dhan) -> None:
+        """`tokens`: every known instrument token of the source, whose messages `decode` reads."""
+        self._decode = decode
         self.learn(tokens)
 
     @property
@@ -114,7 +114,7 @@ class PartProcessor:
             part.payload,
             part.offsets,
         )
-        decoded = decode(part.payload, part.offsets, part.text, self._trade_time_offset_s)
+        decoded = self._decode(part.payload, part.offsets, part.text)
         starts = decoded.message.searchsorted(np.arange(len(part.received_ns)))
         place = (part.first_position - starts).take(decoded.message) + np.arange(decoded.packets)
         self._recall(part.remembered)

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.enrich import MarketState, enrich, fold
-from dhan_pipeline.feeds.dhan.decode import decode
+from dhan_pipeline.feeds.by_source import Decode
+from dhan_pipeline.feeds.dhan.decode import decode as decode_dhan
 from dhan_pipeline.ingest.parts import remembered
 from dhan_pipeline.instruments import InstrumentIndex
 from dhan_pipeline.journal.block import first_block_id, split_block_id
 from dhan_pipeline.journal.notes import notes
 from dhan_pipeline.journal.reader import read_stretches
 from dhan_pipeline.journal.stretch import Stretch
-from dhan_pipeline.sessions import IST_OFFSET_S, day_start_ns
+from dhan_pipeline.sessions import day_start_ns
 from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline.ticks import Decoded
 from dhan_pipeline.transport.message import Remembered
@@ -27,11 +28,11 @@ from dhan_pipeline.transport.message import Remembered
 class BlockProcessor:
     """Decodes and enriches the blocks of one capture, in order."""
 
-    def __init__(self, tokens: NDArray[np.int64], trade_time_offset_s: int = IST_OFFSET_S) -> None:
-        """`tokens`: every known instrument token of the source. Its trade times are that far ahead of UTC."""
+    def __init__(self, tokens: NDArray[np.int64], decode: Decode = decode_dhan) -> None:
+        """`tokens`: every known instrument token of the source, whose messages `decode` reads."""
         self._instruments = InstrumentIndex(tokens)
         self._state = MarketState(len(self._instruments))
-        self._trade_time_offset_s = trade_time_offset_s
+        self._decode = decode
         self._day_ns = 0
 
     @property
@@ -51,7 +52,7 @@ class BlockProcessor:
 
     def decode(self, stretch: Stretch) -> Decoded:
         """What is in the messages of blocks."""
-        return decode(stretch.payload, stretch.offsets, stretch.text, self._trade_time_offset_s)
+        return self._decode(stretch.payload, stretch.offsets, stretch.text)
 
     def remembered(self, stretch: Stretch, decoded: Decoded) -> Remembered:
         """What packets of the day before the blocks said about the instruments in them."""

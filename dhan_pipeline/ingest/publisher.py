@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.ingest.backlog import BATCH_BLOCKS, Backlog
 from dhan_pipeline.ingest.books import Books
 from dhan_pipeline.ingest.counts import Counts
@@ -144,7 +145,7 @@ class Publisher:
         self._last_block = after or 0
         # What is left to hand over may be of instruments that are subscribed no more.
         tokens = np.union1d(self._tokens, self._books.tokens)
-        self._processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
+        self._processor = BlockProcessor(tokens, decoder(self._settings))
         self.liveliness.know(self._processor.instruments)
         if after is not None and not resume(
             self._processor, self._settings.journal_dir, self._settings.capture_number, after, self._is_over

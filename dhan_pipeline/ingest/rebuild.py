@@ -1,6 +1,6 @@
 """Rebuild hours of `ticks` from the journal: the same rows as the live path, each hour in one transaction."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.journal.block import first_block_id
 from dhan_pipeline.journal.reader import captures, hours, read_stretches
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, Source, source_of_capture
 from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
@@ -62,7 +64,7 @@ def rebuild_hours(
         raise HourRefusedError(f"The journal holds nothing of {span}.")
     incomplete = []
     with closing(connect(database_url)) as conn:
-        tokens = load_tokens(conn, settings.source)
+        tokens = {source: load_tokens(conn, source) for source in SOURCES}
         conn.commit()
         replays = [_replay(settings, capture, held[0], tokens, progress) for capture in captures(settings.journal_dir)]
         for hour in held:
@@ -83,10 +85,15 @@ def held_hours(settings: Settings, first: str, last: str) -> list[str]:
 
 
 def _replay(
-    settings: Settings, capture: int, first: str, tokens: NDArray[np.int64], progress: Callable[[str, int], object]
+    settings: Settings,
+    capture: int,
+    first: str,
+    tokens: Mapping[Source, NDArray[np.int64]],
+    progress: Callable[[str, int], object],
 ) -> Callable[[str], Iterator[StoredBlocks]]:
     """Gives the blocks of one hour after another, after the state that those of their day before leave."""
-    processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
+    source = source_of_capture(capture)
+    processor = BlockProcessor(tokens[source], decoder(settings.of(source)))
     midnight = first_block_id(capture, day_start_ns(parse_hour_key(first)))
     coming = read_stretches(settings.journal_dir, capture, after=midnight - 1)
     stretch = next(coming, None)

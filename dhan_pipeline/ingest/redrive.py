@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.journal.block import first_block_id, split_block_id
 from dhan_pipeline.journal.reader import read_stretches
 from dhan_pipeline.sessions import DAY_NS, day_start_ns, hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, source_of_capture
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
@@ -67,7 +69,7 @@ def redrive(
     total = RedriveResult()
     incomplete = []
     with closing(connect(database_url)) as conn:
-        tokens = load_tokens(conn, settings.source)
+        tokens = {source: load_tokens(conn, source) for source in SOURCES}
         # What has expired is not to come back: whole days, so that none is half there.
         kept_ns = day_start_ns(clock.now_ns() - (settings.retention_days - 1) * DAY_NS)
         rejected = ledger.rejections(conn, kept_ns, reason)
@@ -75,7 +77,10 @@ def redrive(
         for (capture, day_ns), of_day in groupby(rejected, lambda row: _day(row[0])):
             day = f"Capture {capture}, {hour_key(day_ns)[:10]}"
             try:
-                result = _redrive_day(settings, conn, clock, tokens, capture, day_ns, dict(of_day), reason)
+                source = source_of_capture(capture)
+                result = _redrive_day(
+                    settings.of(source), conn, clock, tokens[source], capture, day_ns, dict(of_day), reason
+                )
             except JournalIncompleteError as error:
                 incomplete.append(f"{day}: {error}")
                 continue
@@ -109,7 +114,7 @@ def _redrive_day(
     conn.commit()
     first = None
     found = driven = 0
-    processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
+    processor = BlockProcessor(tokens, decoder(settings))
     for stretch in read_stretches(settings.journal_dir, capture, after=midnight - 1, until=max(rejected)):
         here = [block_id for block_id in stretch.block_ids.tolist() if block_id in rejected]
         if not here:
@@ -126,7 +131,7 @@ def _redrive_day(
     result = RedriveResult(examined, driven, found - driven, no_journal=examined - found)
     if first is None:
         return result
-    processor = BlockProcessor(tokens, settings.dhan_trade_time_offset_s)
+    processor = BlockProcessor(tokens, decoder(settings))
     resume(processor, settings.journal_dir, capture, first - 1)
     renewed = 0
 

@@ -375,7 +375,7 @@ class Ingest:
     def _watch_trade_clock(self) -> None:
         verdict = self._writer.liveliness.trade_clock
         if verdict == "moved" and self._trade_clock != "moved":
-            self._warn(moved_in_words(self._settings.dhan_trade_time_offset_s))
+            self._warn(moved_in_words(self._settings.trade_time_offset_s))
         self._trade_clock = verdict
 
     def _watch_disk(self) -> None:

@@ -22,6 +22,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.enrich import UNKNOWN_INSTRUMENT
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.metrics import Metrics
 from dhan_pipeline.ingest.parts import PartProcessor
@@ -32,13 +33,14 @@ from dhan_pipeline.ingest.writer import LEARN_S, PARTITIONS_AHEAD_NS
 from dhan_pipeline.journal.block import split_block_id
 from dhan_pipeline.sessions import hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, Source, source_of_capture
 from dhan_pipeline.store import leases
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions
 from dhan_pipeline.store.ticks import StoredBlocks, WrittenDirectlyError, write_blocks
 from dhan_pipeline.transport.inlet import PREFETCH, Delivery, Inlet, inlet
 from dhan_pipeline.transport.lanes import FIRST_LANE, LANES
-from dhan_pipeline.transport.message import decode, joined
+from dhan_pipeline.transport.message import Part, decode, joined
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,9 @@ class Worker:
         self._clock = clock
         self._patience = Patience("Nothing can be stored for now, what comes waits; trying again.", self._warn)
         self._stop = asyncio.Event()
-        self._processor = PartProcessor(np.zeros(0, np.int64), settings.dhan_trade_time_offset_s)
+        self._processors = {
+            source: PartProcessor(np.zeros(0, np.int64), decoder(settings.of(source))) for source in SOURCES
+        }
         self._learn_at_s = 0.0
         self._reported = WorkerReport(clock)
         self._partitions_hour = ""
@@ -104,7 +108,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Neither the loss of the database nor that of the broker ends it."""
         self._stop = stop
-        self._emit({"event": "started", "source": self._settings.source, "pid": os.getpid()})
+        self._emit({"event": "started", "pid": os.getpid()})
         work = asyncio.create_task(self._work(), name="work")
         others = [asyncio.create_task(self._report(), name="status"), asyncio.create_task(stop.wait(), name="stop")]
         try:
@@ -155,7 +159,8 @@ class Worker:
                     self.lanes = frozenset()
 
     def _begin(self, conn: connection) -> None:
-        self._processor.learn(load_tokens(conn, self._settings.source))
+        for source, processor in self._processors.items():
+            processor.learn(load_tokens(conn, source))
         self._partitions_hour = ""
         self._ensure_partitions(conn)
         self._store_refused(conn)
@@ -252,7 +257,7 @@ class Worker:
     def _process(self, batch: Sequence[Delivery]) -> list[StoredBlocks]:
         parts = [decode(delivery.body) for delivery in batch]
         parts.sort(key=lambda part: (split_block_id(int(part.block_ids[0]))[0], part.lane))  # stable: so order stays
-        return [self._processor.process(part) for part in joined(parts)]
+        return [self._processors[_source(part)].process(part) for part in joined(parts)]
 
     def _learned(self, conn: connection, parts: Sequence[StoredBlocks]) -> bool:
         """Whether instruments were synced since, where packets are of unknown ones. `redrive` has the rest."""
@@ -260,12 +265,14 @@ class Worker:
         if not unknown or time.monotonic() < self._learn_at_s:
             return False
         self._learn_at_s = time.monotonic() + LEARN_S
-        tokens = load_tokens(conn, self._settings.source)
+        learned = False
+        for source, processor in self._processors.items():
+            tokens = load_tokens(conn, source)
+            if not np.array_equal(tokens, processor.instruments.tokens):
+                processor.learn(tokens)
+                learned = True
         conn.commit()
-        if np.array_equal(tokens, self._processor.instruments.tokens):
-            return False
-        self._processor.learn(tokens)
-        return True
+        return learned
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless asked to stop."""
@@ -323,6 +330,10 @@ def _is_of_the_messages(error: Exception) -> bool:
         return isinstance(error, psycopg2.DataError | psycopg2.IntegrityError)
     # Where there is no memory, or no thread to be had, the message can do nothing about it.
     return not isinstance(error, WrittenDirectlyError | MemoryError | OSError | RuntimeError)
+
+
+def _source(part: Part) -> Source:
+    return source_of_capture(split_block_id(int(part.block_ids[0]))[0])
 
 
 def _capture_and_lane(part: StoredBlocks) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.enrich import UNKNOWN_INSTRUMENT
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
@@ -143,7 +144,7 @@ class Writer:
             or not np.array_equal(tokens, self._processor.instruments.tokens)
         ):
             self._processor, self._pending, self._committed = None, [], committed
-            processor = BlockProcessor(tokens, self._settings.dhan_trade_time_offset_s)
+            processor = BlockProcessor(tokens, decoder(self._settings))
             if committed is not None and not resume(
                 processor, self._settings.journal_dir, capture, committed, self._is_over
             ):

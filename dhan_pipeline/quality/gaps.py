@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, segments_of
 from dhan_pipeline.sessions import IST, sessions
 from dhan_pipeline.store.gaps import StoredGap
 
@@ -95,8 +95,7 @@ def _segments(gap: StoredGap) -> Collection[ExchangeSegment]:
     if not len(gap.instruments):
         return tuple(ExchangeSegment)
     # Tokens of a segment differ in their low 32 bits only.
-    firsts = np.unique(gap.instruments >> 32) << 32
-    return [split_instrument_token(int(token))[0] for token in firsts]
+    return [ExchangeSegment(number) for number in np.unique(segments_of(gap.instruments)).tolist()]
 
 
 @lru_cache(maxsize=1024)  # a capture that was away for a year asks for every day of it, each second

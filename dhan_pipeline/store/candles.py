@@ -121,9 +121,9 @@ WITH gaps AS (
         AND time IN (SELECT minute FROM minutes WHERE concerned IS NULL)
 ), stand_ins AS (
     SELECT instrument_token, time, open, high, low, close,
-        CASE WHEN instrument_token >> 32 <> 256 THEN volume END AS volume, oi
+        CASE WHEN NOT is_index(instrument_token) THEN volume END AS volume, oi
     FROM broker_candles JOIN wanted USING (instrument_token, time)
-    WHERE minutes = 1 AND time >= %(start)s AND time < %(end)s AND (volume > 0 OR instrument_token >> 32 = 256)
+    WHERE minutes = 1 AND time >= %(start)s AND time < %(end)s AND (volume > 0 OR is_index(instrument_token))
 )
 """
 _STAND_IN = f"""{_STAND_INS}
@@ -144,7 +144,7 @@ candles_1m AS ours WHERE time >= %(start)s AND time < %(end)s AND touches_gap AN
     AND NOT EXISTS (
         SELECT FROM broker_candles AS theirs
         WHERE theirs.instrument_token = ours.instrument_token AND minutes = 1 AND theirs.time = ours.time
-            AND (theirs.volume > 0 OR theirs.instrument_token >> 32 = 256))
+            AND (theirs.volume > 0 OR is_index(theirs.instrument_token)))
 """
 _CAN_CHANGE = f"""{_STAND_INS}
 SELECT EXISTS (SELECT FROM {_NOT_TRADED}) OR EXISTS (

@@ -41,8 +41,7 @@ def ended_gaps(conn: connection, since_ns: int, shortest_s: float, with_failed: 
         cur.execute(
             "SELECT capture, gap_id, (extract(epoch FROM started_at) * 1e9)::bigint, "
             "(extract(epoch FROM ended_at) * 1e9)::bigint, "
-            # Tokens of a segment differ in their low 32 bits only.
-            "ARRAY(SELECT DISTINCT token >> 32 & 15 FROM unnest(gap.instruments) AS token), "
+            "ARRAY(SELECT DISTINCT exchange_segment_of(token) FROM unnest(gap.instruments) AS token), "
             "snapshot_at IS NOT NULL, bars_at IS NOT NULL, coalesce(failed, 0) "
             "FROM feed_gaps AS gap LEFT JOIN gap_recoveries USING (capture, gap_id) "
             "WHERE ended_at >= %s AND ended_at - started_at >= make_interval(secs => %s) AND cause <> %s "

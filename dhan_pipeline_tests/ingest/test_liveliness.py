@@ -4,6 +4,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest import liveliness as module
@@ -45,7 +46,7 @@ class Shown:
     ) -> None:
         self.journal = journal
         self.heard = Heard()
-        self.processor = BlockProcessor(np.array([*TOKENS, OTHER_TOKEN]), settings.dhan_trade_time_offset_s)
+        self.processor = BlockProcessor(np.array([*TOKENS, OTHER_TOKEN]), decoder(settings))
         self.liveliness = Liveliness(settings, connections, self.heard)
         self.liveliness.know(self.processor.instruments)
 

@@ -138,8 +138,9 @@ class Settings(BaseSettings):
         return source
 
     def of(self, source: Source) -> Self:
-        """These settings with one of the brokers only."""
-        return self.model_copy(update={"data_source": source})
+        """These settings with one of the brokers only. Of several, each has a metrics port of its own."""
+        port = self.metrics_port and self.metrics_port + self.sources.index(source) if source in self.sources else None
+        return self.model_copy(update={"data_source": source, "metrics_port": port})
 
     @property
     def capture_number(self) -> int:

@@ -35,6 +35,7 @@ ROOMS = (
         "sessions",
         "subscriptions",
         "settings",
+        "sources",
         "clock",
         "errors",
         "gaps",

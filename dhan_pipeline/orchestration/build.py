@@ -12,7 +12,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.assets.archive import build_archive_asset
 from dhan_pipeline.orchestration.assets.broker import build_broker_assets
 from dhan_pipeline.orchestration.assets.candles import build_candle_assets
-from dhan_pipeline.orchestration.assets.hours import build_hourly_assets, live_feed
+from dhan_pipeline.orchestration.assets.hours import build_hourly_assets, build_live_feeds
 from dhan_pipeline.orchestration.assets.reference import instruments, scrip_master, subscriptions
 from dhan_pipeline.orchestration.candles import candles_job, candles_sensor
 from dhan_pipeline.orchestration.checks import build_checks
@@ -71,10 +71,11 @@ def build_defs(
 
 def _ingest(settings: Settings, resources: Resources) -> dg.Definitions:
     """The capture. Its events find their assets by key: those are defined once, in the other location."""
-    ingest_job = build_ingest_job(settings, hourly_partitions(settings))
+    hours = hourly_partitions(settings)
+    jobs = {source: build_ingest_job(settings, source, hours) for source in settings.sources}
     return dg.Definitions(
-        jobs=[ingest_job],
-        sensors=[build_supervisor(settings, ingest_job)],
+        jobs=list(jobs.values()),
+        sensors=[build_supervisor(settings, source, job) for source, job in jobs.items()],
         resources=resources,
         executor=EXECUTOR,
     )
@@ -88,14 +89,14 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             scrip_master,
             instruments,
             subscriptions,
-            live_feed,
+            *build_live_feeds(settings),
             *build_hourly_assets(hours),
             *build_candle_assets(hours),
             *build_broker_assets(days),
             build_archive_asset(days),
             tick_storage,
         ],
-        asset_checks=[*build_checks(hours), tick_storage_checks],
+        asset_checks=[*build_checks(settings, hours), tick_storage_checks],
         jobs=[
             instrument_sync_job,
             candles_job,

@@ -84,6 +84,6 @@ def subscribed_segments(settings: Settings) -> Collection[ExchangeSegment]:
         return tuple(ExchangeSegment)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _segments(path: Path, _modified_ns: int) -> frozenset[ExchangeSegment]:
     return frozenset(subscription.exchange_segment for subscription in read_subscriptions(path))

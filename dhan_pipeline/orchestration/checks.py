@@ -15,7 +15,7 @@ import psycopg2
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.calendar import capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.orchestration.metadata import check_metadata, severity
-from dhan_pipeline.orchestration.names import LIVE_FEED, TICKS
+from dhan_pipeline.orchestration.names import TICKS, live_feed_key, of_source
 from dhan_pipeline.quality.hours import measure_hour
 from dhan_pipeline.quality.measures import (
     HOUR_CHECKS,
@@ -28,6 +28,7 @@ from dhan_pipeline.quality.measures import (
     live_outcomes,
 )
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect, database_url
 
@@ -46,8 +47,8 @@ DESCRIPTIONS = {
 }
 
 
-def build_checks(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetChecksDefinition]:
-    """The checks of `ticks`, an hour each, and of `live_feed`."""
+def build_checks(settings: Settings, hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+    """The checks of `ticks`, an hour each, and of what is captured now."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks: in use, and covered by our tests
         hour_specs = [
@@ -62,17 +63,23 @@ def build_checks(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetChecksDef
         measures = measure_hour(settings, context.partition_key, clock)
         yield from _results(context, TICKS, hour_outcomes(measures, settings))
 
+    return [complete_hour, *(_live_checks(source, settings.sources) for source in settings.sources)]
+
+
+def _live_checks(source: Source, sources: Sequence[Source]) -> dg.AssetChecksDefinition:
+    key = live_feed_key(source, sources)
+
     @dg.multi_asset_check(
-        name="live",
-        specs=[dg.AssetCheckSpec(name, asset=LIVE_FEED, description=DESCRIPTIONS[name]) for name in LIVE_CHECKS],
+        name=of_source("live", source, sources),
+        specs=[dg.AssetCheckSpec(name, asset=key, description=DESCRIPTIONS[name]) for name in LIVE_CHECKS],
         can_subset=True,
     )
     def live(
         context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> Iterator[dg.AssetCheckResult]:
-        yield from _results(context, LIVE_FEED, _live_outcomes(settings, clock))
+        yield from _results(context, key, _live_outcomes(settings.of(source), clock))
 
-    return [complete_hour, live]
+    return live
 
 
 def _live_outcomes(settings: Settings, clock: Clock) -> list[CheckOutcome]:

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -38,7 +38,6 @@ from dhan_pipeline.orchestration.metadata import (
 )
 from dhan_pipeline.orchestration.names import (
     CAPTURE_TAG,
-    LIVE_FEED,
     NEEDS_PERSON_TAG,
     RAW_PACKETS,
     ROLE_TAG,
@@ -46,6 +45,8 @@ from dhan_pipeline.orchestration.names import (
     STOP_AT_TAG,
     STOP_TAG,
     TICKS,
+    live_feed_key,
+    of_source,
 )
 from dhan_pipeline.orchestration.new_gaps import NewGaps
 from dhan_pipeline.orchestration.resources import settings_environment
@@ -63,6 +64,7 @@ from dhan_pipeline.quality.measures import (
 )
 from dhan_pipeline.sessions import DAY_NS, hour_key, parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,9 @@ HEARTBEAT_S = 60.0
 
 #: A report that failed, because Dagster's storage or the database is away, is tried again after this long.
 RETRY_S = 5.0
+
+#: An hour that another capture has not stored to its end is judged after this long all the same.
+OTHERS_S = 60.0
 
 #: How often the run looks whether it was told to stop or declared dead. Costs a read of Dagster's storage.
 POLL_S = 2.0
@@ -86,11 +91,13 @@ GAPS_TOLD = 500
 LIVE_WINDOW_S = 60
 
 
-def build_ingest_job(settings: Settings, hours: dg.HourlyPartitionsDefinition) -> dg.JobDefinition:
+def build_ingest_job(settings: Settings, source: Source, hours: dg.HourlyPartitionsDefinition) -> dg.JobDefinition:
     """The job of one capture. It has no end of its own: the supervisor or a person stops it."""
     first_hour = hours.get_first_partition_key() or ""
+    supervisor = of_source("ingest_supervisor", source, settings.sources)
 
     @dg.op(
+        name=of_source("capture_feed", source, settings.sources),
         description="Keeps the capture as a child process and reports its heartbeats, its complete hours and checks."
     )
     def capture_feed(
@@ -99,14 +106,14 @@ def build_ingest_job(settings: Settings, hours: dg.HourlyPartitionsDefinition) -
         clock: dg.ResourceParam[Clock],
         capture_command: dg.ResourceParam[list[str]],
     ) -> None:
-        _Supervision(context, settings, clock, capture_command, first_hour).run()
+        _Supervision(context, settings, source, clock, capture_command, first_hour).run()
 
     @dg.job(
-        name="ingest_job",
-        description="Captures the feed for as long as the session lasts. Started and ended by `ingest_supervisor`;"
+        name=of_source("ingest_job", source, settings.sources),
+        description=f"Captures the feed for as long as the session lasts. Started and ended by `{supervisor}`;"
         " terminate it to stop capturing until you launch it again.",
         # Ahead of the queue: each second without capture is lost for good.
-        tags={ROLE_TAG: "ingest", CAPTURE_TAG: str(settings.capture_number), "dagster/priority": "10"},
+        tags={ROLE_TAG: "ingest", CAPTURE_TAG: str(settings.of(source).capture_number), "dagster/priority": "10"},
         executor_def=dg.in_process_executor,
     )
     def ingest_job() -> None:
@@ -122,13 +129,17 @@ class _Supervision:
         self,
         context: dg.OpExecutionContext,
         settings: Settings,
+        source: Source,
         clock: Clock,
         command: Sequence[str],
         first_hour: str,
     ) -> None:
         self._context = context
         self._instance = context.instance
-        self._settings = settings
+        self._live_key = live_feed_key(source, settings.sources)
+        self._others = len(settings.sources) > 1
+        """Whether other captures write into the same hours."""
+        self._settings = settings = settings.of(source)
         self._clock = clock
         # Older hours are not shown, or their rows have expired.
         expired = hour_key(clock.now_ns() - settings.retention_days * DAY_NS)
@@ -140,6 +151,8 @@ class _Supervision:
         """Hours to measure; True: only their gaps, of which some became known after the hour was sealed."""
         self._again: dict[tuple[str, bool], float] = {}
         """Those whose report failed, and when to try again."""
+        self._waited: Counter[str] = Counter()
+        """How often an hour was not judged because another capture had not stored all of its own."""
         self._new_gaps = NewGaps(self._unjudged_hours(), clock.speed)
         self._gaps_told = 0
         self._statuses: deque[dict[str, Any]] = deque(maxlen=LIVE_WINDOW_S)
@@ -196,6 +209,8 @@ class _Supervision:
             case {"event": "hour_measured", "measures": HourMeasures() as measures}:
                 if not _is_worth_telling(measures):
                     self._sealed.discard(measures.hour)
+                elif self._others and measures.blocks < measures.journal_blocks and self._waits(measures.hour):
+                    self._again[measures.hour, False] = time.monotonic() + RETRY_S
                 elif not self._safely(f"reporting the hour {measures.hour}", lambda: self._seal(measures)):
                     self._again[measures.hour, False] = time.monotonic() + RETRY_S
             case {"event": "gaps_measured", "hour": str(hour), "gaps": gaps}:
@@ -217,6 +232,11 @@ class _Supervision:
                     self._needs_person = message
             case _:
                 self._log(logging.INFO, f"The capture says: {event}")
+
+    def _waits(self, hour: str) -> bool:
+        """Whether to leave an hour to the other captures for a while: each has its own last blocks to store."""
+        self._waited[hour] += 1
+        return self._waited[hour] * RETRY_S <= OTHERS_S
 
     def _report_what_is_due(self) -> None:
         now = time.monotonic()
@@ -337,7 +357,7 @@ class _Supervision:
         for outcome in outcomes:
             state = (outcome.passed, outcome.severity)
             if every or self._live.get(outcome.name) != state:
-                evaluation = _evaluation(LIVE_FEED, outcome)
+                evaluation = _evaluation(self._live_key, outcome)
                 if not self._safely("a live check", partial(self._instance.report_runless_asset_event, evaluation)):
                     return  # nor will the others be reported now
                 self._live[outcome.name] = state

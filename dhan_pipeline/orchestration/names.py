@@ -1,11 +1,26 @@
 """Asset keys, groups and run tags that more than one of these modules writes or reads."""
 
+from collections.abc import Sequence
+
 import dagster as dg
+
+from dhan_pipeline.sources import Source
 
 RAW_PACKETS = dg.AssetKey("raw_packets")
 TICKS = dg.AssetKey("ticks")
 LIVE_FEED = dg.AssetKey("live_feed")
 TICKS_ARCHIVE = dg.AssetKey("ticks_archive")
+
+
+def live_feed_key(source: Source, sources: Sequence[Source]) -> dg.AssetKey:
+    """What is captured of a source now: `live_feed`; where several are captured, `live_feed_kite` and so on."""
+    return LIVE_FEED if len(sources) == 1 else dg.AssetKey(f"live_feed_{source}")
+
+
+def of_source(name: str, source: Source, sources: Sequence[Source]) -> str:
+    """The name of a job or sensor of which there is one a source."""
+    return name if len(sources) == 1 else f"{name}_{source}"
+
 
 #: Groups, and who owns all assets.
 REFERENCE, MARKET_DATA = "reference", "market_data"

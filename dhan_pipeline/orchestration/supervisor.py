@@ -21,8 +21,10 @@ from dhan_pipeline.orchestration.names import (
     SESSION_TAG,
     STOP_AT_TAG,
     STOP_TAG,
+    of_source,
 )
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 
 #: Seconds without a heartbeat after which a started run is given up: two missed heartbeats and some patience. It is
 #: how the death of a whole container is noticed, which Dagster's run monitoring cannot see with the default launcher.
@@ -133,12 +135,12 @@ def _failures_in_a_row(runs: Sequence[IngestRun]) -> int:
     return failures
 
 
-def build_supervisor(settings: Settings, ingest_job: dg.JobDefinition) -> dg.SensorDefinition:
-    """The sensor over the runs of one capture's ingest job."""
-    capture = str(settings.capture_number)
+def build_supervisor(settings: Settings, source: Source, ingest_job: dg.JobDefinition) -> dg.SensorDefinition:
+    """The sensor over the runs of the ingest job of a source."""
+    capture = str(settings.of(source).capture_number)
 
     @dg.sensor(
-        name="ingest_supervisor",
+        name=of_source("ingest_supervisor", source, settings.sources),
         job_name=ingest_job.name,
         minimum_interval_seconds=INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
@@ -148,6 +150,7 @@ def build_supervisor(settings: Settings, ingest_job: dg.JobDefinition) -> dg.Sen
     def ingest_supervisor(
         context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> dg.SkipReason | dg.RunRequest:
+        settings = settings.of(source)
         session = session_name(clock)
         now_s = time.time()
         # The sensor's cursor: since when the lock has been free.

@@ -1,4 +1,4 @@
-"""The feed now, and the hours that were captured: `live_feed`, `raw_packets`, `ticks`.
+"""The feed now, and the hours that were captured: `live_feed` (one a source, where there are several), `raw_packets`, `ticks`.
 
 Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work, and the
 reports of the running capture (`ingest.py`), which materialises the same hourly assets when an hour is complete.
@@ -17,25 +17,34 @@ from dhan_pipeline.orchestration.metadata import (
     ticks_schema,
     ticks_version,
 )
-from dhan_pipeline.orchestration.names import LIVE_FEED, MARKET_DATA, OWNERS, RAW_PACKETS, TICKS
+from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, RAW_PACKETS, TICKS, live_feed_key
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.gap_words import gap_in_words
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.hours import hour_gaps, measure_hour
 from dhan_pipeline.sessions import hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.engine import database_url
 
-live_feed = dg.AssetSpec(
-    LIVE_FEED,
-    deps=["subscriptions"],
-    group_name=MARKET_DATA,
-    owners=OWNERS,
-    kinds={"websocket"},
-    description="What is happening now. The broker's feed as the running capture sees it: its checks are reported when"
-    " their state changes and every five minutes. Run them here to ask again. The hours that are over are judged on"
-    " `ticks`.",
-)
+_BROKERS: dict[Source, str] = {"dhan": "Dhan", "kite": "Kite"}
+
+
+def build_live_feeds(settings: Settings) -> list[dg.AssetSpec]:
+    """What is happening now, a source each."""
+    return [
+        dg.AssetSpec(
+            live_feed_key(source, settings.sources),
+            deps=["subscriptions"],
+            group_name=MARKET_DATA,
+            owners=OWNERS,
+            kinds={"websocket"},
+            description=f"What is happening now. {_BROKERS[source]}'s feed as the running capture sees it: its checks"
+            " are reported when their state changes and every five minutes. Run them here to ask again. The hours that"
+            " are over are judged on `ticks`.",
+        )
+        for source in settings.sources
+    ]
 
 
 def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsDefinition]:

@@ -20,12 +20,13 @@ from dhan_pipeline.cli.common import (
     JsonOption,
     SourceOption,
     open_database,
+    parse_source,
     read_settings,
-    require_dhan,
     until_signal,
 )
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.errors import PipelineError, redacted
+from dhan_pipeline.settings import Settings
 
 _STDOUT = 1
 
@@ -65,12 +66,21 @@ def ingest(
     async def run(stop: asyncio.Event) -> None:
         if supervised:
             _stop_when_stdin_closes(stop)
-        capture = Ingest(settings, database_url, emit, Clock())
+        captures = [capture(settings.of(source), stop) for source in settings.sources]
+        for outcome in await asyncio.gather(*captures, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def capture(settings: Settings, stop: asyncio.Event) -> None:
         try:
-            with serving(settings, capture.metrics):
-                await capture.run(stop)
+            capture = Ingest(settings, database_url, emit, Clock())
+            try:
+                with serving(settings, capture.metrics):
+                    await capture.run(stop)
+            finally:
+                capture.close()
         finally:
-            capture.close()
+            stop.set()  # one that ends by itself has the other one end, in order
 
     try:
         settings = read_settings()
@@ -156,8 +166,10 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Explain a message of the feed: every packet and every field."""
-    require_dhan(source)
-    from dhan_pipeline.feeds.dhan.explain import explain
+    if parse_source(source) == "dhan":
+        from dhan_pipeline.feeds.dhan.explain import explain
+    else:
+        from dhan_pipeline.feeds.kite.explain import explain
 
     try:
         message = bytes.fromhex(sys.stdin.read() if frame == "-" else frame)

@@ -12,18 +12,32 @@ from rich.console import Console
 
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, Source
 
 #: The most that `--for` takes: 90 days. The event loop knows no timer that is much longer.
 LONGEST_S = 7_776_000
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, the rest on standard error.")]
-SourceOption = Annotated[str, typer.Option("--source", help="The broker whose wire protocol is spoken: dhan.")]
+SourceOption = Annotated[str, typer.Option("--source", help="The broker whose wire protocol is spoken: dhan or kite.")]
+SourcesOption = Annotated[
+    str, typer.Option("--source", help="The broker whose wire protocol is spoken: dhan or kite; or both: dhan,kite.")
+]
 
 
-def require_dhan(source: str) -> None:
-    """Refuse a source that does not exist. Raises typer.BadParameter."""
-    if source != "dhan":
-        raise typer.BadParameter(f"{source} is not a source that exists; use dhan.", param_hint="--source")
+def parse_source(text: str) -> Source:
+    """The source of that name. Raises typer.BadParameter."""
+    for source in SOURCES:
+        if text == source:
+            return source
+    raise typer.BadParameter(f"{text} is not a source that exists; use dhan or kite.", param_hint="--source")
+
+
+def parse_sources(text: str) -> tuple[Source, ...]:
+    """One source or several, with commas between, each once. Raises typer.BadParameter."""
+    sources = tuple(parse_source(name.strip()) for name in text.split(","))
+    if len(set(sources)) < len(sources):
+        raise typer.BadParameter(f"{text} names a source twice.", param_hint="--source")
+    return sources
 
 
 def read_settings(**overrides: Any) -> Settings:

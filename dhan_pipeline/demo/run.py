@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from dhan_pipeline.demo.exchange import exchange
 from dhan_pipeline.demo.guardian import DemoError, Guardian, guarded
 from dhan_pipeline.demo.history import capture_history, first_day
 from dhan_pipeline.demo.services import Services, answers, free_port
-from dhan_pipeline.orchestration.names import LIVE_FEED, ROLE_TAG, STOP_TAG, TICKS
+from dhan_pipeline.orchestration.names import ROLE_TAG, STOP_TAG, TICKS, live_feed_key, of_source
 from dhan_pipeline.orchestration.resources import settings_environment
 from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
+from dhan_pipeline.sources import SOURCES, Source
 from dhan_pipeline.store import embedded, ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.migrate import migrate
@@ -50,7 +51,14 @@ class _Interrupted(BaseException):
 
 
 def run_demo(
-    *, data_dir: Path, instruments: int, rate: float, for_s: float | None, port: int, live_line: bool
+    *,
+    sources: Sequence[Source],
+    data_dir: Path,
+    instruments: int,
+    rate: float,
+    for_s: float | None,
+    port: int,
+    live_line: bool,
 ) -> dict[str, Any]:
     """Run until interrupted, or until `for_s` seconds of live capture are over; returns what came of it.
 
@@ -74,7 +82,7 @@ def run_demo(
             stack.callback(_stop_postgres, data_dir, guardian)
         migrate(server.url)
         console.print(f"PostgreSQL runs. The exchange opens: {instruments} instruments, {rate:,.0f} ticks a second.")
-        settings = stack.enter_context(exchange(services, data_dir, server.url, instruments, rate))
+        settings = stack.enter_context(exchange(services, sources, data_dir, server.url, instruments, rate))
         settings = settings.model_copy(update={"partitions_start": first_day(settings)})
 
         console.print("Dagster starts, and syncs some 200,000 instruments.")
@@ -108,9 +116,9 @@ def run_demo(
         console.print(f"\nDagster   {url}\nDatabase  {server.url}\n")
         started_s = time.time()
         try:
-            _watch(services, data_dir, server.url, for_s, console, live_line)
+            _watch(services, len(sources), data_dir, server.url, for_s, console, live_line)
         finally:
-            result["checks"] = _checks(instance)
+            result["checks"] = _checks(instance, sources)
             daemon.ask_to_stop()
             web.ask_to_stop()
             _stop_ingest_runs(instance)
@@ -146,9 +154,15 @@ def _write_dagster_home(home: Path, socket: Path) -> Path:
 
 
 def _watch(
-    services: Services, data_dir: Path, database_url: str, for_s: float | None, console: Console, live_line: bool
+    services: Services,
+    captures: int,
+    data_dir: Path,
+    database_url: str,
+    for_s: float | None,
+    console: Console,
+    live_line: bool,
 ) -> None:
-    """Wait until the live capture is over its time, or for ever; show what it says of itself, once a second.
+    """Wait until the live captures are over their time, or for ever; show what they say of themselves, once a second.
 
     What ends by itself meanwhile is started again.
     """
@@ -162,26 +176,33 @@ def _watch(
             console.print(f"The {name} had ended, and is started again; see {data_dir / 'logs' / f'{name}.log'}.")
         try:
             with closing(connect(database_url)) as conn:
-                status = next((s for s in ledger.statuses(conn) if s.updated_at > began), None)
+                statuses = [s.status for s in ledger.statuses(conn) if s.updated_at > began]
         except psycopg2.Error:
             if embedded.start(data_dir).started:
                 console.print("PostgreSQL had ended, and is started again.")
             continue
-        if status is None:
+        if len(statuses) < captures:
             if first_word is None and time.monotonic() - started > CAPTURE_START_S:
                 raise DemoError("The capture did not start; see the run in the Dagster UI, and the logs.")
             continue
         first_word = first_word or time.monotonic()
         if live_line and (console.is_terminal or time.monotonic() >= next_line_s):
             next_line_s = time.monotonic() + _LINE_S
-            console.print(_line(status.status), end="\r" if console.is_terminal else "\n")
+            console.print(_line(statuses), end="\r" if console.is_terminal else "\n")
 
 
-def _line(status: dict[str, Any]) -> str:
+def _line(statuses: Sequence[dict[str, Any]]) -> str:
+    """What all captures come to; the slowest one's latency and backlog."""
+    rate, ticks, rejected = (
+        sum(status[name] for status in statuses) for name in ("messages_per_second", "ticks", "rejected")
+    )
+    p50_ms, p99_ms, backlog_s = (
+        max(status[name] or 0 for status in statuses)
+        for name in ("latency_p50_ms", "latency_p99_ms", "backlog_seconds")
+    )
     return (
-        f"{status['messages_per_second']:>9,.0f} packets/s  {status['ticks']:>11,} ticks stored  "
-        f"{status['rejected']:>4,} rejected  p50 {status['latency_p50_ms'] or 0:>4.0f} ms  "
-        f"p99 {status['latency_p99_ms'] or 0:>4.0f} ms  backlog {status['backlog_seconds']:.1f} s  "
+        f"{rate:>9,.0f} messages/s  {ticks:>11,} ticks stored  {rejected:>4,} rejected  p50 {p50_ms:>4.0f} ms  "
+        f"p99 {p99_ms:>4.0f} ms  backlog {backlog_s:.1f} s  "
     )
 
 
@@ -194,7 +215,7 @@ def _end_old_runs(instance: dg.DagsterInstance) -> None:
     """Settle what a demo left that was killed: its runs are dead, and do not count as stopped by a person."""
     for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         instance.report_run_failed(run, "The demo was killed.")
-    for run in instance.get_runs(dg.RunsFilter(tags={ROLE_TAG: "ingest"}), limit=1):
+    for run in instance.get_runs(dg.RunsFilter(tags={ROLE_TAG: "ingest"}), limit=len(SOURCES)):
         if run.status == dg.DagsterRunStatus.CANCELED:
             instance.add_run_tags(run.run_id, {STOP_TAG: "the demo ended"})
 
@@ -213,10 +234,12 @@ def _stop_ingest_runs(instance: dg.DagsterInstance) -> None:
         time.sleep(0.1)
 
 
-def _checks(instance: dg.DagsterInstance) -> dict[str, dict[str, Any]]:
-    """The latest evaluation of every check. Those of the live feed have `live_` before their name."""
+def _checks(instance: dg.DagsterInstance, sources: Sequence[Source]) -> dict[str, dict[str, Any]]:
+    """The latest evaluation of every check. Those of a live feed have `live_`, or `live_kite_`, before their name."""
     keys = {dg.AssetCheckKey(TICKS, name): name for name in HOUR_CHECKS}
-    keys |= {dg.AssetCheckKey(LIVE_FEED, name): f"live_{name}" for name in LIVE_CHECKS}
+    for source in sources:
+        key, prefix = live_feed_key(source, sources), of_source("live", source, sources)
+        keys |= {dg.AssetCheckKey(key, name): f"{prefix}_{name}" for name in LIVE_CHECKS}
     records = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys))
     found = {}
     for key, record in records.items():
@@ -235,13 +258,13 @@ def _checks(instance: dg.DagsterInstance) -> dict[str, dict[str, Any]]:
 def _totals(database_url: str, since_s: float) -> dict[str, Any]:
     with closing(connect(database_url)) as conn:
         totals = ledger.recent_totals(conn, Clock())
-        latest = next((s.status for s in ledger.statuses(conn) if s.updated_at.timestamp() > since_s), {})
+        latest = [s.status for s in ledger.statuses(conn) if s.updated_at.timestamp() > since_s]
         return {
             "packets_received": totals.packets,
             "packets_parsed": totals.ticks + totals.state + totals.control,
             "packets_rejected": totals.rejected,
             "ticks_stored": count_ticks(conn),
             "blocks": totals.blocks,
-            "latency_p50_ms": latest.get("latency_total_p50_ms"),
-            "latency_p99_ms": latest.get("latency_total_p99_ms"),
+            "latency_p50_ms": max((status["latency_total_p50_ms"] or 0 for status in latest), default=None),
+            "latency_p99_ms": max((status["latency_total_p99_ms"] or 0 for status in latest), default=None),
         }

@@ -63,6 +63,7 @@ def environment(settings: Settings, feed_url: str) -> dict[str, str]:
     """What the capture is told, and nothing of the person who runs the tests."""
     return {
         **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")},
+        "DATA_SOURCE": settings.data_source,
         "DATA_DIR": str(settings.data_dir),
         "DATABASE_URL": settings.database_url or "",
         "DHAN_TOKEN_FILE": str(settings.dhan_token_file),

@@ -17,10 +17,10 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Ours, with these settings and no others."""
+    """Ours, with these settings and no others; the source is Dhan, where they do not say."""
     names = {name.upper() for name in Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    return kept | {"COLUMNS": "100"} | {name.upper(): str(value) for name, value in settings.items()}
+    return kept | {"COLUMNS": "100", "DATA_SOURCE": "dhan"} | {name.upper(): str(value) for name, value in settings.items()}
 
 
 def command(*arguments: str) -> list[str]:

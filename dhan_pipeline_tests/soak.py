@@ -34,7 +34,7 @@ from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.holder import Holder
 from dhan_pipeline.journal.reader import capture_dir
 from dhan_pipeline.orchestration.resources import settings_environment
@@ -362,6 +362,7 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
         migrate(server.url)
         settings = Settings(
             _env_file=None,
+            data_source="dhan",
             data_dir=folder / "data",
             database_url=server.url,
             dhan_token_file=folder / "token.json",
@@ -369,7 +370,7 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
             feed_silence_s=SILENCE_S,
         )
         chosen = [
-            Subscription((ExchangeSegment.NSE_EQ, ExchangeSegment.NSE_FNO)[n % 2], 100_000 + n, Mode.FULL, f"S{n}")
+            Subscription(generate_instrument_token(("NSE_EQ", "NSE_FNO")[n % 2], 100_000 + n), Mode.FULL, f"S{n}")
             for n in range(INSTRUMENTS)
         ]
         write_subscriptions(settings.subscriptions_path, chosen)

@@ -26,7 +26,7 @@ from dhan_pipeline.cli import app
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.engine import connect, create_database
@@ -360,8 +360,8 @@ def test_a_token_that_cannot_be_made_is_said(settings: dict[str, str], said: str
 
 
 def subscribe(folder: Path) -> None:
-    path = folder / "data" / "subscriptions.csv"
-    write_subscriptions(path, [Subscription(ExchangeSegment.NSE_EQ, 2885, Mode.FULL, "RELIANCE")])
+    path = folder / "data" / "subscriptions_dhan.csv"
+    write_subscriptions(path, [Subscription(generate_instrument_token("NSE_EQ", 2885), Mode.FULL, "RELIANCE")])
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_subscriptions_that_cannot_be_used_are_said(
     content: str, said: str, here: Here, folder: Path, database_url: str
 ) -> None:
     (folder / "data").mkdir()
-    (folder / "data" / "subscriptions.csv").write_text(content, encoding="latin-1")
+    (folder / "data" / "subscriptions_dhan.csv").write_text(content, encoding="latin-1")
     assert re.fullmatch(said, sentence(here("ingest", database_url=database_url)))
 
 

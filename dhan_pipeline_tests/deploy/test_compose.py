@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import load_rules, read_subscriptions
 
@@ -218,8 +218,8 @@ def test_prometheus_and_grafana_find_their_files(services: dict[str, dict[str, A
 
 
 def test_every_setting_reaches_the_capture() -> None:
-    fixed = {"postgres_bin_dir", "database_url", "data_dir", "dhan_token_file", "subscriptions_file"}
-    fixed |= {"metrics_host", "metrics_port"}
+    fixed = {"postgres_bin_dir", "database_url", "data_dir", "dhan_token_file", "kite_token_file"}
+    fixed |= {"subscriptions_file", "metrics_host", "metrics_port"}
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     free = [name.upper() for name in Settings.model_fields if name not in fixed | secret]
     set_all = {name: f"of {name}" for name in free}
@@ -231,7 +231,7 @@ def test_every_setting_reaches_the_capture() -> None:
 
 def test_a_setting_that_nobody_sets_keeps_its_default(services: dict[str, dict[str, Any]]) -> None:
     given = {name for name, value in services["worker"]["environment"].items() if value is not None}
-    fixed = {"DATA_DIR", "DHAN_TOKEN_FILE", "SUBSCRIPTIONS_FILE", "METRICS_HOST", "METRICS_PORT"}
+    fixed = {"DATA_DIR", "DHAN_TOKEN_FILE", "KITE_TOKEN_FILE", "SUBSCRIPTIONS_FILE", "METRICS_HOST", "METRICS_PORT"}
     assert given == fixed | {"TRANSPORT"}
 
 
@@ -259,7 +259,9 @@ def test_the_simulated_exchange_trades_what_its_rules_subscribe() -> None:
     traded = read_subscriptions(folder / "instruments.csv")
     indices, listed = load_rules(folder / "subscriptions.yaml")
     assert list(indices.names) == [s.symbol for s in traded if s.exchange_segment is ExchangeSegment.IDX_I]
-    assert list(listed.names) == [f"{s.exchange_segment.name}:{s.security_id}" for s in traded]
+    assert list(listed.names) == [
+        f"{s.exchange_segment.name}:{split_instrument_token(s.instrument_token)[1]}" for s in traded
+    ]
 
 
 def test_preparing_makes_every_secret_once(tmp_path: Path, stack: dict[str, Any]) -> None:

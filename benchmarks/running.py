@@ -27,7 +27,6 @@ from benchmarks.report import wrong
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.ingest.latency import LatencyHistogram
-from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.engine import connect, create_database
@@ -146,13 +145,14 @@ def prepare(where: Place, name: str, instruments: int) -> dict[str, str]:
         )
     data_dir = where.folder / name
     data_dir.mkdir()
-    settings = Settings(_env_file=None, data_dir=data_dir)  # type: ignore[call-arg]
+    settings = Settings(_env_file=None, data_source="dhan", data_dir=data_dir)  # type: ignore[call-arg]
     write_subscriptions(
         settings.subscriptions_path,
-        [Subscription(*split_instrument_token(token), Mode.FULL, f"S{token}") for token in tokens],
+        [Subscription(token, Mode.FULL, f"S{token}") for token in tokens],
     )
     save_token(data_dir / "token.json", make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
     return {
+        "DATA_SOURCE": "dhan",
         "DATA_DIR": str(data_dir),
         "DATABASE_URL": url,
         "DHAN_TOKEN_FILE": str(data_dir / "token.json"),

@@ -122,6 +122,20 @@ def segment_of(instrument_token: int) -> ExchangeSegment:
     return split_instrument_token(instrument_token)[0]
 
 
+#: The one of Kite's segments that carries the instruments of an exchange segment of Dhan's.
+_KITE_SEGMENT_OF = {segment: kite for kite, segment in reversed(KITE_SEGMENTS.items())}
+
+
+def token_of(source: Source, exchange_segment: ExchangeSegment, number: int) -> int:
+    """A source's token of what has a number in a segment: the exchange's own, or of an index, the broker's.
+
+    Raises ValueError for a number that the source's tokens do not hold.
+    """
+    if source == "dhan":
+        return generate_instrument_token(exchange_segment, number)
+    return make_kite_token(_KITE_SEGMENT_OF[exchange_segment], number)
+
+
 #: By page (see `_keys`): the number of its exchange segment, and the decimals of its prices. 255: no segment.
 _PAGES = 512
 _SEGMENT_OF_PAGE = np.full(_PAGES + 1, 255, np.uint8)

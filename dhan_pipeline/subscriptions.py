@@ -14,9 +14,11 @@ reads only the resolved list.
         strikes: 40                    # those nearest to the middle of what is listed
         mode: full                     # ticker, quote or full
         limit: 50
-      - list: watchlist.csv            # columns exchange_segment, security_id
+      - list: watchlist.csv            # columns exchange_segment, security_id; or instrument_token
 
-The first rule that selects an instrument decides its mode.
+The first rule that selects an instrument decides its mode. The same rules serve every broker: names are the exchange's,
+an index has that of its derivatives or its own, and what a list names by the exchange's number (Dhan's security id,
+Kite's exchange token) is found by it. Only the numbers of indices are a broker's own.
 """
 
 import csv
@@ -32,14 +34,23 @@ import yaml
 from numpy.typing import NDArray
 
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import (
+    ExchangeSegment,
+    generate_instrument_token,
+    segment_of,
+    source_of,
+    split_instrument_token,
+    split_kite_token,
+    token_of,
+)
+from dhan_pipeline.sources import Source
 from dhan_pipeline.ticks import Mode
 
 if TYPE_CHECKING:  # the capture reads the resolved list, and needs no pandas for it
     import pandas as pd
 
-#: What Dhan's five connections hold.
-MAX_SUBSCRIPTIONS = 25_000
+#: What a broker's connections hold: five of Dhan's, three of Kite's.
+MAX_SUBSCRIPTIONS: dict[Source, int] = {"dhan": 25_000, "kite": 9_000}
 
 Selector = Literal["indices", "symbols", "futures", "options", "list"]
 
@@ -58,7 +69,7 @@ _DEFAULT_SEGMENT = {
     "options": ExchangeSegment.NSE_FNO,
 }
 
-_FIELDS = ("exchange_segment", "security_id", "mode", "instrument_token", "symbol")
+_FIELDS = ("instrument_token", "exchange_segment", "security_id", "mode", "symbol")
 
 
 class SubscriptionError(PipelineError):
@@ -69,15 +80,14 @@ class SubscriptionError(PipelineError):
 class Subscription:
     """One instrument to capture."""
 
-    exchange_segment: ExchangeSegment
-    security_id: int
+    instrument_token: int
     mode: Mode
     symbol: str
 
     @property
-    def instrument_token(self) -> int:
-        """The instrument's token."""
-        return generate_instrument_token(self.exchange_segment, self.security_id)
+    def exchange_segment(self) -> ExchangeSegment:
+        """The segment in which it is traded."""
+        return segment_of(self.instrument_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ class Rule:
     """Where it begins in its file, from 1."""
     selector: Selector
     names: tuple[str, ...]
-    """Symbols, underlyings or, of a `list`, security ids with their segments; empty for all."""
+    """Symbols, underlyings or, of a `list`, tokens and numbers with their segments; empty for all."""
     mode: Mode
     segment: ExchangeSegment | None
     series: str | None = None
@@ -236,24 +246,24 @@ class _RuleReader:
         return names
 
     def _list(self, node: yaml.Node, segment: ExchangeSegment | None) -> tuple[str, ...]:
-        """`SEGMENT:id` of each row of a CSV file beside the rules."""
+        """`SEGMENT:number`, or the token where that is all there is, of each row of a CSV file beside the rules."""
         path = self._path.parent / self.text(node)
         names = []
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file)
-                if "security_id" not in (rows.fieldnames or ()):
-                    raise self.error(node, f"{path} has no column security_id")
+                if not {"security_id", "instrument_token"} & set(rows.fieldnames or ()):
+                    raise self.error(node, f"{path} has no column security_id or instrument_token")
                 for row in rows:
-                    name = row.get("exchange_segment") or (segment.name if segment is not None else "")
-                    number = row["security_id"] or ""
+                    place = row.get("exchange_segment") or (segment.name if segment is not None else "")
+                    number, token = row.get("security_id") or "", row.get("instrument_token") or ""
                     try:
-                        generate_instrument_token(name, number)
+                        names.append(_name(place, number, token))
                     except (KeyError, ValueError):
+                        named = f"{place or 'no segment'} {number}" if number else token
                         raise SubscriptionError(
-                            f"{path}, line {rows.line_num}: {name or 'no segment'} {number} is not an instrument."
+                            f"{path}, line {rows.line_num}: {named} is not an instrument."
                         ) from None
-                    names.append(f"{name}:{int(number)}")
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise self.error(node, f"the list {path} cannot be read: {error}") from error
         if not names:
@@ -261,77 +271,107 @@ class _RuleReader:
         return tuple(dict.fromkeys(names))
 
 
-def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date) -> Resolution:
-    """The subscriptions that rules come to on a day (IST).
+def _name(segment: str, number: str, token: str) -> str:
+    """What a row of a list names. Raises KeyError or ValueError where that can be no instrument."""
+    if token and not (segment and number):
+        segment_of(int(token))
+        return str(int(token))
+    generate_instrument_token(segment, number)
+    return f"{segment}:{int(number)}"
 
-    `instruments` are the active ones, with at least exchange_segment, security_id, trading_symbol, series,
-    instrument_type, underlying_symbol, expiry, strike. Derivatives that expired before the day are not selected. A
-    name without an instrument is reported, not an error. Raises SubscriptionError where nothing is selected, or more
-    than the broker allows.
+
+def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source: Source) -> Resolution:
+    """The subscriptions that rules come to on a day (IST), of one source.
+
+    `instruments` are the active ones, as `store.instruments.read_instruments` gives them. Derivatives that expired
+    before the day are not selected. A name without an instrument is reported, not an error. Raises SubscriptionError
+    where nothing is selected, or more than the broker allows.
     """
     by_segment = dict(list(instruments.groupby("exchange_segment")))
-    subscriptions: dict[tuple[str, int], Subscription] = {}
+    subscriptions: dict[int, Subscription] = {}
     summary = []
     for rule in rules:
-        selected, missing = _select(rule, instruments, by_segment, np.datetime64(on))
+        selected, missing = _select(rule, instruments, by_segment, np.datetime64(on), source)
         selected = selected.head(rule.limit) if rule.limit else selected
         before = len(subscriptions)
-        for segment, security_id, symbol in zip(
-            selected["exchange_segment"], selected["security_id"], selected["trading_symbol"], strict=True
-        ):
-            subscriptions.setdefault(
-                (segment, security_id), Subscription(ExchangeSegment[segment], int(security_id), rule.mode, symbol)
-            )
+        for token, symbol in zip(selected["instrument_token"].tolist(), selected["trading_symbol"], strict=True):
+            subscriptions.setdefault(token, Subscription(token, rule.mode, symbol))
         summary.append(RuleSummary(rule.line, str(rule), len(selected), len(subscriptions) - before, missing))
     if not subscriptions:
         raise SubscriptionError("The rules select no instrument that is active.")
-    if len(subscriptions) > MAX_SUBSCRIPTIONS:
+    if len(subscriptions) > MAX_SUBSCRIPTIONS[source]:
         largest = max(summary, key=lambda entry: entry.added)
         raise SubscriptionError(
-            f"The rules select {len(subscriptions)} instruments where {MAX_SUBSCRIPTIONS} can be subscribed;"
+            f"The rules select {len(subscriptions)} instruments where {MAX_SUBSCRIPTIONS[source]} can be subscribed;"
             f" the rule in line {largest.line} adds {largest.added}, give it a limit."
         )
     return Resolution(list(subscriptions.values()), summary)
 
 
 def _select(
-    rule: Rule, instruments: "pd.DataFrame", by_segment: "dict[Any, pd.DataFrame]", on: np.datetime64
+    rule: Rule, instruments: "pd.DataFrame", by_segment: "dict[Any, pd.DataFrame]", on: np.datetime64, source: Source
 ) -> "tuple[pd.DataFrame, tuple[str, ...]]":
     """The instruments of a rule, the nearest first, and the names that have none."""
     if rule.selector == "list":
-        key = instruments["exchange_segment"] + ":" + instruments["security_id"].astype("str")
-        return _in_order_of_names(instruments, key, rule.names)
+        tokens = {str(_own_token(name, source) or name): name for name in rule.names}
+        frame, missing = _in_order_of_names(instruments, [instruments["instrument_token"].astype("str")], tuple(tokens))
+        return frame, tuple(tokens[token] for token in missing)
     assert rule.segment is not None
     frame = by_segment.get(rule.segment.name, instruments.iloc[:0])
+    symbol = frame["trading_symbol"]
     if rule.selector == "indices":
-        return _in_order_of_names(frame, frame["trading_symbol"], rule.names)
+        return _in_order_of_names(frame, [symbol, frame["underlying_symbol"], frame["name"]], rule.names)
     if rule.selector == "symbols":
         if rule.series:
             frame = frame[frame["series"] == rule.series]
         elif rule.names:
             # A share and its warrant have the same symbol: the share is meant.
             share = frame["series"] == "EQ"
-            frame = frame[share | ~frame["trading_symbol"].isin(frame["trading_symbol"][share])]
-        return _in_order_of_names(frame, frame["trading_symbol"], rule.names)
+            frame = frame[share | ~symbol.isin(symbol[share])]
+        # Kite writes the series behind the symbol, but for shares.
+        bare = frame["trading_symbol"].str.replace(r"-[A-Z][A-Z0-9]$", "", regex=True)
+        return _in_order_of_names(frame, [frame["trading_symbol"], bare], rule.names)
     return _derivatives(rule, frame, on)
 
 
+def _own_token(name: str, source: Source) -> int | None:
+    """The source's token of what a list names; None where only the other broker has it."""
+    segment, _, number = name.rpartition(":")
+    token = generate_instrument_token(segment, number) if segment else int(number)
+    if source_of(token) == source:
+        return token
+    number_of = split_instrument_token if source_of(token) == "dhan" else split_kite_token
+    try:
+        own = token_of(source, segment_of(token), number_of(token)[1])
+    except ValueError:
+        return None
+    # Each broker numbers indices as it likes; and not every segment of one is a segment of the other.
+    return own if segment_of(token) != ExchangeSegment.IDX_I else None
+
+
 def _in_order_of_names(
-    frame: "pd.DataFrame", key: "pd.Series[str]", names: tuple[str, ...]
+    frame: "pd.DataFrame", keys: "Sequence[pd.Series[str]]", names: tuple[str, ...]
 ) -> "tuple[pd.DataFrame, tuple[str, ...]]":
+    """The rows that have one of the names as a key, and the names without; a later key is for what is not found yet."""
     if not names:
-        return frame.sort_values("security_id"), ()
-    order = {name.casefold(): position for position, name in enumerate(names)}
-    position = key.str.casefold().map(order)
-    found = frame[position.notna()]
-    missing = tuple(name for i, name in enumerate(names) if i not in set(position.dropna()))
-    return found.iloc[np.argsort(position.dropna().to_numpy(), kind="stable")], missing
+        return frame.sort_values("instrument_token"), ()
+    left = {name.casefold(): position for position, name in enumerate(names)}
+    positions = np.full(len(frame), np.nan)
+    for key in keys:
+        found = key.str.casefold().map(left).to_numpy(np.float64, na_value=np.nan)
+        positions = np.where(np.isnan(positions), found, positions)
+        seen = set(positions[~np.isnan(positions)].tolist())
+        left = {name: position for name, position in left.items() if position not in seen}
+    missing = tuple(names[position] for position in left.values())
+    chosen = np.flatnonzero(~np.isnan(positions))
+    return frame.iloc[chosen[np.argsort(positions[chosen], kind="stable")]], missing
 
 
 def _derivatives(rule: Rule, frame: "pd.DataFrame", on: np.datetime64) -> "tuple[pd.DataFrame, tuple[str, ...]]":
-    prefix = "FUT" if rule.selector == "futures" else "OPT"
-    frame = frame[frame["instrument_type"].str.startswith(prefix) & (frame["expiry"] >= on)]
-    frame, missing = _in_order_of_names(frame, frame["underlying_symbol"], rule.names)
+    option = frame["option_type"].notna()
+    kind = option if rule.selector == "options" else ~option & frame["instrument_type"].str.startswith("FUT")
+    frame = frame[kind & (frame["expiry"] >= on)]
+    frame, missing = _in_order_of_names(frame, [frame["underlying_symbol"]], rule.names)
     chains = frame.groupby("underlying_symbol", sort=False)
     nearness = chains["expiry"].rank(method="dense").to_numpy()
     keep = nearness <= (rule.expiries or np.inf)
@@ -364,7 +404,9 @@ def write_subscriptions(path: Path, subscriptions: Sequence[Subscription]) -> No
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_FIELDS)
         for s in subscriptions:
-            writer.writerow((s.exchange_segment.name, s.security_id, s.mode.value, s.instrument_token, s.symbol))
+            token = s.instrument_token
+            security_id = split_instrument_token(token)[1] if source_of(token) == "dhan" else ""
+            writer.writerow((token, s.exchange_segment.name, security_id, s.mode.value, s.symbol))
     part.replace(path)
 
 
@@ -377,10 +419,8 @@ def read_subscriptions(path: Path) -> list[Subscription]:
             rows = csv.DictReader(file)
             for row in rows:
                 line = rows.line_num
-                subscription = Subscription(
-                    ExchangeSegment[row["exchange_segment"]], int(row["security_id"]), Mode(row["mode"]), row["symbol"]
-                )
-                if subscription.instrument_token != int(row["instrument_token"]):
+                subscription = Subscription(int(row["instrument_token"]), Mode(row["mode"]), row["symbol"])
+                if subscription.exchange_segment.name != row["exchange_segment"]:
                     raise ValueError
                 subscriptions.append(subscription)
     except FileNotFoundError:

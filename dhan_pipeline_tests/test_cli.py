@@ -22,7 +22,7 @@ from dhan_pipeline.feeds.simulator.faults import FAULTS
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
-from dhan_pipeline.instruments import split_instrument_token
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.store.engine import create_database
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
@@ -384,10 +384,9 @@ def capture_settings(exchange: dict[str, str], master: Path, database_url: str, 
         "dhan_token_file": exchange["token_file"],
         "sessions": "always",
     }
-    chosen = [split_instrument_token(token) for token in choose_instruments(master, 10)]
     write_subscriptions(
-        tmp_path / "data" / "subscriptions.csv",
-        [Subscription(segment, number, Mode.FULL, "") for segment, number in chosen],
+        tmp_path / "data" / "subscriptions_dhan.csv",
+        [Subscription(token, Mode.FULL, "") for token in choose_instruments(master, 10)],
     )
     return settings
 
@@ -612,9 +611,8 @@ def test_a_supervisor_is_told_no_secrets(unread: int) -> None:
 
 
 def test_a_missing_token_is_said(database_url: str, folder: Path) -> None:
-    path = folder / "data" / "subscriptions.csv"
-    segment, number = split_instrument_token(1 << 40 | 1 << 32 | 2885)
-    write_subscriptions(path, [Subscription(segment, number, Mode.FULL, "RELIANCE")])
+    path = folder / "data" / "subscriptions_dhan.csv"
+    write_subscriptions(path, [Subscription(generate_instrument_token("NSE_EQ", 2885), Mode.FULL, "RELIANCE")])
     done = run("ingest", cwd=folder, database_url=database_url, dhan_token_file="no_token.json", sessions="always")
     said = last_sentence(done)
     assert said.startswith("There is no token file no_token.json (DHAN_TOKEN_FILE), ")
@@ -622,7 +620,7 @@ def test_a_missing_token_is_said(database_url: str, folder: Path) -> None:
 
 def test_missing_subscriptions_are_said(database_url: str, folder: Path) -> None:
     said = sentence(run("ingest", cwd=folder, database_url=database_url))
-    assert said.startswith("There are no resolved subscriptions at data/subscriptions.csv; ")
+    assert said.startswith("There are no resolved subscriptions at data/subscriptions_dhan.csv; ")
 
 
 def test_a_supervised_ingest_says_what_is_wrong_as_json_too(database_url: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from dhan_pipeline.feeds.simulator.dhan import MAX_INSTRUMENTS, DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.holder import Holder
 from dhan_pipeline.journal.reader import capture_dir, list_files
 from dhan_pipeline.settings import Settings
@@ -236,7 +236,8 @@ async def test_a_disk_that_takes_no_more_ends_the_capture_with_a_sentence_and_th
 
 async def test_two_connections_have_gaps_of_their_own(settings: Settings, database_url: str) -> None:
     many = [
-        Subscription(ExchangeSegment.NSE_EQ, 200_000 + n, Mode.TICKER, f"T{n}") for n in range(MAX_INSTRUMENTS + 50)
+        Subscription(generate_instrument_token("NSE_EQ", 200_000 + n), Mode.TICKER, f"T{n}")
+        for n in range(MAX_INSTRUMENTS + 50)
     ]
     write_subscriptions(settings.subscriptions_path, many)
     add_instruments(database_url, [subscription.instrument_token for subscription in many])

@@ -3,12 +3,13 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import generate_instrument_token, split_instrument_token
 from dhan_pipeline.subscriptions import (
     MAX_SUBSCRIPTIONS,
     Resolution,
@@ -41,7 +42,12 @@ def rules_file(tmp_path: Path) -> Path:
 def resolved(rules_file: Path, text: str, instruments: pd.DataFrame, on: date = ON) -> Resolution:
     """What rules, written as the list under `rules:`, come to."""
     rules_file.write_text(f"rules:\n{text}\n")
-    return resolve(load_rules(rules_file), instruments, on)
+    return resolve(load_rules(rules_file), instruments, on, "dhan")
+
+
+def ids(resolution: Resolution) -> list[int]:
+    """Dhan's ids of what is selected, in order."""
+    return [split_instrument_token(s.instrument_token)[1] for s in resolution.subscriptions]
 
 
 def facts(resolution: Resolution, instruments: pd.DataFrame) -> pd.DataFrame:
@@ -50,25 +56,25 @@ def facts(resolution: Resolution, instruments: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_the_example_is_valid_and_finds_everything_it_names(instruments: pd.DataFrame) -> None:
-    resolution = resolve(load_rules(EXAMPLE), instruments, ON)
+    resolution = resolve(load_rules(EXAMPLE), instruments, ON, "dhan")
     assert [entry.missing for entry in resolution.summary] == [()] * 6
     assert [entry.selected for entry in resolution.summary[:3]] == [7, 10, 8]
-    assert resolution.subscriptions[0] == Subscription(ExchangeSegment.IDX_I, 13, Mode.QUOTE, "NIFTY")
+    assert resolution.subscriptions[0] == Subscription(generate_instrument_token("IDX_I", 13), Mode.QUOTE, "NIFTY")
 
 
 def test_symbols_come_in_the_order_written_in_the_mode_given(rules_file: Path, instruments: pd.DataFrame) -> None:
     resolution = resolved(rules_file, " - symbols: [TCS, reliance]\n   mode: ticker", instruments)
     assert resolution.subscriptions == [
-        Subscription(ExchangeSegment.NSE_EQ, 11536, Mode.TICKER, "TCS"),
-        Subscription(ExchangeSegment.NSE_EQ, 2885, Mode.TICKER, "RELIANCE"),
+        Subscription(generate_instrument_token("NSE_EQ", 11536), Mode.TICKER, "TCS"),
+        Subscription(generate_instrument_token("NSE_EQ", 2885), Mode.TICKER, "RELIANCE"),
     ]
 
 
 def test_a_symbol_means_the_share_unless_a_series_is_given(rules_file: Path, instruments: pd.DataFrame) -> None:
     share = resolved(rules_file, " - symbols: ELECTCAST", instruments)
-    assert [s.security_id for s in share.subscriptions] == [928]
+    assert ids(share) == [928]
     warrant = resolved(rules_file, " - symbols: ELECTCAST\n   series: W1", instruments)
-    assert [s.security_id for s in warrant.subscriptions] == [18116]
+    assert ids(warrant) == [18116]
 
 
 def test_symbols_that_yaml_would_take_for_something_else_stay_symbols(rules_file: Path) -> None:
@@ -159,7 +165,7 @@ def test_a_list_names_instruments_by_id(rules_file: Path, instruments: pd.DataFr
         ("rules:\n - TCS", r"line 2: `key: value` lines are expected here"),
         ("rules:\n - list: none.csv", r"line 2: the list .*none.csv cannot be read"),
         ("rules:\n - list: bad.csv", r"bad.csv, line 3: NSE_EQ x is not an instrument"),
-        ("rules:\n - list: headless.csv", r"headless.csv has no column security_id"),
+        ("rules:\n - list: headless.csv", r"headless.csv has no column security_id or instrument_token"),
         ("rules:\n - list: ids.csv", r"ids.csv, line 2: no segment 13 is not an instrument"),
     ],
 )
@@ -185,30 +191,30 @@ def test_rules_that_select_nothing_are_an_error(rules_file: Path, instruments: p
 
 
 def test_more_than_can_be_subscribed_is_an_error_that_names_the_rule(rules_file: Path) -> None:
-    count = MAX_SUBSCRIPTIONS + 1
+    count = MAX_SUBSCRIPTIONS["dhan"] + 1
     many = pd.DataFrame(
         {
+            "instrument_token": generate_instrument_token("NSE_EQ", 0) + np.arange(count),
             "exchange_segment": "NSE_EQ",
-            "security_id": range(count),
             "trading_symbol": [f"S{i}" for i in range(count)],
             "series": "EQ",
         }
     )
     with pytest.raises(SubscriptionError, match=r"25001 instruments .* rule in line 3 adds 25000, give it a limit"):
         resolved(rules_file, " - symbols: S7\n - symbols: all", many)
-    assert len(resolved(rules_file, " - symbols: all\n   limit: 25000", many).subscriptions) == MAX_SUBSCRIPTIONS
+    assert len(resolved(rules_file, " - symbols: all\n   limit: 25000", many).subscriptions) == 25_000
 
 
 def test_a_written_list_reads_back_the_same(tmp_path: Path, instruments: pd.DataFrame) -> None:
-    subscriptions = resolve(load_rules(EXAMPLE), instruments, ON).subscriptions
+    subscriptions = resolve(load_rules(EXAMPLE), instruments, ON, "dhan").subscriptions
     path = tmp_path / "data" / "subscriptions.csv"
     write_subscriptions(path, subscriptions[:3])
     write_subscriptions(path, subscriptions)
     assert read_subscriptions(path) == subscriptions
     assert list(path.parent.iterdir()) == [path]
     assert path.read_text().splitlines()[:2] == [
-        "exchange_segment,security_id,mode,instrument_token,symbol",
-        "IDX_I,13,quote,1099511627789,NIFTY",
+        "instrument_token,exchange_segment,security_id,mode,symbol",
+        "1099511627789,IDX_I,13,quote,NIFTY",
     ]
 
 
@@ -216,14 +222,14 @@ def test_a_written_list_reads_back_the_same(tmp_path: Path, instruments: pd.Data
     ("text", "sentence"),
     [
         ("", "is empty"),
-        ("exchange_segment,security_id,mode,instrument_token,symbol\n", "is empty"),
+        ("instrument_token,exchange_segment,security_id,mode,symbol\n", "is empty"),
         ("exchange_segment,security_id\nIDX_I,13\n", "line 2: not a resolved subscription"),
         (
-            "exchange_segment,security_id,mode,instrument_token,symbol\nIDX_I,13,quote,738561,NIFTY\n",
+            "instrument_token,exchange_segment,security_id,mode,symbol\n738561,IDX_I,13,quote,NIFTY\n",
             "line 2: not a resolved subscription",
         ),
         (
-            "exchange_segment,security_id,mode,instrument_token,symbol\nIDX_I,13,loud,1099511627789,NIFTY\n",
+            "instrument_token,exchange_segment,security_id,mode,symbol\n1099511627789,IDX_I,13,loud,NIFTY\n",
             "line 2: not a resolved subscription",
         ),
     ],

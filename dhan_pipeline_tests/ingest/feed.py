@@ -40,7 +40,7 @@ TOKENS = [generate_instrument_token(*instrument) for instrument in INSTRUMENTS]
 
 #: What the exchange of the tests trades: each mode of equities and of futures.
 SUBSCRIPTIONS = [
-    Subscription((ExchangeSegment.NSE_EQ, ExchangeSegment.NSE_FNO)[n % 2], 100_000 + n, list(Mode)[n % 3], f"S{n}")
+    Subscription(generate_instrument_token(("NSE_EQ", "NSE_FNO")[n % 2], 100_000 + n), list(Mode)[n % 3], f"S{n}")
     for n in range(60)
 ]
 SUBSCRIBED = [subscription.instrument_token for subscription in SUBSCRIPTIONS]

@@ -14,7 +14,6 @@ from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error
 from dhan_pipeline.ingest import broker_bars
 from dhan_pipeline.ingest.broker_bars import EXPIRED, NOT_ASKED, UNKNOWN, BrokerBarsError, Fetch, fetch_day
-from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import DAY as DAY_MINUTES
 from dhan_pipeline.store.broker_candles import MINUTE, read_broker_candles
@@ -68,7 +67,7 @@ def broker(
 
 
 def subscribe(settings: Settings, *tokens: int) -> None:
-    subscriptions = [Subscription(*split_instrument_token(token), Mode.FULL, "X") for token in tokens]
+    subscriptions = [Subscription(token, Mode.FULL, "X") for token in tokens]
     write_subscriptions(settings.subscriptions_path, subscriptions)
 
 

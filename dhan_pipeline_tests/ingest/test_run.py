@@ -15,7 +15,7 @@ from dhan_pipeline.ingest import run as run_module
 from dhan_pipeline.ingest.capture import Receiver
 from dhan_pipeline.ingest.rebuild import rebuild_hour
 from dhan_pipeline.ingest.run import ClockBehindError, Ingest
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.journal.reader import hour_path, hour_summary, read_blocks
 from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
 from dhan_pipeline.sessions import HOUR_NS
@@ -284,7 +284,7 @@ async def test_a_refused_start_leaves_the_capture_free(ready: Settings) -> None:
     with pytest.raises(ClockBehindError, match="2026-11-20 03:30:00 UTC, which is before the journal's last message"):
         Ingest(ready, ready.database_url or "", print, behind)
     too_many = [
-        Subscription(ExchangeSegment.NSE_EQ, number, Mode.TICKER, "S")
+        Subscription(generate_instrument_token("NSE_EQ", number), Mode.TICKER, "S")
         for number in range(MAX_CONNECTIONS * MAX_INSTRUMENTS_PER_CONNECTION + 1)
     ]
     write_subscriptions(ready.subscriptions_path, too_many)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.orchestration.calendar import (
     TOKEN_AHEAD,
     capture_expected,
@@ -30,7 +30,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def subscribe(settings: Settings, *segments: ExchangeSegment) -> None:
-    write_subscriptions(settings.subscriptions_path, [Subscription(segment, 1, Mode.FULL, "X") for segment in segments])
+    subscriptions = [Subscription(generate_instrument_token(segment, 1), Mode.FULL, "X") for segment in segments]
+    write_subscriptions(settings.subscriptions_path, subscriptions)
 
 
 @pytest.mark.parametrize(

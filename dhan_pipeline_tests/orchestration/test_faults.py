@@ -17,7 +17,7 @@ import dagster_postgres.utils
 import pytest
 import yaml
 
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.orchestration import ingest
 from dhan_pipeline.orchestration.names import LIVE_FEED, TICKS
 from dhan_pipeline.settings import Settings
@@ -150,7 +150,8 @@ class Dagster:
 @pytest.fixture
 def dagster(tmp_path: Path, open_dir: Path, database_url: str) -> Iterator[Dagster]:
     settings = Settings(_env_file=None, data_dir=tmp_path / "data", database_url=database_url)
-    write_subscriptions(settings.subscriptions_path, [Subscription(ExchangeSegment.NSE_EQ, 1, Mode.FULL, "X")])
+    subscription = Subscription(generate_instrument_token("NSE_EQ", 1), Mode.FULL, "X")
+    write_subscriptions(settings.subscriptions_path, [subscription])
     # Its path must be short: a socket is in it.
     running = Dagster(Path(tempfile.mkdtemp(dir=open_dir)), settings)
     try:

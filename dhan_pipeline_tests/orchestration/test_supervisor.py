@@ -9,7 +9,7 @@ import pytest
 from dagster import DagsterEvent, DagsterEventType
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.orchestration import supervisor
 from dhan_pipeline.orchestration.supervisor import (
@@ -179,7 +179,7 @@ class TestTheSensor:
 
     @pytest.fixture
     def subscribed(self, pipeline: Pipeline) -> Pipeline:
-        subscription = Subscription(ExchangeSegment.NSE_EQ, 1, Mode.FULL, "X")
+        subscription = Subscription(generate_instrument_token("NSE_EQ", 1), Mode.FULL, "X")
         write_subscriptions(pipeline.settings.subscriptions_path, [subscription])
         return pipeline
 

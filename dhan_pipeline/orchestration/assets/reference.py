@@ -90,7 +90,7 @@ def subscriptions(
         rules = load_rules(settings.subscriptions_file)
         with closing(connect(database_url(settings))) as conn:
             active = read_instruments(conn)
-        resolution = resolve(rules, active, clock.now().astimezone(IST).date())
+        resolution = resolve(rules, active, clock.now().astimezone(IST).date(), settings.source)
         write_subscriptions(settings.subscriptions_path, resolution.subscriptions)
     for rule in resolution.summary:
         if rule.missing:

@@ -13,7 +13,6 @@ from dhan_pipeline.feeds.simulator.history import BarEdit
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error
 from dhan_pipeline.gaps import Cause, Gap
-from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.orchestration.assets.broker import BROKER_CANDLES, CANDLE_RECONCILIATION, build_broker_assets
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.partitions import daily_partitions
@@ -61,7 +60,7 @@ def broker(
 
 
 def subscribe(settings: Settings, *tokens: int) -> None:
-    subscriptions = [Subscription(*split_instrument_token(token), Mode.FULL, "X") for token in tokens]
+    subscriptions = [Subscription(token, Mode.FULL, "X") for token in tokens]
     write_subscriptions(settings.subscriptions_path, subscriptions)
 
 

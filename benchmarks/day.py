@@ -103,6 +103,7 @@ def steps(where: Place, ticks: int) -> list[dict[str, Any]]:
     environment = prepare(where, "day", INSTRUMENTS)
     settings = Settings(  # type: ignore[call-arg]
         _env_file=None,
+        data_source="dhan",
         data_dir=Path(environment["DATA_DIR"]),
         database_url=environment["DATABASE_URL"],
         dhan_token_file=Path(environment["DHAN_TOKEN_FILE"]),

@@ -161,43 +161,43 @@ class Ingest:
                 on_down=self._on_down,
                 on_shed=lambda tokens: self._gaps.shed(tokens),
             )
+            last_gap_id = _last_gap_id(self._journal)
+            self._gaps = GapKeeper(
+                self._receiver.note,
+                emit,
+                self._feed.instruments,
+                partial(session_seconds, always=settings.sessions == "always"),
+                clock,
+                last_gap_id,
+            )
+            self._started = Started(
+                os.getpid(),
+                self._journal.last_received_ns or None,
+                self._journal.previous or Cause.RESTART,
+                last_gap_id,
+            )
+            self._pauses = PauseWatch(SHORTEST_PAUSE_S, clock.speed)
+            self._end: Cause | None = None
+            self._flush_timer: asyncio.TimerHandle | None = None
+            self._backlog = Backlog(
+                settings.journal_dir,
+                settings.capture_number,
+                self._journal.last_block_id,
+                self._journal.last_received_ns,
+                self._on_damage,
+            )
+            connections = {
+                token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)
+            }
+            self._writer = _sink(settings)(settings, database_url, self._backlog, clock, self._warn, connections, self)
+            self.metrics = Metrics(settings, clock, "capture", self._writer.counts, subscriptions)
+            self._report = StatusReport(clock)
+            self._messages = 0
+            self._bytes = 0
+            self._announced: set[str] = set()
+            self._disk_is_low = False
+            self._trade_clock: str | None = None
             undo.pop_all()
-        last_gap_id = _last_gap_id(self._journal)
-        self._gaps = GapKeeper(
-            self._receiver.note,
-            emit,
-            self._feed.instruments,
-            partial(session_seconds, always=settings.sessions == "always"),
-            clock,
-            last_gap_id,
-        )
-        self._started = Started(
-            os.getpid(),
-            self._journal.last_received_ns or None,
-            self._journal.previous or Cause.RESTART,
-            last_gap_id,
-        )
-        self._pauses = PauseWatch(SHORTEST_PAUSE_S, clock.speed)
-        self._end: Cause | None = None
-        self._flush_timer: asyncio.TimerHandle | None = None
-        self._backlog = Backlog(
-            settings.journal_dir,
-            settings.capture_number,
-            self._journal.last_block_id,
-            self._journal.last_received_ns,
-            self._on_damage,
-        )
-        connections = {
-            token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)
-        }
-        self._writer = _sink(settings)(settings, database_url, self._backlog, clock, self._warn, connections, self)
-        self.metrics = Metrics(settings, clock, "capture", self._writer.counts, subscriptions)
-        self._report = StatusReport(clock)
-        self._messages = 0
-        self._bytes = 0
-        self._announced: set[str] = set()
-        self._disk_is_low = False
-        self._trade_clock: str | None = None
 
     def close(self) -> None:
         """Release the capture's lock, and leave a word on how it ended."""
@@ -375,7 +375,7 @@ class Ingest:
     def _watch_trade_clock(self) -> None:
         verdict = self._writer.liveliness.trade_clock
         if verdict == "moved" and self._trade_clock != "moved":
-            self._warn(moved_in_words(self._settings.trade_time_offset_s))
+            self._warn(moved_in_words(self._settings.source, self._settings.trade_time_offset_s))
         self._trade_clock = verdict
 
     def _watch_disk(self) -> None:

@@ -407,7 +407,7 @@ def _trade_clock(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     limits = "trade times within two minutes of receipt"
     match status.get("trade_clock"):
         case "moved":
-            found = moved_in_words(settings.trade_time_offset_s)
+            found = moved_in_words(settings.source, settings.trade_time_offset_s)
             return CheckOutcome("trade_clock", False, "ERROR", None, "", limits, found)
         case "ok":
             found = "Trades arrive moments after their trade time."

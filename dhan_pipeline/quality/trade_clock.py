@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.sessions import IST_OFFSET_S
+from dhan_pipeline.sources import Source
 
 Verdict = Literal["ok", "moved"] | None
 
@@ -75,15 +76,17 @@ class TradeClock:
         return None
 
 
-def moved_in_words(offset_s: int) -> str:
+def moved_in_words(source: Source, offset_s: int) -> str:
     """What the verdict `moved` means where trade times are taken to be `offset_s` ahead of UTC, and what to do."""
     other = _other(offset_s)
     clock = "India's wall clock" if other else "true UTC"
     wrong = f"{abs(offset_s - other) / 3600:g} h too {'early' if offset_s > other else 'late'}"
+    found = f"The feed's trade times seem to follow {clock}: `last_trade_time` is then {wrong} in every row."
+    if source == "kite":
+        return f"{found} Kite never did so: prices and volumes are right, and the journal has the bytes."
     return (
-        f"The feed's trade times seem to follow {clock}: `last_trade_time` is then {wrong} in every row. Set"
-        f" DHAN_TRADE_TIME_OFFSET_S={other}, start the capture again, and materialise `ticks` of the hours since then"
-        " again: the journal has the bytes."
+        f"{found} Set DHAN_TRADE_TIME_OFFSET_S={other}, start the capture again, and materialise `ticks` of the hours"
+        " since then again: the journal has the bytes."
     )
 
 

@@ -110,7 +110,8 @@ def test_a_feed_that_returns_from_utc_to_indias_wall_clock_is_noticed_too() -> N
 
 
 def test_what_it_means_is_said_for_either_way() -> None:
-    assert "follow true UTC: `last_trade_time` is then 5.5 h too early" in moved_in_words(IST_OFFSET_S)
-    assert "DHAN_TRADE_TIME_OFFSET_S=0," in moved_in_words(IST_OFFSET_S)
-    assert "follow India's wall clock: `last_trade_time` is then 5.5 h too late" in moved_in_words(0)
-    assert "DHAN_TRADE_TIME_OFFSET_S=19800," in moved_in_words(0)
+    assert "follow true UTC: `last_trade_time` is then 5.5 h too early" in moved_in_words("dhan", IST_OFFSET_S)
+    assert "DHAN_TRADE_TIME_OFFSET_S=0," in moved_in_words("dhan", IST_OFFSET_S)
+    assert "follow India's wall clock: `last_trade_time` is then 5.5 h too late" in moved_in_words("dhan", 0)
+    assert "DHAN_TRADE_TIME_OFFSET_S=19800," in moved_in_words("dhan", 0)
+    assert "DHAN" not in moved_in_words("kite", 0)

@@ -68,6 +68,8 @@ def environment(settings: Settings, feed_url: str) -> dict[str, str]:
         "DATABASE_URL": settings.database_url or "",
         "DHAN_TOKEN_FILE": str(settings.dhan_token_file),
         "DHAN_FEED_URL": feed_url,
+        "KITE_TOKEN_FILE": str(settings.kite_token_file),
+        "KITE_FEED_URL": feed_url,
         "FEED_SILENCE_S": str(settings.feed_silence_s),
         "SESSIONS": "always",
     }

@@ -8,22 +8,33 @@ import pytest
 
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
+from dhan_pipeline_tests.ingest import kite_feed
 from dhan_pipeline_tests.ingest.feed import TOKENS, add_instruments
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str) -> Settings:
-    add_instruments(database_url, TOKENS)
+def source(request: pytest.FixtureRequest) -> Source:
+    """Whose feed it is; tests that do not care ask for both."""
+    named: Source = getattr(request, "param", "dhan")
+    return named
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, source: Source) -> Settings:
+    add_instruments(database_url, TOKENS if source == "dhan" else kite_feed.TOKENS)
     return Settings(
         _env_file=None,
+        data_source=source,
         data_dir=tmp_path / "data",
         database_url=database_url,
         dhan_token_file=tmp_path / "token.json",
+        kite_token_file=tmp_path / "token.json",
         sessions="always",
     )
 
 
 @pytest.fixture
 def journal(settings: Settings) -> Iterator[JournalWriter]:
-    with closing(JournalWriter(settings.journal_dir, settings.capture)) as writer:
+    with closing(JournalWriter(settings.journal_dir, settings.capture_number)) as writer:
         yield writer

@@ -1,5 +1,6 @@
 """A feed of made-up packets, a clock set by hand, and looks into the journal and the database."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -9,19 +10,26 @@ import numpy as np
 from psycopg2 import sql
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.writer import Writer
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import (
+    ExchangeSegment,
+    KiteSegment,
+    generate_instrument_token,
+    make_kite_token,
+    source_of,
+)
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.notes import NOTE_CONNECTION
 from dhan_pipeline.journal.reader import read_blocks
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import IST_OFFSET_S, parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
@@ -43,6 +51,11 @@ SUBSCRIPTIONS = [
     Subscription(generate_instrument_token(("NSE_EQ", "NSE_FNO")[n % 2], 100_000 + n), list(Mode)[n % 3], f"S{n}")
     for n in range(60)
 ]
+KITE_SUBSCRIPTIONS = [
+    Subscription(make_kite_token((KiteSegment.NSE, KiteSegment.NFO)[n % 2], 100_000 + n), list(Mode)[n % 3], f"S{n}")
+    for n in range(60)
+]
+SUBSCRIPTIONS_OF: dict[Source, list[Subscription]] = {"dhan": SUBSCRIPTIONS, "kite": KITE_SUBSCRIPTIONS}
 SUBSCRIBED = [subscription.instrument_token for subscription in SUBSCRIPTIONS]
 CLIENT_ID = "1100000001"
 
@@ -60,17 +73,24 @@ def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
 def add_instruments(database_url: str, tokens: Sequence[int]) -> None:
     with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES (%s, 'dhan', '', '')",
-            [(token,) for token in tokens],
+            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES (%s, %s, '', '')",
+            [(token, source_of(token)) for token in tokens],
         )
 
 
 def prepare_capture(settings: Settings) -> None:
     """The instruments, subscriptions and token without which a capture does not start."""
     assert settings.database_url is not None
-    add_instruments(settings.database_url, SUBSCRIBED)
-    write_subscriptions(settings.subscriptions_path, SUBSCRIPTIONS)
-    save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
+    subscriptions = SUBSCRIPTIONS_OF[settings.source]
+    add_instruments(settings.database_url, [subscription.instrument_token for subscription in subscriptions])
+    write_subscriptions(settings.subscriptions_path, subscriptions)
+    if settings.source == "dhan":
+        save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
+    else:
+        from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_access_token
+
+        token = {"api_key": API_KEY, "access_token": make_kite_access_token()}
+        settings.kite_token_file.write_text(json.dumps(token))
 
 
 class HandClock(Clock):
@@ -159,7 +179,7 @@ def record(journal: JournalWriter, messages: Sequence[bytes], at_ns: int, in_blo
 
 
 def backlog_of(journal: JournalWriter, settings: Settings) -> Backlog:
-    return Backlog(settings.journal_dir, settings.capture, journal.last_block_id, journal.last_received_ns)
+    return Backlog(settings.journal_dir, settings.capture_number, journal.last_block_id, journal.last_received_ns)
 
 
 @contextmanager
@@ -212,7 +232,8 @@ def feed_messages(block: Block) -> int:
 
 def assert_stored_exactly_once(settings: Settings, database_url: str) -> None:
     """The ledger, the ticks and the rejected are what the journal decodes to: no block missing, none twice."""
-    blocks = list(read_blocks(settings.journal_dir, settings.capture))
+    blocks = list(read_blocks(settings.journal_dir, settings.capture_number))
+    decode = decoder(settings)
     decoded = {block.block_id: decode(block.payload, block.offsets, block.text).packets for block in blocks}
     ledger = query(database_url, "SELECT block_id, messages, packets FROM ingest_ledger ORDER BY block_id")
     assert ledger == [(block.block_id, block.messages, decoded[block.block_id]) for block in blocks]

@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     """Prices of a bar differ when they are further apart than so many tick sizes of the instrument."""
     candle_volume_share: float = Field(default=0.01, ge=0, le=1)
     """Volumes differ when they are further apart than this share of the broker's."""
+    shadow_agree_warn: float = Field(default=0.99, ge=0, le=1)
+    shadow_agree_error: float = Field(default=0.95, ge=0, le=1)
+    """Share of an hour's seconds in which both brokers say the same of an instrument."""
 
     @field_validator("data_source")
     @classmethod

@@ -167,6 +167,22 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         assert instigator.default_status.value == "RUNNING"
 
 
+def test_each_of_two_sources_has_a_capture_a_supervisor_and_checks_of_its_own() -> None:
+    settings = Settings(_env_file=None, data_source="kite,dhan", database_url="postgresql://127.0.0.1:1/none")
+    both = build_defs(settings=settings)
+    dg.Definitions.validate_loadable(both)
+    jobs = {f"ingest_job_{source}" for source in settings.sources}
+    assert names(build_defs(location="ingest", settings=settings)) == jobs | {
+        f"ingest_supervisor_{source}" for source in settings.sources
+    }
+    captures = {both.resolve_job_def(name).tags["dhan/capture"] for name in jobs}
+    assert captures == {"0", "16"}
+    graph = both.resolve_asset_graph()
+    for source in settings.sources:
+        key = dg.AssetKey(f"live_feed_{source}")
+        assert {check.name for check in graph.asset_check_keys if check.asset_key == key} == ASSETS["live_feed"][4]
+
+
 def test_an_ingest_run_says_which_capture_it_keeps() -> None:
     third = build_defs(settings=Settings(_env_file=None, capture=3)).resolve_job_def("ingest_job")
     assert third.tags["dhan/role"] == "ingest"

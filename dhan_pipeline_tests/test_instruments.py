@@ -1,12 +1,22 @@
 import numpy as np
 import pytest
 
+from psycopg2.extensions import connection
+
 from dhan_pipeline.instruments import (
+    KITE_SEGMENTS,
     ExchangeSegment,
     InstrumentIndex,
+    KiteSegment,
+    decimals_of,
     dhan_tokens,
     generate_instrument_token,
+    make_kite_token,
+    segment_of,
+    segments_of,
+    source_of,
     split_instrument_token,
+    split_kite_token,
 )
 
 NIFTY = generate_instrument_token("IDX_I", 13)
@@ -62,6 +72,72 @@ def test_currency_has_four_decimals_and_an_index_is_not_traded() -> None:
     index = InstrumentIndex([NIFTY, ABB, USDINR])
     assert index.decimals.tolist() == [2, 2, 4]
     assert index.scale.tolist() == [100.0, 100.0, 10_000.0]
+    assert index.tradable.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("token", "segment", "exchange_token"),
+    [
+        (738561, KiteSegment.NSE, 2885),
+        (256265, KiteSegment.INDICES, 1001),
+        (265, KiteSegment.INDICES, 1),
+        (128083204, KiteSegment.BSE, 500325),
+        (2**32 - 256 + 12, KiteSegment.NCO, 2**24 - 1),
+    ],
+)
+def test_a_token_of_kite_is_its_own_number_and_says_its_segment(
+    token: int, segment: KiteSegment, exchange_token: int
+) -> None:
+    assert split_kite_token(token) == (segment, exchange_token)
+    assert make_kite_token(segment, exchange_token) == token
+    assert (source_of(token), source_of(NIFTY)) == ("kite", "dhan")
+    assert segment_of(token) is KITE_SEGMENTS[segment]
+
+
+@pytest.mark.parametrize(("number", "error"), [(NIFTY, "not a Kite"), (-1, "not a Kite"), (256 + 10, "10 is not a")])
+def test_a_number_that_is_no_token_of_kite_is_not_split(number: int, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        split_kite_token(number)
+    with pytest.raises(ValueError, match="24 bits"):
+        make_kite_token(KiteSegment.NSE, 1 << 24)
+
+
+def test_segments_and_decimals_of_many_tokens_are_those_of_each(conn: connection) -> None:
+    kite = [make_kite_token(segment, number) for segment in KiteSegment for number in (1, 2885, 2**24 - 1)]
+    dhan = [generate_instrument_token(segment, number) for segment in ExchangeSegment for number in (1, 2**32 - 1)]
+    tokens = np.array([*kite, *dhan])
+    found = [segment_of(token) for token in tokens.tolist()]
+    assert segments_of(tokens).tolist() == found
+    currencies = (ExchangeSegment.NSE_CURRENCY, ExchangeSegment.BSE_CURRENCY)
+    assert decimals_of(tokens).tolist() == [4 if segment in currencies else 2 for segment in found]
+    assert segments_of(np.array([10, 2**39, 2**50])).tolist() == [255, 255, 255]
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT array_agg(exchange_segment_of(token) ORDER BY at), array_agg(is_index(token) ORDER BY at) "
+            "FROM unnest(%s::bigint[]) WITH ORDINALITY AS tokens (token, at)",
+            (tokens.tolist(),),
+        )
+        assert cursor.fetchone() == (found, [segment == ExchangeSegment.IDX_I for segment in found])
+        cursor.execute("SELECT exchange_segment_of(266), is_index(266)")
+        assert cursor.fetchone() == (None, False)
+
+
+def test_kite_s_instruments_are_found_by_tables_too() -> None:
+    rng = np.random.default_rng(3)
+    spans = {KiteSegment.NSE: (60_000, 9_000), KiteSegment.NFO: (200_000, 90_000), KiteSegment.BSE: (1_000_000, 12_000)}
+    tokens = np.concatenate(
+        [rng.choice(highest, count, replace=False) << 8 | segment for segment, (highest, count) in spans.items()]
+    )
+    rng.shuffle(tokens)
+    index = InstrumentIndex(tokens)
+    assert index.nbytes < 20_000_000
+    assert np.array_equal(index.lookup(tokens), np.arange(len(tokens)))
+    assert index.lookup(np.setdiff1d(tokens + 256, tokens)).max() == -1
+
+
+def test_a_currency_of_kite_s_has_four_decimals_and_its_indices_are_not_traded() -> None:
+    index = InstrumentIndex([256265, KITE_RELIANCE, make_kite_token(KiteSegment.CDS, 1)])
+    assert index.decimals.tolist() == [2, 2, 4]
     assert index.tradable.tolist() == [False, True, True]
 
 

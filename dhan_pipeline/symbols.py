@@ -21,6 +21,23 @@ from typing import Literal
 
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 
+#: Kite's names of indices that their derivatives, and Dhan, call otherwise.
+KITE_INDICES = {
+    "NIFTY 50": "NIFTY",
+    "NIFTY BANK": "BANKNIFTY",
+    "NIFTY FIN SERVICE": "FINNIFTY",
+    "NIFTY MID SELECT": "MIDCPNIFTY",
+    "NIFTY NEXT 50": "NIFTYNXT50",
+    "NIFTY IT": "NIFTYIT",
+    "NIFTY INFRA": "NIFTYINFRA",
+    "NIFTY PSE": "NIFTYPSE",
+    "NIFTY CPSE": "NIFTYCPSE",
+    "NIFTY MIDCAP 50": "NIFTYMCAP50",
+    "GIFT NIFTY": "GIFTNIFTY",
+    "SENSEX": "SENSEX",
+    "BANKEX": "BANKEX",
+}
+
 _MONTHS = {name.upper(): number for number, name in enumerate(calendar.month_abbr) if name}
 _MONTH_CODES = "123456789OND"
 

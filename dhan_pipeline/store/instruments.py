@@ -1,7 +1,8 @@
-"""The instruments tables: brought up to date from a scrip master, and read back.
+"""The instruments tables: brought up to date from a broker's list of all instruments, and read back.
 
-A sync is one transaction. What the master no longer names is deactivated, never deleted; each state that an instrument
-was in while active is a row of `instrument_versions`, of which an active instrument has exactly one open.
+A sync is one transaction, and touches the rows of one source only. What the list no longer names is deactivated, never
+deleted; each state that an instrument was in while active is a row of `instrument_versions`, of which an active
+instrument has exactly one open. Rows of the existing system have no version before their first sync.
 """
 
 import time
@@ -20,24 +21,27 @@ from psycopg2 import sql
 from psycopg2.extensions import connection, cursor
 
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.instruments import ExchangeSegment, source_of
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.records import read_records
 
 if TYPE_CHECKING:  # the capture needs `load_tokens` only, and pandas would be a quarter of its memory
     import pandas as pd
 
-    from dhan_pipeline.feeds.dhan.scrip_master import ScripMaster
+    from dhan_pipeline.feeds.master_csv import InstrumentMaster
 
 #: A master, or a segment of at least SEGMENT_ROWS, with less than this share of the active instruments is refused:
 #: a broken file is likelier than half the market gone overnight.
 COLLAPSED = 0.5
 SEGMENT_ROWS = 1000
 
-#: The columns that a scrip master fills, as they travel to and from the database.
+#: The columns that a list of instruments fills, as they travel to and from the database.
 SCHEMA = pa.schema(
     [
         ("instrument_token", pa.int64()),
         ("security_id", pa.int64()),
+        ("exchange_token", pa.int64()),
         ("exchange", pa.string()),
         ("exchange_segment", pa.string()),
         ("trading_symbol", pa.string()),
@@ -74,23 +78,32 @@ class SyncResult:
 
 
 def sync_to_database(
-    database_url: str, master: "ScripMaster", *, source: str = "dhan", batch_size: int = 50_000, force: bool = False
+    database_url: str,
+    master: "InstrumentMaster",
+    *,
+    source: Source = "dhan",
+    batch_size: int = 50_000,
+    force: bool = False,
 ) -> SyncResult:
     """Bring the instruments of a source up to date, in one transaction.
 
     `batch_size` is the number of rows a COPY. `force` accepts a master in which a segment vanished or the number of
-    instruments collapsed. Raises InstrumentSyncError, having changed nothing.
+    instruments collapsed. Raises InstrumentSyncError, having changed nothing; ValueError for the master of another
+    source.
     """
     started = time.perf_counter()
+    for token in (master.rows["instrument_token"].min(), master.rows["instrument_token"].max()):
+        if source_of(token) != source:
+            raise ValueError(f"{token} is no instrument of {source}")
     try:
         with closing(connect(database_url)) as conn, conn, conn.cursor() as cur:
             # Other syncs wait; readers do not.
             cur.execute("LOCK TABLE instruments, instrument_versions IN SHARE ROW EXCLUSIVE MODE")
             if not force:
-                _refuse_collapse(_active_counts(cur, source), master.segment_counts)
+                _refuse_collapse(_active_counts(cur, source, master.rows["expiry"].min()), master.segment_counts)
             _copy(cur, master.rows, batch_size)
             inserted, updated, reactivated, deactivated = _merge(cur, source)
-    except psycopg2.errors.UndefinedTable as error:
+    except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedFunction) as error:
         raise InstrumentSyncError("The database has no instruments table yet; migrate it first.") from error
     except psycopg2.Error as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -106,26 +119,28 @@ def sync_to_database(
     )
 
 
-def _active_counts(cur: cursor, source: str) -> dict[str, int]:
+def _active_counts(cur: cursor, source: Source, first_expiry: "pd.Timestamp") -> dict[str, int]:
+    """Active instruments by segment, without those that have expired since the last sync, or in the existing system."""
     cur.execute(
-        "SELECT exchange_segment, count(*) FROM instruments WHERE source = %s AND is_active GROUP BY 1 ORDER BY 1",
-        (source,),
+        "SELECT exchange_segment_of(instrument_token), count(*) FROM instruments"
+        " WHERE source = %s AND is_active AND (expiry >= %s) IS NOT false GROUP BY 1 ORDER BY 1",
+        (source, None if first_expiry != first_expiry else first_expiry.date()),
     )
-    return dict(cur.fetchall())
+    return {ExchangeSegment(number).name: count for number, count in cur.fetchall() if number is not None}
 
 
 def _refuse_collapse(active: Mapping[str, int], named: Mapping[str, int]) -> None:
     end = "; nothing was changed, sync with force if this is right."
     vanished = [segment for segment in active if not named.get(segment)]
     if vanished:
-        raise InstrumentSyncError(f"The scrip master names no instrument of {', '.join(vanished)}{end}")
+        raise InstrumentSyncError(f"The instrument master names no instrument of {', '.join(vanished)}{end}")
     total, were = sum(named.values()), sum(active.values())
     if total < COLLAPSED * were:
-        raise InstrumentSyncError(f"The scrip master names {total} instruments where {were} are active{end}")
+        raise InstrumentSyncError(f"The instrument master names {total} instruments where {were} are active{end}")
     for segment, count in active.items():
         if count >= SEGMENT_ROWS and named[segment] < COLLAPSED * count:
             raise InstrumentSyncError(
-                f"The scrip master names {named[segment]} instruments of {segment} where {count} are active{end}"
+                f"The instrument master names {named[segment]} instruments of {segment} where {count} are active{end}"
             )
 
 
@@ -141,13 +156,16 @@ def _copy(cur: cursor, rows: "pd.DataFrame", batch_size: int) -> None:
 
 
 _FACTS = [name for name in SCHEMA.names if name != "instrument_token"]
+#: What a version holds: all but what the token says for ever.
+_VERSIONED = [name for name in _FACTS if name != "exchange_token"]
 #: The compact layout has no ISIN; what the detailed one said stays true.
 _INCOMING = ["coalesce(n.isin, i.isin)" if name == "isin" else f"n.{name}" for name in _FACTS]
 
 _FIND_CHANGES = f"""
 CREATE TEMP TABLE changes ON COMMIT DROP AS
 SELECT n.instrument_token, {", ".join(f"{value} AS {name}" for name, value in zip(_FACTS, _INCOMING, strict=True))},
-       i.instrument_token IS NULL AS is_new, i.is_active AS was_active
+       i.instrument_token IS NULL AS is_new, i.is_active AS was_active,
+       (i.trading_symbol, i.exchange, i.expiry) IS DISTINCT FROM (n.trading_symbol, n.exchange, n.expiry) AS is_other
 FROM incoming n LEFT JOIN instruments i USING (instrument_token)
 WHERE i.instrument_token IS NULL OR NOT i.is_active
    OR ({", ".join(f"i.{name}" for name in _FACTS)}) IS DISTINCT FROM ({", ".join(_INCOMING)})
@@ -158,6 +176,16 @@ CREATE TEMP TABLE gone ON COMMIT DROP AS
 SELECT instrument_token FROM instruments i
 WHERE source = %(source)s AND is_active
   AND NOT EXISTS (SELECT FROM incoming n WHERE n.instrument_token = i.instrument_token)
+"""
+
+#: What a row without versions was, before its token means another contract: else that one would inherit its past.
+_KEEP_FIRST_VERSIONS = f"""
+INSERT INTO instrument_versions (instrument_token, valid_from, valid_to, source, {", ".join(_VERSIONED)})
+SELECT instrument_token, least(i.last_updated, %(now)s - interval '1 microsecond'), %(now)s, i.source,
+       {", ".join(f"i.{name}" for name in _VERSIONED)}
+FROM changes c JOIN instruments i USING (instrument_token)
+WHERE is_other AND NOT is_new
+  AND NOT EXISTS (SELECT FROM instrument_versions v WHERE v.instrument_token = i.instrument_token)
 """
 
 _CLOSE_VERSIONS = """
@@ -184,8 +212,8 @@ ORDER BY instrument_token
 """
 
 _OPEN_VERSIONS = f"""
-INSERT INTO instrument_versions (instrument_token, valid_from, source, {", ".join(_FACTS)})
-SELECT instrument_token, %(now)s, %(source)s, {", ".join(_FACTS)} FROM changes
+INSERT INTO instrument_versions (instrument_token, valid_from, source, {", ".join(_VERSIONED)})
+SELECT instrument_token, %(now)s, %(source)s, {", ".join(_VERSIONED)} FROM changes
 ORDER BY instrument_token
 """
 
@@ -202,7 +230,7 @@ def _merge(cur: cursor, source: str) -> tuple[int, int, int, int]:
         " count(*) FILTER (WHERE NOT was_active), (SELECT count(*) FROM gone) FROM changes"
     )
     inserted, updated, reactivated, deactivated = _one(cur)
-    for statement in (_CLOSE_VERSIONS, _DEACTIVATE, _UPDATE, _INSERT, _OPEN_VERSIONS):
+    for statement in (_KEEP_FIRST_VERSIONS, _CLOSE_VERSIONS, _DEACTIVATE, _UPDATE, _INSERT, _OPEN_VERSIONS):
         cur.execute(statement, values)
     return inserted, updated, reactivated, deactivated
 
@@ -213,14 +241,14 @@ def _one(cur: cursor) -> tuple[int, ...]:
     return row
 
 
-def load_tokens(conn: connection, source: str) -> NDArray[np.int64]:
+def load_tokens(conn: connection, source: Source) -> NDArray[np.int64]:
     """Tokens of all instruments ever known of a source, active or not, ascending."""
     query = "SELECT instrument_token FROM instruments WHERE source = %s ORDER BY 1"
     return read_records(conn, query, [source], {"instrument_token": "int8"})["instrument_token"]
 
 
-def read_instruments(conn: connection, source: str = "dhan") -> "pd.DataFrame":
-    """The active instruments of a source, by token: the columns and types of `ScripMaster.rows`."""
+def read_instruments(conn: connection, source: Source) -> "pd.DataFrame":
+    """The active instruments of a source, by token: the columns and types of `InstrumentMaster.rows`."""
     query = (
         "COPY (SELECT {} FROM active_instruments WHERE source = {} ORDER BY instrument_token) TO STDOUT (FORMAT csv)"
     )
@@ -240,4 +268,5 @@ def read_instruments(conn: connection, source: str = "dhan") -> "pd.DataFrame":
             ),
         )
     frame: pd.DataFrame = table.to_pandas(date_as_object=False)
-    return frame.astype({"lot_size": "Int64", "expiry": "datetime64[s]"})
+    numbers = dict.fromkeys(("security_id", "exchange_token", "lot_size"), "Int64")
+    return frame.astype(numbers | {"expiry": "datetime64[s]"})

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
-from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, ScripMaster, generate_instrument_token, parse_dhan_csv
+from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, InstrumentMaster, generate_instrument_token, parse_dhan_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import (
@@ -31,7 +31,7 @@ ABB = {"segment": "E", "id": 13, "symbol": "ABB"}
 NIFTY = {"segment": "I", "id": 13, "symbol": "NIFTY"}
 
 
-def master_of(*instruments: dict[str, Any]) -> ScripMaster:
+def master_of(*instruments: dict[str, Any]) -> InstrumentMaster:
     """A master of the detailed layout that names these NSE instruments and nothing else, read by the parser."""
     header = (
         "EXCH_ID,SEGMENT,SECURITY_ID,ISIN,INSTRUMENT,UNDERLYING_SYMBOL,SYMBOL_NAME,DISPLAY_NAME,SERIES,LOT_SIZE,"
@@ -74,7 +74,7 @@ def test_a_whole_master_is_stored_and_read_back_the_same(database_url: str, conn
     master = parse_dhan_csv(tmp_path / "master.csv")
     result = sync_to_database(database_url, master, batch_size=999)
     assert counts(result) == {"inserted": len(master.rows)}
-    stored = read_instruments(conn)
+    stored = read_instruments(conn, "dhan")
     pd.testing.assert_frame_equal(stored, master.rows.sort_values("instrument_token").reset_index(drop=True))
     assert load_tokens(conn, "dhan").tolist() == stored["instrument_token"].tolist()
     conn.rollback()
@@ -89,7 +89,7 @@ def test_a_whole_master_is_stored_and_read_back_the_same(database_url: str, conn
 def test_nothing_is_read_from_an_empty_table(conn: connection) -> None:
     assert load_tokens(conn, "dhan").dtype == np.int64
     assert len(load_tokens(conn, "dhan")) == 0
-    frame = read_instruments(conn)
+    frame = read_instruments(conn, "dhan")
     assert tuple(frame.columns) == COLUMNS
     assert frame.empty
 
@@ -246,12 +246,12 @@ def test_after_any_syncs_the_table_is_the_last_master_and_each_active_instrument
             parts = (result.inserted, result.updated, result.reactivated, result.unchanged)
             assert sum(parts) == len(instruments)
             ever |= set(master.rows["instrument_token"])
-        stored = read_instruments(conn)
+        stored = read_instruments(conn, "dhan")
         conn.rollback()
         pd.testing.assert_frame_equal(stored, master.rows.sort_values("instrument_token").reset_index(drop=True))
         assert set(load_tokens(conn, "dhan").tolist()) == ever
         conn.rollback()
-        names = ", ".join(COLUMNS)
+        names = ", ".join(name for name in COLUMNS if name != "exchange_token")
         active = query(conn, f"SELECT {names} FROM active_instruments ORDER BY 1")
         assert query(conn, f"SELECT {names} FROM instrument_versions WHERE valid_to IS NULL ORDER BY 1") == active
         overlaps = (

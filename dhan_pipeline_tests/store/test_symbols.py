@@ -10,7 +10,7 @@ import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS as MASTER_COLUMNS
-from dhan_pipeline.feeds.dhan.scrip_master import ScripMaster, parse_dhan_csv
+from dhan_pipeline.feeds.dhan.scrip_master import InstrumentMaster, parse_dhan_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.sessions import IST
@@ -67,7 +67,7 @@ def sync(database_url: str, at: str, *instruments: dict[str, Any]) -> None:
         cursor.execute("SELECT clock_timestamp()")
         before = cursor.fetchall()[0][0]
         conn.commit()
-        sync_to_database(database_url, ScripMaster(rows, rows[:0], "detailed", {}, {}), force=True)
+        sync_to_database(database_url, InstrumentMaster(rows, rows[:0], "detailed", {}, {}), force=True)
         for name in ("valid_from", "valid_to"):
             cursor.execute(
                 f"UPDATE instrument_versions SET {name} = %s WHERE {name} >= %s", (datetime.fromisoformat(at), before)

@@ -89,7 +89,7 @@ def subscriptions(
     with explained():
         rules = load_rules(settings.subscriptions_file)
         with closing(connect(database_url(settings))) as conn:
-            active = read_instruments(conn)
+            active = read_instruments(conn, settings.source)
         resolution = resolve(rules, active, clock.now().astimezone(IST).date(), settings.source)
         write_subscriptions(settings.subscriptions_path, resolution.subscriptions)
     for rule in resolution.summary:

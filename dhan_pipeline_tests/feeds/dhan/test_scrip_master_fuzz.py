@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, ScripMaster, ScripMasterError, parse_dhan_csv
+from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, InstrumentMaster, ScripMasterError, parse_dhan_csv
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import sync_to_database
 
@@ -41,7 +41,7 @@ DETAILED_CALL = (
 DETAILED_RELIANCE = "NSE,E,2885,INE002A01018,EQUITY,,RELIANCE,RELIANCE INDUSTRIES LTD,Reliance,ES,EQ,1,,,,10.0000,NA"
 FIRST, LAST = NIFTY, "BSE,I,4294967295,INDEX,0,LAST,1,Last,0001-01-01,,XX,0.05,,INDEX,X,LAST"
 
-Parse = Callable[[bytes], ScripMaster | None]
+Parse = Callable[[bytes], InstrumentMaster | None]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def parse(tmp_path: Path) -> Parse:
     """Parses a file of these bytes; None where it is refused in one sentence."""
     path = tmp_path / "master.csv"
 
-    def parse_bytes(content: bytes) -> ScripMaster | None:
+    def parse_bytes(content: bytes) -> InstrumentMaster | None:
         path.write_bytes(content)
         try:
             return parse_dhan_csv(path)
@@ -73,7 +73,7 @@ def lines(*parts: str, end: str = "\n") -> bytes:
     return "".join(part + end for part in parts).encode()
 
 
-def assert_sane(master: ScripMaster, content: bytes) -> None:
+def assert_sane(master: InstrumentMaster, content: bytes) -> None:
     """Every line is in one place, and every row fits the database."""
     rows = master.rows
     assert tuple(rows.columns) == COLUMNS

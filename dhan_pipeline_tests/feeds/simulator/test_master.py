@@ -5,14 +5,14 @@ from typing import Literal
 import pandas as pd
 import pytest
 
-from dhan_pipeline.feeds.dhan.scrip_master import ScripMaster, parse_dhan_csv
+from dhan_pipeline.feeds.dhan.scrip_master import InstrumentMaster, parse_dhan_csv
 from dhan_pipeline.feeds.simulator.master import MAX_ROWS, MIN_ROWS, write_synthetic_master
 
 ON = date(2026, 11, 20)
 
 
 @pytest.fixture(scope="module")
-def master(tmp_path_factory: pytest.TempPathFactory) -> ScripMaster:
+def master(tmp_path_factory: pytest.TempPathFactory) -> InstrumentMaster:
     """A synthetic master of a tenth of the real size, as the parser reads it."""
     path = tmp_path_factory.mktemp("master") / "master.csv"
     write_synthetic_master(path, 22_800, on=ON)
@@ -20,7 +20,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> ScripMaster:
 
 
 def test_it_has_exactly_the_rows_asked_for_and_the_parser_accounts_for_each(
-    tmp_path: Path, master: ScripMaster
+    tmp_path: Path, master: InstrumentMaster
 ) -> None:
     assert len(master.rows) + sum(master.skipped.values()) == 22_800
     assert master.quarantined.empty
@@ -31,7 +31,7 @@ def test_it_has_exactly_the_rows_asked_for_and_the_parser_accounts_for_each(
             write_synthetic_master(tmp_path / "other.csv", rows, on=ON)
 
 
-def test_every_segment_is_there_and_so_is_what_the_parser_skips(master: ScripMaster) -> None:
+def test_every_segment_is_there_and_so_is_what_the_parser_skips(master: InstrumentMaster) -> None:
     assert set(master.segment_counts) == {
         *("IDX_I", "NSE_EQ", "NSE_FNO", "NSE_CURRENCY", "BSE_EQ", "BSE_FNO", "BSE_CURRENCY", "MCX_COMM")
     }
@@ -48,14 +48,14 @@ def test_every_segment_is_there_and_so_is_what_the_parser_skips(master: ScripMas
     ],
 )
 def test_well_known_instruments_have_their_real_ids(
-    master: ScripMaster, segment: str, security_id: int, symbol: str
+    master: InstrumentMaster, segment: str, security_id: int, symbol: str
 ) -> None:
     rows = master.rows
     row = rows[(rows["exchange_segment"] == segment) & (rows["security_id"] == security_id)]
     assert row["trading_symbol"].tolist() == [symbol]
 
 
-def test_derivatives_expire_after_the_day_and_the_nearest_nifty_chain_is_deep(master: ScripMaster) -> None:
+def test_derivatives_expire_after_the_day_and_the_nearest_nifty_chain_is_deep(master: InstrumentMaster) -> None:
     rows = master.rows
     derivatives = rows[rows["underlying_symbol"].notna()]
     assert (derivatives["expiry"] > pd.Timestamp(ON)).all()
@@ -65,7 +65,7 @@ def test_derivatives_expire_after_the_day_and_the_nearest_nifty_chain_is_deep(ma
     assert set(nearest.groupby("strike")["option_type"].agg("".join)) == {"CEPE"}
 
 
-def test_both_layouts_say_the_same_but_for_the_isin(tmp_path: Path, master: ScripMaster) -> None:
+def test_both_layouts_say_the_same_but_for_the_isin(tmp_path: Path, master: InstrumentMaster) -> None:
     write_synthetic_master(tmp_path / "compact.csv", 22_800, on=ON, layout="compact")
     compact = parse_dhan_csv(tmp_path / "compact.csv")
     assert compact.layout == "compact"

@@ -4,6 +4,8 @@ What a bar is:
 
 - The minute of a packet is that of its trade, by the exchange's time: `last_trade_time`, but no more than `LATE_S`
   before or after its receipt. A packet without a trade time or a price is no trade.
+- Kite's packets have a trade time in full mode only. In the others the time of receipt stands in for it, from 09:00 IST
+  on; such a packet belongs to a bar if it traded something, or carries no volume.
 - What was traded comes from `volume_traded`, the cumulative volume of a *trade day*: the IST date of `last_trade_time`,
   since a snapshot after subscribing carries that of the day before. A packet traded what it adds to the highest volume
   of its trade day so far, in order of receipt. So a step back counts nothing, be it a correction or another capture
@@ -108,8 +110,9 @@ def minute_bars(ticks: Mapping[str, NDArray[Any]], earlier: Earlier, gaps: GapTi
 
     `ticks` are those received from `LATE_S` before the hour to `LATE_S` after it, in any order: `tick_id`, `time`,
     `instrument_token`, `last_trade_time`, `last_price`, `last_traded_quantity`, `volume_traded`, `oi` as in `ticks`,
-    int64 and float64, times in Unix microseconds, UTC, NULL_INT or NaN for NULL; shape (ticks,). Receipt is ordered by
-    time, then `tick_id`. `earlier` is of those before.
+    int64 and float64, times in Unix microseconds, UTC, NULL_INT or NaN for NULL; and `trade_time_is_receipt`, where the
+    one stands in for the other; shape (ticks,). Receipt is ordered by time, then `tick_id`. `earlier` is of those
+    before.
     """
     order = np.lexsort((ticks["tick_id"], ticks["time"], ticks["instrument_token"]))
     if not len(order):
@@ -133,7 +136,8 @@ def minute_bars(ticks: Mapping[str, NDArray[Any]], earlier: Earlier, gaps: GapTi
         groups,
         before,
     )
-    prints = trades & ((traded > 0) | (abs(lag) <= LATE_US))
+    repeats = ticks["trade_time_is_receipt"][order] & (volume != NULL_INT)
+    prints = trades & ((traded > 0) | ((abs(lag) <= LATE_US) & ~repeats))
     printed = _count_before(prints, groups) + _spread(before.printed, groups, len(token)) > 0
     late = prints & ~printed & (known > 0)
 

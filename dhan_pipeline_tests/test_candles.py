@@ -30,6 +30,8 @@ class Tick:
     oi: int | None = None
     token: int = 7
     tick_id: int | None = None
+    stands_in: bool = False
+    """The time of receipt, for that of the trade."""
 
 
 def arrays(ticks: list[Tick], hour: int = HOUR) -> dict[str, np.ndarray[Any, Any]]:
@@ -43,6 +45,7 @@ def arrays(ticks: list[Tick], hour: int = HOUR) -> dict[str, np.ndarray[Any, Any
         "time": ints(list(at)),
         "instrument_token": ints([t.token for t in ticks]),
         "last_trade_time": ints([None if t is None else t // S * S for t in traded]),
+        "trade_time_is_receipt": np.array([t.stands_in for t in ticks], np.bool_),
         "last_price": np.array([t.price for t in ticks], np.float64),
         "last_traded_quantity": ints([t.quantity for t in ticks]),
         "volume_traded": ints([t.volume for t in ticks]),
@@ -273,6 +276,13 @@ def test_the_last_packet_before_a_gap_is_not_across_it() -> None:
     assert touched == [False, True]
 
 
+def test_without_a_trade_time_a_packet_that_traded_nothing_makes_no_bar() -> None:
+    quotes = (Tick(at, volume=volume, stands_in=True) for at, volume in ((-10, 50), (10, 50), (70, 55), (130, 55)))
+    assert [(bar["time"], bar["volume"]) for bar in bars(*quotes)] == [(1, 5)]
+    [index] = bars(Tick(10, price=7.0, stands_in=True))
+    assert (index["close"], index["volume"]) == (7.0, None)
+
+
 def test_nothing_gives_no_bars() -> None:
     assert bars() == bars(Tick(1, ago=None)) == bars(Tick(-200)) == []
 
@@ -312,6 +322,8 @@ def naive(ticks: list[dict[str, Any]], before: Earlier, gaps: GapTimes, hour: in
         now["seen"] |= volume is not None
         previous, last[token] = last.get(token, 0), at
         if not is_trade or (traded == 0 and abs(at - traded_at) > LATE_US):
+            continue
+        if traded == 0 and t["trade_time_is_receipt"] and volume is not None:
             continue
         first_print, now["printed"] = not now["printed"], True
         minute = min(max(traded_at, at - LATE_US), at + LATE_US) // MINUTE_US * MINUTE_US
@@ -367,6 +379,7 @@ TICKS = st.builds(
     quantity=st.integers(0, 60),
     oi=st.one_of(st.none(), st.integers(0, 9)),
     token=TOKENS,
+    stands_in=st.booleans(),
 )
 HEARD = st.lists(
     st.builds(

@@ -8,8 +8,9 @@ DECLARE
     licensed constant boolean := current_setting('timescaledb.license', true) IS NOT DISTINCT FROM 'timescale'
         AND (SELECT relkind FROM pg_class WHERE oid = 'tick_rows'::regclass) = 'r';
     -- What was traded on the day of receipt: a snapshot after subscribing repeats the day before. Of that day's volume
-    -- such a packet says that it was 0 so far.
-    today constant text := $sql$last_trade_time >= date_bin('1 day', "time", '2000-01-01 00:00+05:30')$sql$;
+    -- such a packet says that it was 0 so far. Kite's quotes have no trade time: from 09:00 on they are of today.
+    today constant text := $sql$coalesce(last_trade_time, CASE WHEN instrument_token < 4294967296 THEN "time" - interval '9 hours' END)
+        >= date_bin('1 day', "time", '2000-01-01 00:00+05:30')$sql$;
     traded constant text := format('FILTER (WHERE last_price IS NOT NULL AND %s)', today);
     volume constant text := format('CASE WHEN %s THEN volume_traded ELSE 0 END', today);
     with_volume constant text := 'FILTER (WHERE tradable AND volume_traded IS NOT NULL)';

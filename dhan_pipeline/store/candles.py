@@ -45,9 +45,16 @@ _SETTLED = timedelta(seconds=60 + SETTLED_AFTER_S)
 #: The volume of an index is 0 for ever, and none.
 _VOLUME = "CASE WHEN tradable THEN volume_traded END"
 
+#: Kite says in full mode only when the last trade was. What comes in the others before 09:00 IST is no trade of today's.
+_HAS_NO_TRADE_TIME = """
+(last_trade_time IS NULL AND instrument_token < 4294967296 AND (time AT TIME ZONE 'Asia/Kolkata')::time >= '09:00')
+"""
+_TRADED_AT = f"CASE WHEN {_HAS_NO_TRADE_TIME} THEN time ELSE last_trade_time END"
+
 _TICKS = f"""
-SELECT tick_id, time, instrument_token, coalesce(last_trade_time, '-infinity'), coalesce(last_price, 'NaN'),
-    coalesce(last_traded_quantity, {_NULL}), coalesce({_VOLUME}, {_NULL}), coalesce(oi, {_NULL})
+SELECT tick_id, time, instrument_token, coalesce({_TRADED_AT}, '-infinity'), {_HAS_NO_TRADE_TIME},
+    coalesce(last_price, 'NaN'), coalesce(last_traded_quantity, {_NULL}), coalesce({_VOLUME}, {_NULL}),
+    coalesce(oi, {_NULL})
 FROM tick_rows WHERE time >= %s AND time < %s AND (%s = 1 OR instrument_token %% %s = %s)
 """
 _TICK_COLUMNS: dict[str, RecordKind] = {
@@ -55,6 +62,7 @@ _TICK_COLUMNS: dict[str, RecordKind] = {
     "time": "timestamptz",
     "instrument_token": "int8",
     "last_trade_time": "timestamptz",
+    "trade_time_is_receipt": "bool",
     "last_price": "float8",
     "last_traded_quantity": "int8",
     "volume_traded": "int8",
@@ -66,11 +74,11 @@ _VOLUME_BITS = 44
 
 _EARLIER = f"""
 SELECT instrument_token,
-    coalesce(max((((last_trade_time AT TIME ZONE 'Asia/Kolkata')::date - DATE '1970-01-01')::bigint << {_VOLUME_BITS})
+    coalesce(max(((({_TRADED_AT} AT TIME ZONE 'Asia/Kolkata')::date - DATE '1970-01-01')::bigint << {_VOLUME_BITS})
         + {_VOLUME}) FILTER (WHERE last_price IS NOT NULL), 0),
     max(time),
     count({_VOLUME}) > 0,
-    coalesce(bool_or(last_trade_time BETWEEN time - %(late)s AND time + %(late)s AND last_price IS NOT NULL), false)
+    coalesce(bool_or({_TRADED_AT} BETWEEN time - %(late)s AND time + %(late)s AND last_price IS NOT NULL), false)
 FROM tick_rows WHERE time >= %(start)s AND time < %(end)s AND instrument_token = ANY(%(tokens)s)
 GROUP BY instrument_token
 """

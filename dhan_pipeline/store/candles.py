@@ -45,7 +45,7 @@ _SETTLED = timedelta(seconds=60 + SETTLED_AFTER_S)
 #: The volume of an index is 0 for ever, and none.
 _VOLUME = "CASE WHEN tradable THEN volume_traded END"
 
-#: Kite says when the last trade was in full mode only. What comes in other modes before 09:00 IST is no trade of today's.
+#: Kite says when the last trade was in full mode only. What comes in others before 09:00 IST is no trade of today's.
 _HAS_NO_TRADE_TIME = """
 (last_trade_time IS NULL AND instrument_token < 4294967296 AND (time AT TIME ZONE 'Asia/Kolkata')::time >= '09:00')
 """

@@ -23,6 +23,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.sessions import HOUR_NS, IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store import candles
 from dhan_pipeline.store.archive import ORDER, ArchivedDay, archive_schema, archived_days, day_bounds
 from dhan_pipeline.store.engine import connect, database_url
@@ -53,13 +54,16 @@ def read_ticks(
     *,
     columns: Sequence[str] | None = None,
     as_: As = "pandas",
+    source: Source | None = None,
     settings: Settings | None = None,
 ) -> Any:
     """The ticks of instruments that were received in [start, end), by instrument and time.
 
     `symbols` are what `dhan-pipeline find` understands, as of the last day of the range, or instrument tokens. A time
     without a zone is of the IST clock; a date is its midnight. `columns` are some of `ticks_with_symbols`; without them
-    come all. `settings` are those of the environment and `.env`, as everywhere.
+    come all. `source` is the broker whose instruments symbols mean; without it, and where both are captured
+    (DATA_SOURCE=kite,dhan), the first of `settings.sources`. `settings` are those of the environment and `.env`, as
+    everywhere.
 
     - `pandas`: indexed by `time`, in IST. Integers that may be absent are Int64, symbols are categories.
     - `polars`: times in IST.
@@ -75,7 +79,7 @@ def read_ticks(
     with _database(settings) as conn:
         # As of one moment; what is rebuilt or dropped meanwhile comes from one of both all the same.
         conn.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        tokens = _tokens(conn, symbols, bounds)
+        tokens = _tokens(conn, symbols, bounds, source or settings.sources[0])
         parts = [_from_table(conn, tokens, bounds)]
         held = _held_hours(conn, bounds)
         for archived in archived_days(conn):
@@ -97,6 +101,7 @@ def read_candles(
     minutes: int = 1,
     *,
     as_: As = "pandas",
+    source: Source | None = None,
     settings: Settings | None = None,
 ) -> Any:
     """The bars of 1, 5, 15, 60 or 1440 minutes that begin in [start, end), by instrument and time.
@@ -108,8 +113,9 @@ def read_candles(
     if minutes not in candles.RELATIONS:
         lengths = ", ".join(map(str, candles.RELATIONS))
         raise ResearchError(f"There are bars of {lengths} minutes, not of {minutes}.")
-    with _database(settings or Settings()) as conn:
-        tokens = _tokens(conn, symbols, bounds)
+    settings = settings or Settings()
+    with _database(settings) as conn:
+        tokens = _tokens(conn, symbols, bounds, source or settings.sources[0])
         bars = candles.read_candles(conn, tokens, *bounds, minutes)
         table = with_symbols(bars, read_lives(conn, tokens, *bounds))
     return _as(table.select([*bars.column_names, "trading_symbol"]), as_)
@@ -154,10 +160,10 @@ def _known(columns: Sequence[str] | None, names: list[str]) -> list[str]:
     return list(columns)
 
 
-def _tokens(conn: connection, symbols: Symbols, bounds: _Bounds) -> list[int]:
+def _tokens(conn: connection, symbols: Symbols, bounds: _Bounds, source: Source) -> list[int]:
     each = [symbols] if isinstance(symbols, str | int | Integral) else symbols  # NumPy's integers, too
     last_day = (bounds[1] - timedelta(microseconds=1)).astimezone(IST).date()
-    return sorted(set(resolve_symbols(conn, each, on=last_day)))
+    return sorted(set(resolve_symbols(conn, each, on=last_day, source=source)))
 
 
 def _held_hours(conn: connection, bounds: _Bounds) -> list[_Bounds]:

@@ -2,8 +2,9 @@
 
 It can often be read in several ways; which of them exists, `store/symbols.py` finds out. The rules:
 
-- Capitals do not matter. Before a colon stands an exchange (NSE, BSE, MCX), its derivatives (NFO, BFO, CDS) or an
-  exchange segment (NSE_FNO). Digits alone are an instrument token; after a colon, a security id.
+- Capitals do not matter. Before a colon stands an exchange (NSE, BSE, MCX), its derivatives (NFO, BFO, CDS, BCD) or an
+  exchange segment (NSE_FNO). Digits alone are an instrument token; after a colon, the number in that segment: Dhan's
+  security id, Kite's exchange token.
 - A future or an option without an expiry is the nearest one that has not expired.
 - A month is that month's last expiry; without a year, the next such month.
 - `26NOV` is the next 26 November if it expires on that day, else November 2026.
@@ -19,7 +20,8 @@ from dataclasses import dataclass, replace
 from datetime import MAXYEAR, date
 from typing import Literal
 
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, token_of
+from dhan_pipeline.sources import Source
 
 #: Kite's names of indices that their derivatives, and Dhan, call otherwise.
 KITE_INDICES = {
@@ -56,7 +58,7 @@ _DERIVATIVES = (
 _SERIES = re.compile(r"(?P<symbol>.+)[ -](?P<series>[A-Z][A-Z0-9])")
 
 _EXCHANGES = {"NSE": "NSE_EQ", "BSE": "BSE_EQ", "MCX": "MCX_COMM"}
-_SEGMENTS = {"NFO": "NSE_FNO", "BFO": "BSE_FNO", "CDS": "NSE_CURRENCY"} | {
+_SEGMENTS = {"NFO": "NSE_FNO", "BFO": "BSE_FNO", "CDS": "NSE_CURRENCY", "BCD": "BSE_CURRENCY"} | {
     name: name for name in ExchangeSegment.__members__
 }
 
@@ -81,8 +83,11 @@ class Reading:
     option_type: Literal["CE", "PE"] | None = None
 
 
-def read_symbol(text: str, on: date) -> list[Reading]:
-    """All ways to read what was written, the likeliest first; none where nothing was. `on` is the day it is, IST."""
+def read_symbol(text: str, on: date, source: Source) -> list[Reading]:
+    """All ways to read what was written, the likeliest first; none where nothing was. `on` is the day it is, IST.
+
+    Tokens are the source's.
+    """
     words = " ".join(text.upper().split())
     prefix, colon, rest = (part.strip() for part in words.partition(":"))
     exchange = prefix if colon and prefix in _EXCHANGES else None
@@ -94,7 +99,10 @@ def read_symbol(text: str, on: date) -> list[Reading]:
     if re.fullmatch(r"[0-9]{1,18}", symbol):
         token = int(symbol)
         if exchange or segment:
-            token = generate_instrument_token(segment or _EXCHANGES[prefix], token) if token < 2**32 else -1
+            try:
+                token = token_of(source, ExchangeSegment[segment or _EXCHANGES[prefix]], token)
+            except ValueError:
+                token = -1
         readings.append(Reading("token", token=token))
     found = [(pattern, match) for pattern in _DERIVATIVES if (match := pattern.fullmatch(symbol))]
     for pattern, match in found:

@@ -14,7 +14,7 @@ def said(text: str, on: date = ON) -> list[tuple[Any, ...]]:
     """Of each reading as a derivative: underlying, first and last day of expiry, strike, CE or PE."""
     return [
         (r.symbol, str(r.first), str(r.last), *((r.strike, r.option_type) if r.kind == "option" else ()))
-        for r in read_symbol(text, on)
+        for r in read_symbol(text, on, "dhan")
         if r.kind in ("future", "option")
     ]
 
@@ -63,32 +63,32 @@ def test_a_month_without_a_year_is_the_next_one_that_has_not_passed() -> None:
 
 
 def test_every_text_may_be_a_plain_name() -> None:
-    assert read_symbol(" india  Vix ", ON) == [Reading("name", "INDIA VIX", first=ON)]
-    assert read_symbol("NIFTY FUT", ON)[-1] == Reading("name", "NIFTY FUT", first=ON)
-    assert read_symbol("ELECTCAST-W1", ON)[1] == Reading("name", "ELECTCAST", series="W1", first=ON)
+    assert read_symbol(" india  Vix ", ON, "dhan") == [Reading("name", "INDIA VIX", first=ON)]
+    assert read_symbol("NIFTY FUT", ON, "dhan")[-1] == Reading("name", "NIFTY FUT", first=ON)
+    assert read_symbol("ELECTCAST-W1", ON, "dhan")[1] == Reading("name", "ELECTCAST", series="W1", first=ON)
 
 
 def test_what_stands_before_a_colon_is_an_exchange_or_a_segment() -> None:
-    assert read_symbol("bse: reliance", ON) == [Reading("name", "RELIANCE", exchange="BSE", first=ON)]
-    assert {(r.exchange, r.segment) for r in read_symbol("NFO:NIFTY FUT", ON)} == {(None, "NSE_FNO")}
-    assert read_symbol("A:B", ON) == [Reading("name", "A:B", first=ON)]
+    assert read_symbol("bse: reliance", ON, "dhan") == [Reading("name", "RELIANCE", exchange="BSE", first=ON)]
+    assert {(r.exchange, r.segment) for r in read_symbol("NFO:NIFTY FUT", ON, "dhan")} == {(None, "NSE_FNO")}
+    assert read_symbol("A:B", ON, "dhan") == [Reading("name", "A:B", first=ON)]
 
 
 def test_digits_are_a_token_and_after_a_colon_a_security_id() -> None:
-    assert read_symbol("738561", ON)[0].token == 738561
-    assert read_symbol("NSE_FNO:49081", ON)[0].token == 1 << 40 | 2 << 32 | 49081
-    assert read_symbol("BSE:500325", ON)[0].token == 1 << 40 | 4 << 32 | 500325
-    assert read_symbol("BSE:99999999999", ON)[0].token == -1, "no security id has more than 32 bits"
+    assert read_symbol("738561", ON, "dhan")[0].token == 738561
+    assert read_symbol("NSE_FNO:49081", ON, "dhan")[0].token == 1 << 40 | 2 << 32 | 49081
+    assert read_symbol("BSE:500325", ON, "dhan")[0].token == 1 << 40 | 4 << 32 | 500325
+    assert read_symbol("BSE:99999999999", ON, "dhan")[0].token == -1, "no security id has more than 32 bits"
 
 
 @pytest.mark.parametrize("text", ["NIFTY DEC FUT", "NIFTY 31DEC FUT"])
 def test_the_last_day_that_there_is_has_no_next_year(text: str) -> None:
-    assert read_symbol(text, date.max)[0].last == date.max
+    assert read_symbol(text, date.max, "dhan")[0].last == date.max
 
 
 @pytest.mark.parametrize("text", ["", "  ", "NSE:", "NSE: "])
 def test_nothing_is_read_from_nothing(text: str) -> None:
-    assert read_symbol(text, ON) == []
+    assert read_symbol(text, ON, "dhan") == []
 
 
 @given(
@@ -98,12 +98,12 @@ def test_nothing_is_read_from_nothing(text: str) -> None:
 )
 def test_what_is_written_is_read_back_in_one_way(symbol: str, expiry: date, strike: float | None) -> None:
     text = write_symbol(symbol, expiry, strike, None if strike is None else "PE")
-    reading, _ = read_symbol(text, ON)
+    reading, _ = read_symbol(text, ON, "dhan")
     assert (reading.symbol, reading.first, reading.last, reading.strike) == (symbol, expiry, expiry, strike)
     assert reading.option_type == (None if strike is None else "PE")
 
 
 @given(st.text(st.sampled_from("NIFTY26NOVCEPUTFUT:- .0"), max_size=30))
 def test_any_text_can_be_read(text: str) -> None:
-    for reading in read_symbol(text, ON):
+    for reading in read_symbol(text, ON, "dhan"):
         assert reading.first <= reading.last

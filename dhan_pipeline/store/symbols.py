@@ -1,4 +1,4 @@
-"""Instruments by what people write, now or as of a day. How that is read, `dhan_pipeline/symbols.py` says."""
+"""A source's instruments by what people write, now or as of a day. How that is read, `dhan_pipeline/symbols.py` says."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,10 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.sessions import IST
-from dhan_pipeline.symbols import Reading, read_symbol, write_symbol
+from dhan_pipeline.sources import Source
+from dhan_pipeline.symbols import KITE_INDICES, Reading, read_symbol, write_symbol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,15 +53,21 @@ class SymbolError(PipelineError):
 _PLACES = ("IDX_I", "NSE_EQ", "BSE_EQ", "MCX_COMM", "NSE_CURRENCY", "NSE_FNO", "BSE_CURRENCY", "BSE_FNO")
 _EXCHANGES = ("NSE", "BSE", "MCX")
 
+#: What masters write for an exchange: Dhan's its name, Kite's that of each of its markets.
+_MARKETS = {"NSE": ["NSE", "NFO", "CDS", "NCO"], "BSE": ["BSE", "BFO", "BCD"], "MCX": ["MCX"]}
+_MARKET_OF_SEGMENT = {"NSE_FNO": "NFO", "NSE_CURRENCY": "CDS", "BSE_FNO": "BFO", "BSE_CURRENCY": "BCD"}
+
+_KITE_NAMES = {name: kite for kite, name in KITE_INDICES.items()}
+
 _DERIVATIVE = "upper(underlying_symbol) = %(symbol)s AND expiry BETWEEN %(first)s AND %(last)s"
 _FUTURE = "strike IS NULL AND instrument_type LIKE 'FUT%%'"
 
-#: Each arm has an index (0009). `written` is what was written, capitals and all.
+#: Each arm has an index (0009). `spellings` are what was written, capitals and all, and what Kite writes instead.
 _NAME = f"""
 (
     (expiry IS NULL AND upper(trading_symbol) = %(symbol)s)
     OR (expiry IS NULL AND upper(name) = %(symbol)s)
-    OR trading_symbol IN (%(written)s, %(symbol)s)
+    OR trading_symbol = ANY(%(spellings)s)
     OR (expiry IS NOT NULL AND {_DERIVATIVE} AND {_FUTURE})
 )
 AND (%(series)s IS NULL OR series = %(series)s)
@@ -71,7 +79,8 @@ _CONDITIONS = {
     "option": f"{_DERIVATIVE} AND strike = %(strike)s AND option_type = %(option_type)s",
 }
 _PLACE = """
-AND (%(exchange)s IS NULL OR exchange = %(exchange)s) AND (%(segment)s IS NULL OR exchange_segment = %(segment)s)
+AND (%(exchange)s IS NULL OR exchange = ANY(%(markets)s::text[]))
+AND (%(segment)s IS NULL OR exchange_segment = %(segment)s OR exchange = %(market)s)
 AND source = %(source)s
 """
 
@@ -105,14 +114,14 @@ _NAMES = f"SELECT upper(trading_symbol) FROM instruments WHERE is_active AND exp
 _Row = dict[str, Any]
 
 
-def find_instruments(conn: connection, text: str, *, on: date | None = None, source: str = "dhan") -> "pd.DataFrame":
-    """All instruments that `text` may mean, the best match first, with the columns of `COLUMNS`; empty without one.
+def find_instruments(conn: connection, text: str, *, source: Source, on: date | None = None) -> "pd.DataFrame":
+    """All instruments of a source that `text` may mean, the best match first, with the columns of `COLUMNS`.
 
     `on` is the IST day as of whose end it is meant; without it, it means what the latest master names. A plain name
     prefers an index, then a share on NSE (series EQ first), on BSE, then the nearest future of a commodity, of a
     currency, of anything else. `expiry` is a date at midnight, without a zone; `strike` is in rupees; `valid_from` and
-    `valid_to` are in IST and NaT where the meaning has no bound. A token is found whether it is active or not. Leaves
-    the transaction open.
+    `valid_to` are in IST and NaT where the meaning has no bound. A token is found whether it is active or not, and
+    whosesoever it is. Leaves the transaction open.
     """
     import pandas as pd
 
@@ -127,9 +136,9 @@ def find_instruments(conn: connection, text: str, *, on: date | None = None, sou
 
 
 def resolve_symbols(
-    conn: connection, symbols: Sequence[str | int], *, on: date | None = None, source: str = "dhan"
+    conn: connection, symbols: Sequence[str | int], *, source: Source, on: date | None = None
 ) -> list[int]:
-    """The instrument token of each symbol, its best match; a number is a token. `on` as in `find_instruments`.
+    """A source's instrument token of each symbol, its best match; a number is a token. `on` as in `find_instruments`.
 
     Raises SymbolError that names all that mean nothing, with what is near them, and all that mean several instruments
     alike. Leaves the transaction open.
@@ -153,24 +162,26 @@ def resolve_symbols(
     return tokens
 
 
-def not_found(conn: connection, text: str, *, on: date | None = None, source: str = "dhan") -> SymbolError:
+def not_found(conn: connection, text: str, *, source: Source, on: date | None = None) -> SymbolError:
     """The error that says that nothing is called `text`, and what is near it."""
-    if not read_symbol(text, on or _today()):
+    if not read_symbol(text, on or _today(), source):
         return SymbolError(f"{text.strip() or 'An empty text'} is the name of no instrument.")
     near = _suggestions(conn, text, on, source)
     with conn.cursor() as cursor:
-        cursor.execute("SELECT FROM instruments LIMIT 1")
+        cursor.execute("SELECT FROM instruments WHERE source = %s LIMIT 1", (source,))
         if not cursor.rowcount:
-            return SymbolError("The database has no instruments yet; run: dhan-pipeline sync-instruments --download.")
+            return SymbolError(
+                f"The database has no instruments of {source} yet; run: dhan-pipeline sync-instruments --download."
+            )
     when = f" on {on}" if on else ""
     return SymbolError(
         f"No instrument is called {text.strip()}{when}" + (f"; near it: {', '.join(near)}." if near else ".")
     )
 
 
-def _matches(conn: connection, text: str, on: date | None, source: str) -> Iterator[tuple[Reading, list[_Row]]]:
+def _matches(conn: connection, text: str, on: date | None, source: Source) -> Iterator[tuple[Reading, list[_Row]]]:
     """Each reading that something matches, with its matches, the best first."""
-    readings = read_symbol(text, on or _today())
+    readings = read_symbol(text, on or _today(), source)
     some = False
     # Instruments that have no version are another tool's, and found without an index.
     for table in ("instrument_versions", "instruments"):
@@ -180,9 +191,17 @@ def _matches(conn: connection, text: str, on: date | None, source: str) -> Itera
                 yield reading, rows
 
 
-def _instruments(conn: connection, table: str, reading: Reading, text: str, on: date | None, source: str) -> list[_Row]:
+def _instruments(
+    conn: connection, table: str, reading: Reading, text: str, on: date | None, source: Source
+) -> list[_Row]:
     condition = _CONDITIONS[reading.kind] + (_PLACE if reading.kind != "token" else "")
-    values = _values(reading, on, source) | {"written": text.strip()}
+    values = _values(reading, on, source)
+    values["spellings"] = [
+        text.strip(),
+        reading.symbol,
+        _kite_name(reading),
+        f"{reading.symbol}-{reading.series}",
+    ]
     with conn.cursor() as cursor:
         cursor.execute(f"SELECT DISTINCT instrument_token FROM {table} WHERE {condition}", values)
         values["tokens"] = [token for (token,) in cursor.fetchall()]
@@ -203,7 +222,7 @@ def _rank(reading: Reading, row: _Row) -> tuple[int, ...]:
     days = expiry.toordinal() if expiry else 0
     return (
         not row["listed"],
-        expiry is None and row["trading_symbol"].upper() != reading.symbol,
+        expiry is None and row["trading_symbol"].upper() not in (reading.symbol, _kite_name(reading)),
         _place(row),
         _EXCHANGES.index(exchange) if exchange in _EXCHANGES else len(_EXCHANGES),
         row["exchange_segment"] == "NSE_EQ" and row["series"] != "EQ",
@@ -211,13 +230,19 @@ def _rank(reading: Reading, row: _Row) -> tuple[int, ...]:
     )
 
 
+def _kite_name(reading: Reading) -> str:
+    return _KITE_NAMES.get(reading.symbol, reading.symbol)
+
+
 def _place(row: _Row) -> int:
-    segment = row["exchange_segment"]
-    return _PLACES.index(segment) if segment in _PLACES else len(_PLACES)
+    try:  # the rows of the existing system do not say it
+        return _PLACES.index(row["exchange_segment"] or segment_of(row["instrument_token"]).name)
+    except ValueError:
+        return len(_PLACES)
 
 
-def _suggestions(conn: connection, text: str, on: date | None, source: str) -> list[str]:
-    readings = read_symbol(text, on or _today())
+def _suggestions(conn: connection, text: str, on: date | None, source: Source) -> list[str]:
+    readings = read_symbol(text, on or _today(), source)
     derivatives = [reading for reading in readings if reading.kind in ("future", "option")]
     nearest: set[tuple[Any, ...]] = set()
     with conn.cursor() as cursor:
@@ -238,9 +263,14 @@ def _suggestions(conn: connection, text: str, on: date | None, source: str) -> l
     return [" ".join(text.upper().split()).replace(written, symbol, 1) for symbol in near]
 
 
-def _values(reading: Reading, on: date | None, source: str) -> dict[str, Any]:
-    until = datetime.combine(on + timedelta(1), time(), IST) if on else "infinity"
-    return {**asdict(reading), "source": source, "until": until}
+def _values(reading: Reading, on: date | None, source: Source) -> dict[str, Any]:
+    return {
+        **asdict(reading),
+        "source": source,
+        "markets": _MARKETS.get(reading.exchange or ""),
+        "market": _MARKET_OF_SEGMENT.get(reading.segment or ""),
+        "until": datetime.combine(on + timedelta(1), time(), IST) if on else "infinity",
+    }
 
 
 def _exact(row: _Row) -> str:

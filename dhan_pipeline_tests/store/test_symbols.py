@@ -2,6 +2,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ from dhan_pipeline.feeds.dhan.scrip_master import InstrumentMaster, parse_dhan_c
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.sessions import IST
+from dhan_pipeline.store import symbols
 from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.instruments import sync_to_database
 from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline.store.partitions import ensure_partitions
-from dhan_pipeline.store.symbols import COLUMNS, SymbolError, find_instruments, not_found, resolve_symbols
+from dhan_pipeline.store.symbols import COLUMNS, SymbolError
 
 ON = date(2026, 11, 20)
+
+# Dhan's, unless a test says otherwise.
+find_instruments = partial(symbols.find_instruments, source="dhan")
+resolve_symbols = partial(symbols.resolve_symbols, source="dhan")
+not_found = partial(symbols.not_found, source="dhan")
 
 SHARE = {"security_id": 2885, "exchange_segment": "NSE_EQ", "trading_symbol": "RELIANCE", "series": "EQ", "lot_size": 1}
 
@@ -342,4 +349,4 @@ def test_what_the_latest_master_does_not_name_is_found_by_token_only(database_ur
 
 
 def test_a_database_without_instruments_is_no_wrong_spelling(conn: connection) -> None:
-    assert "no instruments yet; run: dhan-pipeline sync-instruments" in str(not_found(conn, "NIFTY"))
+    assert "no instruments of dhan yet; run: dhan-pipeline sync-instruments" in str(not_found(conn, "NIFTY"))

@@ -1,4 +1,4 @@
-"""A source's instruments by what people write, now or as of a day. How that is read, `dhan_pipeline/symbols.py` says."""
+"""Instruments of a source by what people write, now or as of a day. `dhan_pipeline/symbols.py` says how it is read."""
 
 import difflib
 from collections.abc import Iterator, Sequence

@@ -1,25 +1,20 @@
-"""The pages of Dhan's REST API that a capture needs: scrip master, profile, the token's life, history and quotes.
-
-One request a connection: as much HTTP as that takes, on `asyncio` streams.
-"""
+"""The pages of Dhan's REST API that a capture needs: scrip master, profile, the token's life, history and quotes."""
 
 import asyncio
-import contextlib
 import json
-import os
 import time
 from collections import Counter, defaultdict, deque
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pyotp
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator import history
 from dhan_pipeline.feeds.simulator.history import BarEdit, RefusedError
+from dhan_pipeline.feeds.simulator.http_server import HttpServer, Request, write_file, write_json
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.tokens import PIN, TOTP_SECRET, check_token, make_token, read_claims
 from dhan_pipeline.sessions import IST
@@ -43,16 +38,10 @@ QUOTES_A_SECOND = 1
 #: A bar is given when it has been over for so long, in seconds of the clock. This was seen, and is not documented.
 SETTLE_S = 120.0
 
-#: A request is no longer; 1000 instruments take a tenth.
-MAX_REQUEST_BYTES = 1 << 17
-
 _DATA_PATHS = (history.INTRADAY_PATH, history.DAILY_PATH, history.ROLLING_OPTION_PATH, history.QUOTE_PATH)
 
-_CHUNK_BYTES = 1 << 20
-_REQUEST_TIMEOUT_S = 10.0
 
-
-class RestServer:
+class RestServer(HttpServer):
     """Serves one scrip master, under the path that its columns say, and the profile of whoever asks with a token.
 
     It makes tokens, too. The first that it makes ends all others: an account has one. With a market, it serves bars and
@@ -74,7 +63,7 @@ class RestServer:
         settle_s: float = SETTLE_S,
     ) -> None:
         """Nothing listens yet. A port of 0 takes a free one."""
-        self.host = host
+        super().__init__(host, port)
         self.active_token: str | None = None
         """The only token that is good; None: every well-formed one is, as long as none was made here."""
         self.made = 0
@@ -98,77 +87,35 @@ class RestServer:
         self._totp = pyotp.TOTP(totp_secret)
         self._generate_interval_s = generate_interval_s
         self._generated_at = -generate_interval_s
-        self._port = port
         self._clock = clock
         self._master_csv = master_csv
-        self._server: asyncio.Server | None = None
-        self._requests: set[asyncio.Task[None]] = set()
         self._served_at: defaultdict[tuple[str, bool], deque[float]] = defaultdict(deque)
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        assert self._server is not None, "the server is not running"
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
 
     def judge(self, client_id: str, token: str) -> int | None:
         """The disconnect code that these credentials earn, else None."""
         refusal = check_token(client_id, token, self._clock)
         return 809 if refusal is None and self.active_token not in (None, token) else refusal
 
-    async def start(self) -> None:
-        """Listen. Raises OSError where the port is taken."""
-        self._server = await asyncio.start_server(self._accept, self.host, self._port)
-
-    async def aclose(self) -> None:
-        """Stop listening, and abandon requests that are being answered."""
-        if self._server is not None:
-            self._server.close()
-        for request in self._requests:
-            request.cancel()
-        await asyncio.gather(*self._requests, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            try:
-                async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                    body = await _read_body(reader, head)
-                await self._answer(writer, head, body)
-                await writer.drain()
-            finally:
-                writer.close()
-
-    async def _answer(self, writer: asyncio.StreamWriter, head: str, body: bytes | None) -> None:
-        request = head.partition("\r\n")[0]
-        headers = _headers(head)
-        method, _, target = request.partition(" ")
-        address = urlsplit(target.partition(" ")[0])
-        path = address.path
+    async def answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """Answer one request."""
+        path, headers, body = request.path, request.headers, request.body
         if body is None:
-            _write_json(writer, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error("DH-905", "the request is too long"))
-        elif method == "POST" and path in _DATA_PATHS:
+            write_json(writer, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error("DH-905", "the request is too long"))
+        elif request.method == "POST" and path in _DATA_PATHS:
             self.asked[path] += 1
-            _write_json(writer, *(self.instead.popleft() if self.instead else self._give(path, headers, body)))
-        elif method == "POST" and path == GENERATE_PATH:
-            query = {name: values[0] for name, values in parse_qs(address.query).items()}
-            _write_json(writer, *self._generate(query))
-        elif path == RENEW_PATH and method == "GET":
-            _write_json(writer, *self._renew(headers.get("access-token", ""), headers.get("dhanclientid", "")))
-        elif method != "GET":
-            _write_json(writer, HTTPStatus.METHOD_NOT_ALLOWED, error("DH-905", "only GET is served"))
+            write_json(writer, *(self.instead.popleft() if self.instead else self._give(path, headers, body)))
+        elif request.method == "POST" and path == GENERATE_PATH:
+            write_json(writer, *self._generate(request.query))
+        elif path == RENEW_PATH and request.method == "GET":
+            write_json(writer, *self._renew(headers.get("access-token", ""), headers.get("dhanclientid", "")))
+        elif request.method != "GET":
+            write_json(writer, HTTPStatus.METHOD_NOT_ALLOWED, error("DH-905", "only GET is served"))
         elif path == PROFILE_PATH:
-            _write_json(writer, *self._profile(headers.get("access-token", "")))
+            write_json(writer, *self._profile(headers.get("access-token", "")))
         elif self._master_csv is not None and path in (COMPACT_PATH, DETAILED_PATH):
             await _write_master(writer, self._master_csv, compact=path == COMPACT_PATH)
         else:
-            _write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", "no such page"))
+            write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", "no such page"))
 
     def _give(self, path: str, headers: dict[str, str], body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
         """Bars or quotes."""
@@ -266,51 +213,17 @@ class RestServer:
         }
 
 
-async def _read_body(reader: asyncio.StreamReader, head: str) -> bytes | None:
-    """What follows the head; None if that is more than a request has."""
-    size = _headers(head).get("content-length", "0")
-    if not size.isascii() or not size.isdigit() or len(size) > 9 or int(size) > MAX_REQUEST_BYTES:
-        return None
-    return await reader.readexactly(int(size))
-
-
-def _headers(head: str) -> dict[str, str]:
-    lines = head.split("\r\n")[1:]
-    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
 def error(code: str, message: str) -> dict[str, Any]:
     """The body of a refusal, such as `RestServer.instead` takes."""
     return {"errorType": "Invalid_Request", "errorCode": code, "errorMessage": message}
 
 
-def _write_head(writer: asyncio.StreamWriter, status: HTTPStatus, content_type: str, size: int) -> None:
-    writer.write(
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n".encode()
-    )
-
-
-def _write_json(writer: asyncio.StreamWriter, status: HTTPStatus, content: dict[str, Any] | bytes) -> None:
-    """An object, or a body as it is."""
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    _write_head(writer, status, "application/json", len(body))
-    writer.write(body)
-
-
 async def _write_master(writer: asyncio.StreamWriter, master_csv: Path, *, compact: bool) -> None:
-    """The file, if it is of the layout that was asked for; read in a thread, so that the feed never waits for it."""
-    try:
-        file = await asyncio.to_thread(master_csv.open, "rb")
-    except OSError:
-        return _write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", "the scrip master cannot be read"))
-    with file:
-        chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
-        if (_COMPACT_COLUMN in chunk.partition(b"\n")[0]) != compact:
-            return _write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", "only the other layout is served"))
-        _write_head(writer, HTTPStatus.OK, "text/csv", os.fstat(file.fileno()).st_size)
-        while chunk:
-            writer.write(chunk)
-            await writer.drain()
-            chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
-    return None
+    """The file, if it is of the layout that was asked for."""
+
+    def refuse(first: bytes) -> str | None:
+        return None if (_COMPACT_COLUMN in first) == compact else "only the other layout is served"
+
+    problem = await write_file(writer, master_csv, refuse)
+    if problem:
+        write_json(writer, HTTPStatus.NOT_FOUND, error("DH-905", problem))

@@ -12,8 +12,9 @@ import pytest
 from dhanhq import DhanContext, dhanhq
 
 from dhan_pipeline.feeds.simulator.history import BarEdit, choose_edits
+from dhan_pipeline.feeds.simulator.http_server import MAX_REQUEST_BYTES
 from dhan_pipeline.feeds.simulator.market import Market
-from dhan_pipeline.feeds.simulator.rest import MAX_REQUEST_BYTES, RestServer, error
+from dhan_pipeline.feeds.simulator.rest import RestServer, error
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline_tests.feeds.simulator.trading import NOON, SetClock, Watcher

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
+from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, read_settings, stderr_console
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 
@@ -22,40 +22,61 @@ def sync_instruments(
     db_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Of the database; without it DATABASE_URL, else the embedded one.")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the scrip master first.")] = False,
-    csv_path: Annotated[Path | None, typer.Option(help="A scrip master on disk, compact or detailed.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="The broker, dhan or kite; without it those of DATA_SOURCE, one after the other.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the list of all instruments first.")] = False,
+    csv_path: Annotated[
+        Path | None,
+        typer.Option(help="The list on disk: Dhan's scrip master, compact or detailed, or Kite's instruments dump."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a COPY.")] = 50_000,
     force: Annotated[
-        bool, typer.Option("--force", help="Accept a master in which a segment vanished or the rows collapsed.")
+        bool, typer.Option("--force", help="Accept a list in which a segment vanished or the rows collapsed.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Load the scrip master into the instruments table; what is missing from it is deactivated, never deleted."""
+    """Load a broker's list into the instruments table; what is missing from it is deactivated, never deleted.
+
+    The rows of another broker are left alone. With both, JSON has an object for each.
+    """
     if download == (csv_path is not None):
         raise typer.BadParameter("one of --download and --csv-path is needed", param_hint="--download")
-    from dhan_pipeline.feeds.dhan.scrip_master import download_instruments_csv, parse_dhan_csv
+    from dhan_pipeline.feeds.masters import parse_master
     from dhan_pipeline.store.instruments import sync_to_database
 
     settings = read_settings(database_url=db_url)
-    if csv_path is None:
-        with Progress(
-            TextColumn("Scrip master"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=stderr_console()
-        ) as progress:
-            task = progress.add_task("download", total=None)
-            csv_path = download_instruments_csv(
-                settings.dhan_scrip_master_url,
-                settings.data_dir / "scrip_master.csv",
-                lambda received, total: progress.update(task, completed=received, total=total),
-            )
-    master = parse_dhan_csv(csv_path)
-    with open_database(settings) as url:
-        result = sync_to_database(url, master, batch_size=batch_size, force=force)
-    facts = dataclasses.asdict(result)
+    sources = settings.sources if source is None else (parse_source(source),)
+    if csv_path is not None and len(sources) > 1:
+        raise typer.BadParameter("it says whose list --csv-path is", param_hint="--source")
+    done = {}
+    for each in sources:
+        master = parse_master(each, csv_path or _download_master(settings.of(each)))
+        with open_database(settings) as url:
+            result = sync_to_database(url, master, source=each, batch_size=batch_size, force=force)
+        done[each] = dataclasses.asdict(result)
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(done if len(done) > 1 else done[sources[0]]))
         return
-    for name, value in facts.items():
-        print(f"{name:>12}  {value:,.2f}" if isinstance(value, float) else f"{name:>12}  {value:,}")
+    for each, facts in done.items():
+        if len(done) > 1:
+            print(each)
+        for name, value in facts.items():
+            print(f"{name:>12}  {value:,.2f}" if isinstance(value, float) else f"{name:>12}  {value:,}")
+
+
+def _download_master(settings: Settings) -> Path:
+    from dhan_pipeline.feeds.masters import download_master
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=stderr_console(),
+    ) as progress:
+        task = progress.add_task(f"Instruments of {settings.source}", total=None)
+        return download_master(settings, lambda received, total: progress.update(task, completed=received, total=total))
 
 
 def migrate(

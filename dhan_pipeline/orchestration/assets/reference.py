@@ -1,16 +1,20 @@
-"""The reference data: the scrip master, the instruments, and which of them to capture.
+"""The reference data: the brokers' lists of instruments, the table of them, and which of them to capture.
+
+Each asset does it for every broker that is captured. Of one broker, metadata has plain names (`quarantined`); of
+several, each one's are below its name (`kite/quarantined`), and `dagster/row_count` is the sum.
 
 Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work.
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
+from datetime import date
 
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan.scrip_master import download_instruments_csv, parse_dhan_csv
+from dhan_pipeline.feeds.masters import download_master, parse_master
 from dhan_pipeline.orchestration.metadata import Metadata
 from dhan_pipeline.orchestration.names import OWNERS, REFERENCE
 from dhan_pipeline.orchestration.resources import explained
@@ -28,9 +32,12 @@ from dhan_pipeline.subscriptions import load_rules, resolve, write_subscriptions
 )
 def scrip_master(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
     """The broker's list of every instrument, downloaded and kept as a file."""
-    with explained():
-        path = download_instruments_csv(settings.dhan_scrip_master_url, _master_path(settings))
-        master = parse_dhan_csv(path)
+    return _of_each_source(settings, _scrip_master)
+
+
+def _scrip_master(settings: Settings) -> Metadata:
+    path = download_master(settings)
+    master = parse_master(settings.source, path)
     segments = "\n".join(f"| {segment} | {count:,} |" for segment, count in master.segment_counts.items())
     metadata: Metadata = {
         "dagster/row_count": len(master.rows),
@@ -45,7 +52,7 @@ def scrip_master(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[N
         metadata["quarantined_rows"] = dg.MetadataValue.md(
             "\n".join(f"- row {row.row}: {row.reason}" for row in master.quarantined.head(20).itertuples())
         )
-    return dg.MaterializeResult(metadata=metadata)
+    return metadata
 
 
 @dg.asset(
@@ -57,20 +64,22 @@ def scrip_master(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[N
 )
 def instruments(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
     """The instruments table, brought up to date; what the master no longer lists is deactivated, never deleted."""
-    with explained():
-        result = sync_to_database(database_url(settings), parse_dhan_csv(_master_path(settings)))
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": result.inserted + result.updated + result.reactivated + result.unchanged,
-            "inserted": result.inserted,
-            "updated": result.updated,
-            "unchanged": result.unchanged,
-            "reactivated": result.reactivated,
-            "deactivated": result.deactivated,
-            "quarantined": result.quarantined,
-            "seconds": round(result.seconds, 3),
-        }
-    )
+    return _of_each_source(settings, _instruments)
+
+
+def _instruments(settings: Settings) -> Metadata:
+    master = parse_master(settings.source, settings.master_path)
+    result = sync_to_database(database_url(settings), master, source=settings.source)
+    return {
+        "dagster/row_count": result.inserted + result.updated + result.reactivated + result.unchanged,
+        "inserted": result.inserted,
+        "updated": result.updated,
+        "unchanged": result.unchanged,
+        "reactivated": result.reactivated,
+        "deactivated": result.deactivated,
+        "quarantined": result.quarantined,
+        "seconds": round(result.seconds, 3),
+    }
 
 
 @dg.asset(
@@ -86,33 +95,43 @@ def subscriptions(
 
     The capture reads the result when it starts.
     """
-    with explained():
-        rules = load_rules(settings.subscriptions_file)
-        with closing(connect(database_url(settings))) as conn:
-            active = read_instruments(conn, settings.source)
-        resolution = resolve(rules, active, clock.now().astimezone(IST).date(), settings.source)
-        write_subscriptions(settings.subscriptions_path, resolution.subscriptions)
+    on = clock.now().astimezone(IST).date()
+    return _of_each_source(settings, lambda of_one: _subscriptions(of_one, on, context))
+
+
+def _subscriptions(settings: Settings, on: date, context: dg.AssetExecutionContext) -> Metadata:
+    rules = load_rules(settings.subscriptions_file)
+    with closing(connect(database_url(settings))) as conn:
+        active = read_instruments(conn, settings.source)
+    resolution = resolve(rules, active, on, settings.source)
+    write_subscriptions(settings.subscriptions_path, resolution.subscriptions)
     for rule in resolution.summary:
         if rule.missing:
             context.log.warning(
-                f"Line {rule.line}, {rule.rule}: no active instrument for {len(rule.missing)} names,"
-                f" {', '.join(rule.missing[:10])}"
+                f"Line {rule.line}, {rule.rule}: no active instrument of {settings.source} for {len(rule.missing)}"
+                f" names, {', '.join(rule.missing[:10])}"
             )
     rows = "\n".join(
         f"| {rule.line} | {rule.rule} | {rule.selected:,} | {rule.added:,} | {len(rule.missing)} |"
         for rule in resolution.summary
     )
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": len(resolution.subscriptions),
-            "rules": dg.MetadataValue.md(
-                f"| line | rule | selected | added | missing |\n|---:|---|---:|---:|---:|\n{rows}"
-            ),
-            "missing": sum(len(rule.missing) for rule in resolution.summary),
-            "file": dg.MetadataValue.path(str(settings.subscriptions_path)),
-        }
-    )
+    return {
+        "dagster/row_count": len(resolution.subscriptions),
+        "rules": dg.MetadataValue.md(
+            f"| line | rule | selected | added | missing |\n|---:|---|---:|---:|---:|\n{rows}"
+        ),
+        "missing": sum(len(rule.missing) for rule in resolution.summary),
+        "file": dg.MetadataValue.path(str(settings.subscriptions_path)),
+    }
 
 
-def _master_path(settings: Settings) -> Path:
-    return settings.data_dir / "scrip_master.csv"
+def _of_each_source(settings: Settings, work: Callable[[Settings], Metadata]) -> dg.MaterializeResult[None]:
+    with explained():
+        parts = {source: work(settings.of(source)) for source in settings.sources}
+    if len(parts) == 1:
+        return dg.MaterializeResult(metadata=parts[settings.source])
+    metadata: Metadata = {"dagster/row_count": 0}
+    for source, part in parts.items():
+        metadata["dagster/row_count"] += part["dagster/row_count"]
+        metadata |= {f"{source}/{name.removeprefix('dagster/')}": value for name, value in part.items()}
+    return dg.MaterializeResult(metadata=metadata)

@@ -1,7 +1,7 @@
 """When the candles of an hour are made: whenever its ticks were, by the ingest run or by a backfill.
 
-Belongs here: the sensor and the job that it starts. Does not: the asset (`assets/candles.py`), and the candles that a
-recovery from a gap makes anew (`recovery.py`).
+Belongs here: the sensor and the job that it starts, and how a sensor follows the hours of ticks. Does not: the asset
+(`assets/candles.py`), and the candles that a recovery from a gap makes anew (`recovery.py`).
 """
 
 import json
@@ -47,7 +47,16 @@ candles_job = dg.define_asset_job(
 def candles_sensor(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> dg.SensorResult:
-    """The cursor holds the last materialisation that was seen; of the hours that are not over for long enough, theirs;
+    """An hour waits for its late packets here, too."""
+    return follow_ticks(context, settings, clock, candles_job.name, CANDLES_1M)
+
+
+def follow_ticks(
+    context: dg.SensorEvaluationContext, settings: Settings, clock: Clock, job_name: str, made: dg.AssetKey
+) -> dg.SensorResult:
+    """Ask for runs of a job that makes an asset's hours of those of `ticks`.
+
+    The cursor holds the last materialisation that was seen; of the hours that are not over for long enough, theirs;
     and of those that were asked for, theirs and how often their run failed.
     """
     seen, waiting, asked = json.loads(context.cursor) if context.cursor else (0, {}, {})
@@ -62,11 +71,11 @@ def candles_sensor(
             waiting[hour] = seen
     now_ns = clock.now_ns()
     due = {hour: at for hour, at in waiting.items() if parse_hour_key(hour) + HOUR_NS + LATE_S * 10**9 <= now_ns}
-    wanted = {hour: (at, 0) for hour, at in due.items() if not _made_since(context.instance, hour, at)}
+    wanted = {hour: (at, 0) for hour, at in due.items() if not _made_since(context.instance, made, hour, at)}
     still_asked = {}
     for hour, (at, failures) in asked.items():
-        latest = _latest_run(context.instance, hour)
-        if hour in due or latest is None or _made_since(context.instance, hour, at):
+        latest = _latest_run(context.instance, job_name, hour)
+        if hour in due or latest is None or _made_since(context.instance, made, hour, at):
             continue
         if not latest.dagster_run.is_finished or time.time() < (latest.end_time or 0.0) + RETRY_S:
             still_asked[hour] = (at, failures)
@@ -93,12 +102,12 @@ def _has_rows(record: dg.EventLogRecord) -> bool:
     return count is None or count.value != 0
 
 
-def _latest_run(instance: dg.DagsterInstance, hour: str) -> dg.RunRecord | None:
-    of_hour = dg.RunsFilter(job_name=candles_job.name, tags={"dagster/partition": hour})
+def _latest_run(instance: dg.DagsterInstance, job_name: str, hour: str) -> dg.RunRecord | None:
+    of_hour = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": hour})
     return next(iter(instance.get_run_records(of_hour, limit=1)), None)
 
 
-def _made_since(instance: dg.DagsterInstance, hour: str, storage_id: int) -> bool:
-    """Whether the hour's candles were materialised after that: by a run that made its ticks, too."""
-    candles = dg.AssetRecordsFilter(asset_key=CANDLES_1M, asset_partitions=[hour], after_storage_id=storage_id)
-    return bool(instance.fetch_materializations(candles, limit=1).records)
+def _made_since(instance: dg.DagsterInstance, made: dg.AssetKey, hour: str, storage_id: int) -> bool:
+    """Whether the asset's hour was materialised after that: by a run that made its ticks, too."""
+    of_hour = dg.AssetRecordsFilter(asset_key=made, asset_partitions=[hour], after_storage_id=storage_id)
+    return bool(instance.fetch_materializations(of_hour, limit=1).records)

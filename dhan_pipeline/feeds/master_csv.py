@@ -164,7 +164,7 @@ def _refuse_other_files(what: str, path: Path, column: str) -> None:
     if first.startswith(b"<"):
         raise InstrumentMasterError(f"The downloaded {what} is a web page, not a CSV file.")
     if column.encode() not in first.splitlines()[0]:
-        raise InstrumentMasterError(f"The downloaded file is not a {what}: its first line names no {column} column.")
+        raise InstrumentMasterError(f"The downloaded file is no {what}: its first line names no {column} column.")
 
 
 def read_lines(what: str, path: Path) -> list[bytes]:

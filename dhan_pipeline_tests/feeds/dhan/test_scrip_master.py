@@ -1,6 +1,4 @@
-import http.server
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from dhan_pipeline.feeds.dhan.scrip_master import (
     COLUMNS,
     ScripMasterError,
-    download_instruments_csv,
     generate_instrument_token,
     parse_dhan_csv,
 )
@@ -281,75 +278,3 @@ def test_hostile_rows_are_all_accounted_for_and_harm_no_other_row(write: Write, 
     physical = path.read_bytes().splitlines()
     for row, raw in zip(master.quarantined["row"], master.quarantined["raw"], strict=True):
         assert physical[row - 1].decode(errors="replace") == raw
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    body = b""
-    status = 200
-    declared: int | None = None
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Server
-
-    def do_GET(self) -> None:
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(self.server.declared or len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[_Server]:
-    with _Server(("127.0.0.1", 0), _Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
-
-def url(server: _Server) -> str:
-    return f"http://127.0.0.1:{server.server_address[1]}/master.csv"
-
-
-def test_a_download_tells_its_progress_and_replaces_the_file(server: _Server, tmp_path: Path) -> None:
-    server.body = f"{COMPACT}\n{RELIANCE}\n".encode() * 5000
-    destination = tmp_path / "folder" / "master.csv"
-    told: list[tuple[int, int | None]] = []
-    assert download_instruments_csv(url(server), destination, lambda *p: told.append(p)) == destination
-    assert destination.read_bytes() == server.body
-    assert told[-1] == (len(server.body), len(server.body))
-    assert sorted(told) == told
-    assert list(destination.parent.iterdir()) == [destination]
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "declared", "sentence"),
-    [
-        (503, b"busy", None, "the server answered 503"),
-        (200, b"", None, "is empty"),
-        (200, b"  <!DOCTYPE html><html>", None, "is a web page"),
-        (200, b'{"status": "failure"}', None, "names no SECURITY_ID column"),
-        (200, f"{COMPACT}\n{RELIANCE}".encode(), 10_000, "could not be downloaded"),
-    ],
-)
-def test_a_broken_download_is_refused_and_leaves_the_old_file(
-    server: _Server, tmp_path: Path, status: int, body: bytes, declared: int | None, sentence: str
-) -> None:
-    server.status, server.body, server.declared = status, body, declared
-    destination = tmp_path / "master.csv"
-    destination.write_text("old")
-    with pytest.raises(ScripMasterError, match=sentence):
-        download_instruments_csv(url(server), destination)
-    assert destination.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [destination]
-
-
-def test_a_server_that_is_not_there_and_an_address_that_is_none_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    for address in ("http://127.0.0.1:9/master.csv", "not an address"):
-        with pytest.raises(ScripMasterError, match="could not be downloaded"):
-            download_instruments_csv(address, tmp_path / "master.csv")

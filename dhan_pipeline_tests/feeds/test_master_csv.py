@@ -1,0 +1,108 @@
+import gzip
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dhan_pipeline.feeds.dhan import scrip_master
+from dhan_pipeline.feeds.kite import instruments_dump
+from dhan_pipeline.feeds.master_csv import InstrumentMasterError, download
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    body = b""
+    status = 200
+    declared: int | None = None
+    encoding: str | None = None
+    asked: dict[str, str]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        self.server.asked = dict(self.headers)
+        self.send_response(self.server.status)
+        if self.server.encoding:
+            self.send_header("Content-Encoding", self.server.encoding)
+        self.send_header("Content-Length", str(self.server.declared or len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    with _Server(("127.0.0.1", 0), _Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def url(server: _Server) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}/master.csv"
+
+
+def test_a_download_tells_its_progress_and_replaces_the_file(server: _Server, tmp_path: Path) -> None:
+    server.body = b"ID,NAME\n2885,RELIANCE\n" * 5000
+    destination = tmp_path / "folder" / "master.csv"
+    told: list[tuple[int, int | None]] = []
+    assert download("list", url(server), destination, "ID", lambda *p: told.append(p)) == destination
+    assert destination.read_bytes() == server.body
+    assert told[-1] == (len(server.body), len(server.body))
+    assert sorted(told) == told
+    assert list(destination.parent.iterdir()) == [destination]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "declared", "sentence"),
+    [
+        (503, b"busy", None, "the server answered 503"),
+        (200, b"", None, "is empty"),
+        (200, b"  <!DOCTYPE html><html>", None, "is a web page"),
+        (200, b'{"status": "failure"}', None, "no list: its first line names no ID column"),
+        (200, b"ID,NAME\n2885,RELIANCE", 10_000, "could not be downloaded"),
+    ],
+)
+def test_a_broken_download_is_refused_and_leaves_the_old_file(
+    server: _Server, tmp_path: Path, status: int, body: bytes, declared: int | None, sentence: str
+) -> None:
+    server.status, server.body, server.declared = status, body, declared
+    destination = tmp_path / "master.csv"
+    destination.write_text("old")
+    with pytest.raises(InstrumentMasterError, match=sentence):
+        download("list", url(server), destination, "ID")
+    assert destination.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [destination]
+
+
+def test_a_server_that_is_not_there_and_an_address_that_is_none_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    for address in ("http://127.0.0.1:9/master.csv", "not an address"):
+        with pytest.raises(InstrumentMasterError, match="could not be downloaded"):
+            download("list", address, tmp_path / "master.csv", "ID")
+
+
+def test_a_compressed_answer_becomes_a_plain_file(server: _Server, tmp_path: Path) -> None:
+    content = b"ID,NAME\n" * 1000
+    server.body, server.encoding = gzip.compress(content, mtime=0), "gzip"
+    assert download("list", url(server), tmp_path / "list.csv", "ID").read_bytes() == content
+
+
+def test_each_brokers_list_is_known_by_a_column_of_its_own(server: _Server, tmp_path: Path) -> None:
+    server.body = b"instrument_token,exchange_token,tradingsymbol\n"
+    headers = {"Authorization": "token key:secret"}
+    instruments_dump.download_instruments_csv(url(server), tmp_path / "kite.csv", headers=headers)
+    assert (server.asked["X-Kite-Version"], server.asked["Authorization"]) == ("3", "token key:secret")
+    with pytest.raises(InstrumentMasterError, match="no scrip master: its first line names no SECURITY_ID column"):
+        scrip_master.download_instruments_csv(url(server), tmp_path / "dhan.csv")
+    server.body = b"SEM_SMST_SECURITY_ID\n"
+    scrip_master.download_instruments_csv(url(server), tmp_path / "dhan.csv")
+    with pytest.raises(InstrumentMasterError, match="is no instruments dump"):
+        instruments_dump.download_instruments_csv(url(server), tmp_path / "kite.csv")

@@ -131,9 +131,9 @@ def compare(pairs: Sequence[Pair], ticks: Ticks, start_ns: int, settings: Settin
     dhan, kite = (_side(ticks, tokens, start_ns) for tokens in (dhan_tokens, kite_tokens))
 
     size = len(pairs)
-    both_have_volume = (segment != ExchangeSegment.IDX_I) & _any(dhan, size) & _any(kite, size)
+    by_volume = (segment != ExchangeSegment.IDX_I) & ~_lacks_volume(dhan, size) & ~_lacks_volume(kite, size)
     shown_dhan, shown_kite = (
-        (_ranges(side, side.price, size), _ranges(side, _where(both_have_volume, side), size)) for side in (dhan, kite)
+        (_ranges(side, side.price, size), _ranges(side, _where(by_volume, side), size)) for side in (dhan, kite)
     )
     price_gap = _gap(shown_dhan[0], shown_kite[0])
     price_differs = np.abs(price_gap) > settings.candle_price_ticks * tick_size[:, None]
@@ -143,7 +143,7 @@ def compare(pairs: Sequence[Pair], ticks: Ticks, start_ns: int, settings: Settin
     volume_differs = np.abs(volume_gap) > settings.candle_volume_share
 
     sent_dhan, sent_kite = (_grid(side, np.ones(len(side.pair), np.bool_), size) for side in (dhan, kite))
-    moved_dhan, moved_kite = (_grid(side, _moved(side, both_have_volume), size) for side in (dhan, kite))
+    moved_dhan, moved_kite = (_grid(side, _moved(side, by_volume), size) for side in (dhan, kite))
     begun = np.maximum.accumulate(sent_dhan | sent_kite, axis=1)
     compared = begun & _in_session(segment, start_ns, settings)
     price_differs &= compared
@@ -157,7 +157,7 @@ def compare(pairs: Sequence[Pair], ticks: Ticks, start_ns: int, settings: Settin
     ever_differs = price_differs[rows, at]
     judged_volume = np.where(compared, volume_gap, np.nan)
     volume_at = np.nan_to_num(np.abs(judged_volume), nan=-1.0).argmax(axis=1)
-    shared, lag, lag_p99 = _lags(dhan, kite, both_have_volume, compared & ~volume_differs)
+    shared, lag, lag_p99 = _lags(dhan, kite, by_volume, compared & ~volume_differs)
     columns = {
         "dhan_token": dhan_tokens,
         "kite_token": kite_tokens,
@@ -266,13 +266,15 @@ def _side(ticks: Ticks, tokens: _Ints, start_ns: int) -> _Side:
     )
 
 
-def _any(side: _Side, size: int) -> _Bools:
-    """Whether any tick of a pair carries a volume."""
-    return np.bincount(side.pair[~np.isnan(side.volume)], minlength=size) > 0
+def _lacks_volume(side: _Side, size: int) -> _Bools:
+    """Whether a pair has ticks and none of them carries a volume."""
+    with_volume = np.bincount(side.pair[~np.isnan(side.volume)], minlength=size)
+    lacks: _Bools = (np.bincount(side.pair, minlength=size) > 0) & (with_volume == 0)
+    return lacks
 
 
-def _where(both_have_volume: _Bools, side: _Side) -> _Floats:
-    return np.where(both_have_volume[side.pair], side.volume, np.nan)
+def _where(by_volume: _Bools, side: _Side) -> _Floats:
+    return np.where(by_volume[side.pair], side.volume, np.nan)
 
 
 def _last_volume(side: _Side, size: int) -> _Ints:
@@ -289,11 +291,11 @@ def _grid(side: _Side, marked: _Bools, size: int) -> _Bools:
     return grid
 
 
-def _moved(side: _Side, both_have_volume: _Bools) -> _Bools:
-    """Whether a tick's price, or volume where both brokers have one, is another than its pair's tick before had."""
+def _moved(side: _Side, by_volume: _Bools) -> _Bools:
+    """Whether a tick's price, or volume where it counts, is another than its pair's tick before had."""
     moved = np.zeros(len(side.pair), np.bool_)
     same = side.pair[1:] == side.pair[:-1]
-    for values in (side.price, _where(both_have_volume, side)):
+    for values in (side.price, _where(by_volume, side)):
         known = ~np.isnan(values)
         moved[1:] |= same & known[1:] & known[:-1] & (values[1:] != values[:-1])
     return moved
@@ -358,15 +360,15 @@ def _in_session(segment: NDArray[np.uint8], start_ns: int, settings: Settings) -
     return of_segment[segment]
 
 
-def _lags(dhan: _Side, kite: _Side, both_have_volume: _Bools, sound: _Bools) -> tuple[_Ints, _Floats, _Floats]:
+def _lags(dhan: _Side, kite: _Side, by_volume: _Bools, sound: _Bools) -> tuple[_Ints, _Floats, _Floats]:
     """Of each pair: states that both showed, and by how many ms Dhan was later, the median, and 99 % of it either way.
 
     `sound` says in which seconds they count, of shape (pairs, seconds).
     """
-    dhan_states, dhan_at = _first_shown(dhan, both_have_volume, sound)
-    kite_states, kite_at = _first_shown(kite, both_have_volume, sound)
+    dhan_states, dhan_at = _first_shown(dhan, by_volume, sound)
+    kite_states, kite_at = _first_shown(kite, by_volume, sound)
     states, i, j = np.intersect1d(dhan_states, kite_states, assume_unique=True, return_indices=True)
-    pair, size = states >> _STATE_BITS, len(both_have_volume)
+    pair, size = states >> _STATE_BITS, len(by_volume)
     lag_ms = (dhan.time_us[dhan_at[i]] - kite.time_us[kite_at[j]]) / 1000
     return (
         np.bincount(pair, minlength=size),
@@ -375,9 +377,9 @@ def _lags(dhan: _Side, kite: _Side, both_have_volume: _Bools, sound: _Bools) -> 
     )
 
 
-def _first_shown(side: _Side, both_have_volume: _Bools, sound: _Bools) -> tuple[_Ints, _Ints]:
+def _first_shown(side: _Side, by_volume: _Bools, sound: _Bools) -> tuple[_Ints, _Ints]:
     """States, a number each, and the tick that showed them first; without those that were there before the hour."""
-    value = np.where(both_have_volume[side.pair], side.volume, (side.price * 10_000).round())
+    value = np.where(by_volume[side.pair], side.volume, (side.price * 10_000).round())
     known = np.flatnonzero(~np.isnan(value))
     state = side.pair[known] << _STATE_BITS | value[known].astype(np.int64) & (1 << _STATE_BITS) - 1
     states, first = np.unique(state, return_index=True)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
 from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, InstrumentMaster, generate_instrument_token, parse_dhan_csv
+from dhan_pipeline.feeds.kite.instruments_dump import parse_kite_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import (
@@ -50,6 +51,25 @@ def master_of(*instruments: dict[str, Any]) -> InstrumentMaster:
         file.write("\n".join(lines))
         file.flush()
         return parse_dhan_csv(Path(file.name))
+
+
+def dump_of(*lines: str) -> InstrumentMaster:
+    """A dump of Kite's that holds these lines, read by the parser."""
+    header = (
+        "instrument_token,exchange_token,tradingsymbol,name,last_price,expiry,strike,tick_size,lot_size,"
+        "instrument_type,segment,exchange"
+    )
+    with NamedTemporaryFile("w", suffix=".csv") as file:
+        file.write("\n".join([header, *lines]))
+        file.flush()
+        return parse_kite_csv(Path(file.name))
+
+
+INFY = "408065,1594,INFY,INFOSYS,0,,,0.05,1,EQ,NSE,NSE"
+NIFTY_50 = "256265,1001,NIFTY 50,NIFTY 50,0,,0,0,0,EQ,INDICES,NSE"
+CALL = "12000002,46875,NIFTY26NOV24000CE,NIFTY,0,2026-11-24,24000,0.05,65,CE,NFO-OPT,NFO"
+#: The call's token, given to another contract after its expiry.
+PUT = "12000002,46875,RELIANCE26DEC1300PE,RELIANCE,0,2026-12-29,1300,0.05,500,PE,NFO-OPT,NFO"
 
 
 def query(conn: connection, statement: str) -> list[tuple[Any, ...]]:
@@ -264,3 +284,103 @@ def test_after_any_syncs_the_table_is_the_last_master_and_each_active_instrument
 def test_the_capture_can_load_tokens_without_pandas() -> None:
     code = "import sys, dhan_pipeline.store.instruments; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_dump_of_kites_is_stored_and_read_back_the_same(database_url: str, conn: connection) -> None:
+    dump = dump_of(INFY, NIFTY_50, CALL)
+    assert counts(sync_to_database(database_url, dump, source="kite")) == {"inserted": 3}
+    stored = read_instruments(conn, "kite")
+    conn.rollback()
+    pd.testing.assert_frame_equal(stored, dump.rows.sort_values("instrument_token").reset_index(drop=True))
+    assert query(conn, "SELECT exchange_token, security_id FROM instruments ORDER BY 1") == [
+        (1001, None),
+        (1594, None),
+        (46875, None),
+    ]
+    assert counts(sync_to_database(database_url, dump, source="kite")) == {"unchanged": 3}
+
+
+def test_each_source_has_its_own_rows_and_its_own_guard(database_url: str, conn: connection) -> None:
+    sync_to_database(database_url, master_of(ABB, NIFTY))
+    sync_to_database(database_url, dump_of(INFY, NIFTY_50), source="kite")
+    dhans = query(conn, "SELECT * FROM instruments WHERE source = 'dhan' ORDER BY 1")
+    assert counts(sync_to_database(database_url, dump_of(INFY, NIFTY_50, CALL), source="kite")) == {
+        "inserted": 1,
+        "unchanged": 2,
+    }
+    with pytest.raises(InstrumentSyncError, match="names no instrument of IDX_I"):
+        sync_to_database(database_url, dump_of(INFY), source="kite")
+    assert query(conn, "SELECT * FROM instruments WHERE source = 'dhan' ORDER BY 1") == dhans
+    kites = query(conn, "SELECT * FROM instruments WHERE source = 'kite' ORDER BY 1")
+    assert counts(sync_to_database(database_url, master_of(ABB, NIFTY))) == {"unchanged": 2}
+    assert query(conn, "SELECT * FROM instruments WHERE source = 'kite' ORDER BY 1") == kites
+
+
+def test_the_master_of_another_source_is_refused(database_url: str) -> None:
+    with pytest.raises(ValueError, match="408065 is no instrument of dhan"):
+        sync_to_database(database_url, dump_of(INFY))
+    with pytest.raises(ValueError, match="is no instrument of kite"):
+        sync_to_database(database_url, master_of(ABB), source="kite")
+
+
+def test_what_expired_since_the_last_sync_does_not_count_as_a_collapse(database_url: str) -> None:
+    weekly = [
+        f"{number << 8 | 2},{number},NIFTY26N24{number}CE,NIFTY,0,2026-11-24,{number},0.05,65,CE,NFO-OPT,NFO"
+        for number in range(40_000, 40_010)
+    ]
+    sync_to_database(database_url, dump_of(INFY, CALL.replace("11-24", "12-29"), *weekly), source="kite")
+    after = dump_of(INFY, CALL.replace("11-24", "12-29"))
+    assert counts(sync_to_database(database_url, after, source="kite")) == {"unchanged": 2, "deactivated": 10}
+
+
+@pytest.fixture
+def existing(conn: connection) -> list[tuple[Any, ...]]:
+    """Rows of the existing system in an upgraded database: they say neither segment nor type of option."""
+    with conn, conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO instruments (instrument_token, exchange_token, trading_symbol, name, exchange, segment,"
+            " instrument_type, expiry, strike, tick_size, lot_size, last_updated, source) VALUES"
+            " (408065, 1594, 'INFY', 'INFOSYS', 'NSE', 'NSE', 'EQ', NULL, 0, 0.05, 1, '2026-01-05', 'kite'),"
+            " (256265, 1001, 'NIFTY 50', 'NIFTY 50', 'NSE', 'INDICES', 'EQ', NULL, 0, 0, 0, '2026-01-05', 'kite'),"
+            " (12000002, 46875, 'NIFTY26NOV24000CE', 'NIFTY', 'NFO', 'NFO-OPT', 'CE', '2026-11-24', 24000, 0.05, 65,"
+            " '2026-01-05', 'kite')"
+        )
+    return query(conn, "SELECT * FROM instruments ORDER BY 1")
+
+
+LIVES = "SELECT instrument_token, trading_symbol, valid_from = '-infinity', valid_to = 'infinity' FROM instrument_lives"
+
+
+def test_rows_of_the_existing_system_are_versioned_from_their_first_sync_on(
+    database_url: str, conn: connection, existing: list[tuple[Any, ...]]
+) -> None:
+    sync_to_database(database_url, master_of(ABB))
+    assert query(conn, "SELECT * FROM instruments WHERE source = 'kite' ORDER BY 1") == existing
+    dump = dump_of(INFY, NIFTY_50, CALL)
+    assert counts(sync_to_database(database_url, dump, source="kite")) == {"updated": 3}
+    stored = read_instruments(conn, "kite")
+    conn.rollback()
+    pd.testing.assert_frame_equal(stored, dump.rows.sort_values("instrument_token").reset_index(drop=True))
+    assert query(conn, LIVES + " WHERE source = 'kite' ORDER BY 1") == [
+        (256265, "NIFTY 50", True, True),
+        (408065, "INFY", True, True),
+        (12000002, "NIFTY26NOV24000CE", True, True),
+    ], "the same contract has one life"
+
+
+@pytest.mark.parametrize("gone_first", [False, True])
+def test_a_token_that_is_used_again_never_inherits_the_past_of_the_existing_system(
+    database_url: str, conn: connection, existing: list[tuple[Any, ...]], gone_first: bool
+) -> None:
+    if gone_first:
+        assert counts(sync_to_database(database_url, dump_of(INFY, NIFTY_50), source="kite", force=True)) == {
+            "updated": 2,
+            "deactivated": 1,
+        }
+    sync_to_database(database_url, dump_of(INFY, NIFTY_50, PUT), source="kite")
+    assert query(conn, LIVES + " WHERE instrument_token = 12000002 ORDER BY valid_from") == [
+        (12000002, "NIFTY26NOV24000CE", True, False),
+        (12000002, "RELIANCE26DEC1300PE", False, True),
+    ]
+    versions = query(conn, "SELECT trading_symbol FROM instrument_versions WHERE valid_to IS NULL ORDER BY 1")
+    assert versions == [("INFY",), ("NIFTY 50",), ("RELIANCE26DEC1300PE",)]

@@ -12,6 +12,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS as MASTER_COLUMNS
 from dhan_pipeline.feeds.dhan.scrip_master import InstrumentMaster, parse_dhan_csv
+from dhan_pipeline.feeds.kite.instruments_dump import parse_kite_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.sessions import IST
@@ -350,3 +351,92 @@ def test_what_the_latest_master_does_not_name_is_found_by_token_only(database_ur
 
 def test_a_database_without_instruments_is_no_wrong_spelling(conn: connection) -> None:
     assert "no instruments of dhan yet; run: dhan-pipeline sync-instruments" in str(not_found(conn, "NIFTY"))
+
+
+DUMP = """\
+instrument_token,exchange_token,tradingsymbol,name,last_price,expiry,strike,tick_size,lot_size,instrument_type,segment,exchange
+256265,1001,NIFTY 50,NIFTY 50,0,,0,0,0,EQ,INDICES,NSE
+260105,1016,NIFTY BANK,NIFTY BANK,0,,0,0,0,EQ,INDICES,NSE
+265,1,SENSEX,SENSEX,0,,0,0,0,EQ,INDICES,BSE
+264969,1035,INDIA VIX,INDIA VIX,0,,0,0,0,EQ,INDICES,NSE
+738561,2885,RELIANCE,RELIANCE INDUSTRIES,0,,0,0.1,1,EQ,NSE,NSE
+128083204,500325,RELIANCE,RELIANCE INDUSTRIES,0,,0,0.05,1,EQ,BSE,BSE
+237569,928,ELECTCAST,ELECTROSTEEL CASTINGS,0,,0,0.01,1,EQ,NSE,NSE
+4637697,18116,ELECTCAST-W1,ELECTROSTEEL CASTINGS,0,,0,0.01,1,EQ,NSE,NSE
+12800258,50001,NIFTY26NOVFUT,NIFTY,0,2026-11-24,0,0.05,65,FUT,NFO-FUT,NFO
+12800514,50002,NIFTY26NOV26000CE,NIFTY,0,2026-11-24,26000,0.05,65,CE,NFO-OPT,NFO
+12800770,50003,NIFTY26D0126000CE,NIFTY,0,2026-12-01,26000,0.05,65,CE,NFO-OPT,NFO
+12801026,50004,RELIANCE26NOVFUT,RELIANCE,0,2026-11-24,0,0.1,500,FUT,NFO-FUT,NFO
+204800005,800000,SENSEX26NOV80000PE,SENSEX,0,2026-11-26,80000,0.05,20,PE,BFO-OPT,BFO
+145894407,569900,CRUDEOIL26DECFUT,CRUDEOIL,0,2026-12-18,0,1,100,FUT,MCX-FUT,MCX
+256003,1000,USDINR26NOVFUT,USDINR,0,2026-11-27,0,0.0025,1,FUT,CDS-FUT,CDS
+"""
+
+
+@pytest.fixture(scope="module")
+def kites(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[connection]:
+    """A database that knows a few of Kite's instruments, and of Dhan's an index and a share."""
+    path = tmp_path_factory.mktemp("dump") / "dump.csv"
+    path.write_text(DUMP)
+    url = create_database(postgres_url, "kite_symbols")
+    migrate(url)
+    sync_to_database(url, parse_kite_csv(path), source="kite")
+    nifty = {"security_id": 13, "exchange_segment": "IDX_I", "trading_symbol": "NIFTY", "name": "Nifty 50"}
+    sync(url, "2026-11-20T08:30+05:30", nifty, SHARE)
+    with closing(connect(url)) as conn:
+        yield conn
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [
+        ("NIFTY", 256265),
+        ("nifty 50", 256265),
+        ("NSE:NIFTY 50", 256265),
+        ("BANKNIFTY", 260105),
+        ("SENSEX", 265),
+        ("India Vix", 264969),
+        ("RELIANCE", 738561),
+        ("NSE:RELIANCE", 738561),
+        ("BSE:RELIANCE", 128083204),
+        ("Reliance Industries", 738561),
+        ("738561", 738561),
+        ("NSE_EQ:2885", 738561),
+        ("BSE:500325", 128083204),
+        ("ELECTCAST", 237569),
+        ("ELECTCAST W1", 4637697),
+        ("ELECTCAST-W1", 4637697),
+        ("NIFTY FUT", 12800258),
+        ("NFO:NIFTY26NOVFUT", 12800258),
+        ("NSE:RELIANCE FUT", 12801026),
+        ("NIFTY26NOV26000CE", 12800514),
+        ("NFO:NIFTY26NOV26000CE", 12800514),
+        ("NIFTY 2026-12-01 26000 CE", 12800770),
+        ("NFO:NIFTY26D0126000CE", 12800770),
+        ("BFO:SENSEX 26NOV 80000 PE", 204800005),
+        ("CRUDEOIL", 145894407),
+        ("CDS:USDINR26NOVFUT", 256003),
+    ],
+)
+def test_kites_instruments_are_found_by_the_same_words_and_by_its_own(kites: connection, text: str, token: int) -> None:
+    assert resolve_symbols(kites, [text], on=ON, source="kite") == [token]
+
+
+def test_words_mean_the_instruments_of_the_source_asked_for(kites: connection) -> None:
+    assert resolve_symbols(kites, ["NIFTY", "RELIANCE"]) == [
+        generate_instrument_token("IDX_I", 13),
+        generate_instrument_token("NSE_EQ", 2885),
+    ]
+    assert resolve_symbols(kites, [738561]) == [738561], "a token is what it is"
+    with pytest.raises(SymbolError, match="near it: RELIANCE"):
+        resolve_symbols(kites, ["RELAINCE"], on=ON, source="kite")
+    assert "NIFTY 2026-11-24 26000 CE" in str(not_found(kites, "NIFTY 26NOV 26010 CE", on=ON, source="kite"))
+
+
+def test_rows_of_the_existing_system_are_found_before_their_first_sync(conn: connection) -> None:
+    with conn, conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES"
+            " (256265, 'kite', 'NSE', 'NIFTY 50'), (12800514, 'kite', 'NFO', 'NIFTY26NOV26000CE')"
+        )
+    assert resolve_symbols(conn, ["NIFTY", "NFO:NIFTY26NOV26000CE"], source="kite") == [256265, 12800514]

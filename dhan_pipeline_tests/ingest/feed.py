@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from threading import Thread
 
 import numpy as np
+import pytest
 from psycopg2 import sql
 
 from dhan_pipeline.clock import Clock
@@ -29,7 +30,7 @@ from dhan_pipeline.journal.reader import read_blocks
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import IST_OFFSET_S, parse_hour_key
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.sources import Source
+from dhan_pipeline.sources import SOURCES, Source
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
@@ -58,6 +59,9 @@ KITE_SUBSCRIPTIONS = [
 SUBSCRIPTIONS_OF: dict[Source, list[Subscription]] = {"dhan": SUBSCRIPTIONS, "kite": KITE_SUBSCRIPTIONS}
 SUBSCRIBED = [subscription.instrument_token for subscription in SUBSCRIPTIONS]
 CLIENT_ID = "1100000001"
+
+#: A test of what is above the feed, and the same whosever it is.
+BOTH_SOURCES = pytest.mark.parametrize("source", SOURCES, indirect=True)
 
 UNKNOWN: Instrument = (ExchangeSegment.BSE_EQ, 5)
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.by_source import Decode
+from dhan_pipeline.feeds.dhan.decode import decode as decode_dhan
 from dhan_pipeline.ingest.parts import split
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.ingest.worker import Worker
@@ -19,9 +21,11 @@ from dhan_pipeline.transport.message import Part
 from dhan_pipeline_tests.ingest.feed import query
 
 
-def parts_of(blocks: Iterable[Block], tokens: Sequence[int], in_run: int = 3) -> list[list[Part]]:
+def parts_of(
+    blocks: Iterable[Block], tokens: Sequence[int], in_run: int = 3, decode: Decode = decode_dhan
+) -> list[list[Part]]:
     """The parts of blocks, so many blocks together: an entry a run, in it a part a lane."""
-    processor = BlockProcessor(np.array(sorted(tokens), np.int64))
+    processor = BlockProcessor(np.array(sorted(tokens), np.int64), decode)
     blocks = list(blocks)
     runs: list[list[Part]] = []
     for start in range(0, len(blocks), in_run):

@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.parts import OtherLanesError, PartProcessor
@@ -19,10 +20,12 @@ from dhan_pipeline.journal.notes import NOTE_CONNECTION, encode_note
 from dhan_pipeline.journal.stretch import join
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, Source
 from dhan_pipeline.store.copy import tick_copy
 from dhan_pipeline.store.ticks import StoredBlocks, write_blocks
 from dhan_pipeline.transport.lanes import FIRST_LANE, LANES, lane_of
 from dhan_pipeline.transport.message import Part, decode, encode
+from dhan_pipeline_tests.ingest import kite_feed
 from dhan_pipeline_tests.ingest.feed import (
     CURRENCY,
     EQUITY,
@@ -97,14 +100,18 @@ def test_the_instruments_of_these_tests_are_in_all_lanes() -> None:
 
 
 @hypothesis_settings(max_examples=20)
-@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 7))
-def test_parts_in_any_order_make_the_rows_of_whole_blocks(seed: int, in_block: int, in_run: int) -> None:
-    blocks = blocks_of(market_messages(60, seed), in_block)
-    processor = BlockProcessor(np.array(sorted(TOKENS)))
+@given(st.sampled_from(SOURCES), st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 7))
+def test_parts_in_any_order_make_the_rows_of_whole_blocks(
+    source: Source, seed: int, in_block: int, in_run: int
+) -> None:
+    make, tokens = (market_messages, TOKENS) if source == "dhan" else (kite_feed.market_messages, kite_feed.TOKENS)
+    read = decoder(Settings(data_source=source))
+    blocks = blocks_of(make(60, seed), in_block)
+    processor = BlockProcessor(np.array(sorted(tokens)), read)
     whole = [processor.process(join([block])) for block in blocks]
-    parts = [part for run in parts_of(blocks, TOKENS, in_run) for part in run]
+    parts = [part for run in parts_of(blocks, tokens, in_run, read) for part in run]
     random.Random(seed).shuffle(parts)
-    worker = PartProcessor(np.array(sorted(TOKENS)))
+    worker = PartProcessor(np.array(sorted(tokens)), read)
     stored = [worker.process(decode(encode(part))) for part in parts]
     assert rows(stored) == rows(whole)
     assert rejected(stored) == rejected(whole)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dhan_pipeline.enrich import derived
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.process import BlockProcessor, resume
@@ -21,6 +23,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.copy import tick_copy
 from dhan_pipeline.store.ticks import StoredBlocks, _rows
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     EQUITY,
     FUTURE,
     SECOND_NS,
@@ -91,23 +94,25 @@ def test_nothing_said_yesterday_counts_after_midnight_in_india(
     assert np.isnan(column(processor.process(join([after])), "change")).all()
 
 
+@BOTH_SOURCES
 @pytest.mark.parametrize("stretch_bytes", [1, 3000, stretch.STRETCH_BYTES])
 @pytest.mark.parametrize("stopped_after", [0, 3, 17, 29])
 def test_a_processor_that_resumes_makes_the_rows_of_one_that_never_stopped(
-    processor: BlockProcessor,
     journal: JournalWriter,
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
+    messages: Callable[..., list[bytes]],
+    tokens: list[int],
     stopped_after: int,
     stretch_bytes: int,
 ) -> None:
     monkeypatch.setattr(stretch, "STRETCH_BYTES", stretch_bytes)
     blocks: list[Block] = []
     for hour in range(3):
-        blocks += record(journal, market_messages(100, seed=hour), START_NS + hour * HOUR_NS)
+        blocks += record(journal, messages(100, seed=hour), START_NS + hour * HOUR_NS)
+    processor, resumed = (BlockProcessor(np.array(tokens), decoder(settings)) for _ in range(2))
     whole = [rows(processor.process(join([block]))) for block in blocks]
-    resumed = BlockProcessor(np.array(TOKENS))
-    resume(resumed, settings.journal_dir, settings.capture, blocks[stopped_after].block_id)
+    resume(resumed, settings.journal_dir, settings.capture_number, blocks[stopped_after].block_id)
     assert [rows(resumed.process(join([block]))) for block in blocks[stopped_after + 1 :]] == whole[stopped_after + 1 :]
 
 

@@ -1,7 +1,7 @@
 """The promise: the rows of an hour are a function of the journal, whoever makes them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
 from dhan_pipeline.feeds.dhan.decode import decode
-from dhan_pipeline.ingest import process
+from dhan_pipeline.ingest import writer
 from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour, rebuild_hours
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import generate_instrument_token
@@ -23,13 +23,16 @@ from dhan_pipeline.quality.hours import measure_hour
 from dhan_pipeline.quality.measures import CheckOutcome, hour_outcomes
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.digests import Digest, hour_digest
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ledger import hour_totals
 from dhan_pipeline.store.ticks import JournalIncompleteError
 from dhan_pipeline.ticks import Decoded, RawTicks
+from dhan_pipeline_tests.ingest import kite_feed
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     CURRENCY,
     EQUITY,
     FUTURE,
@@ -38,6 +41,7 @@ from dhan_pipeline_tests.ingest.feed import (
     NEXT_HOUR,
     START_NS,
     HandClock,
+    add_instruments,
     assert_stored_exactly_once,
     backlog_of,
     full,
@@ -84,6 +88,7 @@ def damage(conn: connection) -> None:
         cursor.execute("DELETE FROM rejected_packets")
 
 
+@BOTH_SOURCES
 @pytest.mark.parametrize("stretch_bytes", [1, 3000, stretch.STRETCH_BYTES])
 @pytest.mark.parametrize("restarts", [1, 4])
 def test_a_rebuilt_hour_has_the_rows_of_the_live_one_to_the_byte(
@@ -93,16 +98,19 @@ def test_a_rebuilt_hour_has_the_rows_of_the_live_one_to_the_byte(
     clock: HandClock,
     conn: connection,
     monkeypatch: pytest.MonkeyPatch,
+    messages: Callable[..., list[bytes]],
+    source: Source,
     restarts: int,
     stretch_bytes: int,
 ) -> None:
     monkeypatch.setattr(stretch, "STRETCH_BYTES", stretch_bytes)
-    record(journal, [previous_close(EQUITY, 90.0), open_interest(FUTURE, 777)], START_NS)
-    store(settings, database_url, journal, clock)
-    for part in range(restarts):  # the last of them begins in the middle of the second hour
-        record(journal, market_messages(200, seed=part), START_NS + 10**9 + part * (HOUR_NS // 2))
+    if source == "dhan":
+        record(journal, [previous_close(EQUITY, 90.0), open_interest(FUTURE, 777)], START_NS)
         store(settings, database_url, journal, clock)
-    record(journal, market_messages(200, seed=100), START_NS + HOUR_NS + 10**9 + (restarts // 4) * HOUR_NS)
+    for part in range(restarts):  # the last of them begins in the middle of the second hour
+        record(journal, messages(200, seed=part), START_NS + 10**9 + part * (HOUR_NS // 2))
+        store(settings, database_url, journal, clock)
+    record(journal, messages(200, seed=100), START_NS + HOUR_NS + 10**9 + (restarts // 4) * HOUR_NS)
     store(settings, database_url, journal, clock)
     assert_stored_exactly_once(settings, database_url)
     modes = query(database_url, "SELECT DISTINCT mode FROM ticks")
@@ -134,13 +142,18 @@ def test_state_is_carried_over_the_edge_of_the_hour_live_and_rebuilt(
         rebuild_hour(settings, database_url, NEXT_HOUR, clock)
 
 
+@BOTH_SOURCES
 def test_an_hour_that_was_never_stored_is_made_from_the_journal_and_not_again_by_the_writer(
-    settings: Settings, database_url: str, journal: JournalWriter, clock: HandClock
+    settings: Settings,
+    database_url: str,
+    journal: JournalWriter,
+    clock: HandClock,
+    messages: Callable[..., list[bytes]],
 ) -> None:
-    record(journal, market_messages(200), START_NS)
+    record(journal, messages(200), START_NS)
     assert rebuild_hour(settings, database_url, HOUR, clock).rows > 0
     assert_stored_exactly_once(settings, database_url)
-    record(journal, market_messages(200, seed=2), START_NS + HOUR_NS)
+    record(journal, messages(200, seed=2), START_NS + HOUR_NS)
     store(settings, database_url, journal, clock)
     assert_stored_exactly_once(settings, database_url)
 
@@ -160,6 +173,27 @@ def test_the_hours_of_all_captures_are_rebuilt_each_with_its_own_state(
     assert rebuild_hour(settings, database_url, HOUR, clock).rows == 2
     assert hour_digest(conn, HOUR) == live
     assert query(database_url, "SELECT change FROM ticks ORDER BY tick_id") == [(9.0,), (19.0,)]
+
+
+def test_an_hour_in_which_both_sources_were_captured_is_rebuilt_whole_whichever_is_captured_now(
+    settings: Settings, database_url: str, journal: JournalWriter, clock: HandClock, conn: connection
+) -> None:
+    add_instruments(database_url, kite_feed.TOKENS)
+    record(journal, market_messages(200), START_NS)
+    store(settings, database_url, journal, clock)
+    kite = settings.of("kite")
+    with closing(JournalWriter(settings.journal_dir, kite.capture_number)) as second:
+        record(second, kite_feed.market_messages(200), START_NS)
+        store(kite, database_url, second, clock)
+    live = hour_digest(conn, HOUR)
+    sources = "SELECT DISTINCT instrument_token < 4294967296 FROM ticks ORDER BY 1"
+    assert query(database_url, sources) == [(False,), (True,)]
+    conn.rollback()
+    for now in (settings, kite, settings.model_copy(update={"data_source": "kite,dhan"})):
+        damage(conn)
+        rebuild_hour(now, database_url, HOUR, clock)
+        assert hour_digest(conn, HOUR) == live
+        conn.rollback()
 
 
 def test_an_open_hour_is_refused(settings: Settings, database_url: str, journal: JournalWriter) -> None:
@@ -317,7 +351,7 @@ def test_once_a_broken_decoder_is_mended_the_rebuild_names_exactly_the_rows_that
         return columns
 
     with monkeypatch.context() as patch:
-        patch.setattr(process, "decode", broken)
+        patch.setattr(writer, "decoder", lambda settings: broken)
         store(settings, database_url, journal, clock)
     measured = measure_hour(settings, HOUR, clock)
     assert named(hour_outcomes(measured, settings), "digest").passed

@@ -23,7 +23,9 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, replace_blocks
+from dhan_pipeline_tests.ingest import kite_feed
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     EQUITY,
     HOUR,
     NEXT_HOUR,
@@ -86,13 +88,18 @@ def assert_rows_are_those_of_a_rebuild(settings: Settings, database_url: str, *h
 
 
 def know_the_unknown(database_url: str) -> None:
-    add_instruments(database_url, [generate_instrument_token(*UNKNOWN)])
+    add_instruments(database_url, [generate_instrument_token(*UNKNOWN), kite_feed.UNKNOWN])
 
 
+@BOTH_SOURCES
 def test_packets_of_instruments_that_were_synced_later_become_the_rows_of_a_rebuild(
-    settings: Settings, database_url: str, journal: JournalWriter, conn: connection
+    settings: Settings,
+    database_url: str,
+    journal: JournalWriter,
+    conn: connection,
+    messages: Callable[..., list[bytes]],
 ) -> None:
-    record(journal, market_messages(300), START_NS)
+    record(journal, messages(300), START_NS)
     store(settings, database_url, journal)
     [(unknown, others)] = query(
         database_url,

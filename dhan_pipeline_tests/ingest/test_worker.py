@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from unittest.mock import Mock
@@ -8,6 +8,7 @@ import numpy as np
 import psycopg2
 import pytest
 
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.ingest import retrying
 from dhan_pipeline.ingest import worker as module
 from dhan_pipeline.ingest.parts import PartProcessor
@@ -26,6 +27,7 @@ from dhan_pipeline.transport.message import MessageError, Part, encode, joined
 from dhan_pipeline.transport.outlet import Outlet, outlet
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     EQUITY,
     HOUR,
     START_NS,
@@ -50,9 +52,11 @@ CLOCK = HandClock(START_NS + 60_000_000_000)
 
 
 @pytest.fixture
-def runs(journal: JournalWriter) -> list[list[Part]]:
+def runs(
+    journal: JournalWriter, settings: Settings, messages: Callable[..., list[bytes]], tokens: list[int]
+) -> list[list[Part]]:
     """200 messages in 20 blocks, published three blocks a time: 7 messages a lane."""
-    return parts_of(record(journal, market_messages(200), START_NS), TOKENS)
+    return parts_of(record(journal, messages(200), START_NS), tokens, decode=decoder(settings))
 
 
 @pytest.fixture
@@ -80,6 +84,7 @@ def assert_rows_are_those_of_the_journal(settings: Settings, database_url: str) 
     assert query(database_url, "SELECT count(*) FROM rejected_packets") == [(rejected,)]
 
 
+@BOTH_SOURCES
 async def test_what_comes_through_the_lanes_is_stored_as_the_direct_path_stores_it(
     settings: Settings, database_url: str, rabbitmq_url: str, lanes: Outlet, runs: list[list[Part]]
 ) -> None:

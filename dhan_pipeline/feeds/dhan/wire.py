@@ -5,13 +5,9 @@ https://dhanhq.co/docs/v2/full-market-depth/ and https://dhanhq.co/docs/v2/annex
 or counts differently, captured frames decide: a full packet is 162 bytes and a quote packet 50.
 """
 
-import struct
-from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any, NamedTuple
 
-import numpy as np
-
+from dhan_pipeline.feeds.layout import Field, Layout
 from dhan_pipeline.ticks import DEPTH_LEVELS
 
 
@@ -78,32 +74,6 @@ DISCONNECT_REASONS = {
 def disconnect_reason(code: int) -> str:
     """What a disconnect code means, in words."""
     return DISCONNECT_REASONS.get(code, "undocumented reason")
-
-
-class Field(NamedTuple):
-    """One number on the wire. `format` is its character in `struct` and NumPy alike; `f` and `d` are prices."""
-
-    name: str
-    format: str
-
-
-class Layout:
-    """Fields of a packet in order, then `levels` repetitions of `level`, which begin at `levels_start`."""
-
-    def __init__(self, name: str, fields: Iterable[Field], levels: int = 0, level: "Layout | None" = None) -> None:
-        self.name = name
-        self.fields = tuple(fields)
-        self.levels = levels
-        self.level = level
-        body = "".join(field.format for field in self.fields)
-        columns: list[Any] = [(field.name, "<" + field.format) for field in self.fields]
-        if level is not None:
-            body += level.struct.format[1:] * levels
-            columns.append(("depth", level.dtype, (levels,)))
-        self.levels_start = struct.calcsize("<" + body[: len(self.fields)])
-        self.struct: struct.Struct = struct.Struct("<" + body)
-        self.dtype: np.dtype[np.void] = np.dtype(columns)
-        self.size = self.struct.size
 
 
 def _fields(spec: str) -> list[Field]:

@@ -4,8 +4,8 @@ Neither master knows the other's numbers of everything, and Kite's has no ISIN; 
 
 - a share: exchange and symbol; on NSE its series, too, which Kite writes behind the symbol (`RCOM-BE`);
 - a derivative: exchange segment, underlying, expiry, strike, call or put;
-- an index: exchange and name, without blanks. Derivatives name the well-known ones (NIFTY is Kite's NIFTY 50), and its
-  row has that name; `INDEX_NAMES` has what else is written in two ways.
+- an index: exchange and name, without blanks. `symbols.KITE_INDICES` has the names that derivatives and Dhan use
+  (NIFTY is Kite's NIFTY 50), `INDEX_NAMES` what else is written in two ways.
 
 Where several instruments of a broker would be the same, the exchange's own numbers decide; of indices, which each
 broker numbers as it likes, none is paired then.
@@ -30,10 +30,10 @@ from dhan_pipeline.instruments import (
 )
 from dhan_pipeline.sources import SOURCES, Source
 from dhan_pipeline.store.partitions import instant
+from dhan_pipeline.symbols import KITE_INDICES
 
 #: Kite's names of indices that are not Dhan's, both in capitals and without anything but letters and digits.
 INDEX_NAMES = {
-    "NIFTYMIDCAP50": "NIFTYMCAP50",
     "NIFTYMIDCAP100": "NIFTYMID100FREE",
     "NIFTYSMLCAP50": "NIFTYSMALLCAP50",
     "NIFTYSMLCAP100": "NIFTYSMALLCAP100",
@@ -161,7 +161,7 @@ def _instrument(
         option = option_type or (instrument_type if instrument_type in ("CE", "PE") else None)
         key = (segment, (underlying or name or "").upper(), expiry, strike if option else None, option)
     elif segment == ExchangeSegment.IDX_I.name:
-        bare = re.sub(r"[^A-Z0-9]", "", (underlying or symbol).upper())
+        bare = re.sub(r"[^A-Z0-9]", "", KITE_INDICES.get(symbol, symbol).upper())
         key = (segment, exchange, INDEX_NAMES.get(bare, bare))
     elif segment == ExchangeSegment.NSE_EQ.name:
         match = _SERIES.fullmatch(symbol) if is_kite and series != "EQ" else None

@@ -4,6 +4,7 @@ import io
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ def replace_shadow_comparisons(conn: connection, hour: str, columns: Mapping[str
     """
     (start, _) = hour_bounds(hour)
     arrays = {
-        name: pa.array(columns[name], kind, mask=columns[name] == NULL_INT, from_pandas=True)
+        name: pa.array(columns[name], kind, mask=np.isnan(columns[name]) | (columns[name] == NULL_INT))
         for name, kind in COLUMNS.items()
     }
     table = pa.table({"hour": pa.repeat(pa.scalar(start.isoformat()), len(columns["dhan_token"])), **arrays})

@@ -13,11 +13,10 @@ from dhan_pipeline.feeds.dhan.wire import (
     HEADER,
     LAYOUTS,
     DepthCode,
-    Field,
-    Layout,
     ResponseCode,
     disconnect_reason,
 )
+from dhan_pipeline.feeds.layout import Field, Layout
 from dhan_pipeline.instruments import PRICE_DECIMALS, ExchangeSegment
 from dhan_pipeline.sessions import IST
 

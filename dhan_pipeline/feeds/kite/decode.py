@@ -49,12 +49,12 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
             sizes.append(TEXT)
             messages.append(message)
             continue
-        for start, size, reason in split(payload, begin, bounds[message + 1]):
+        for at, length, reason in split(payload, begin, bounds[message + 1]):
             if reason is not None:
-                rejected.append(Rejection(len(starts), message, reason, payload[start : start + size]))
-                size = REJECTED
-            starts.append(start)
-            sizes.append(size)
+                rejected.append(Rejection(len(starts), message, reason, payload[at : at + length]))
+                length = REJECTED
+            starts.append(at)
+            sizes.append(length)
             messages.append(message)
 
     size, start = np.array(sizes, np.int64), np.array(starts, np.int64)

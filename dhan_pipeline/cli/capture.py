@@ -56,7 +56,7 @@ def ingest(
     import uvloop
 
     from dhan_pipeline.clock import Clock
-    from dhan_pipeline.feeds.dhan.errors import DataPlanError
+    from dhan_pipeline.feeds.errors import DataPlanError
     from dhan_pipeline.ingest.metrics import serving
     from dhan_pipeline.ingest.run import Ingest
 

@@ -15,7 +15,9 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.errors import (
+from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
+from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.feeds.errors import (
     BadRequestError,
     BusyError,
     NoDataPlanError,
@@ -23,8 +25,6 @@ from dhan_pipeline.feeds.dhan.errors import (
     RestError,
     UnavailableError,
 )
-from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
-from dhan_pipeline.feeds.dhan.rest import RestPolicy
 from dhan_pipeline.ingest.expired_options import expired_bars, is_expired_option
 from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings

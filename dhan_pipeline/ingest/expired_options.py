@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
-from dhan_pipeline.feeds.dhan.errors import BadRequestError, NoDataPlanError, RestError
 from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory, ExpiryFlag, RollingOptionBars
+from dhan_pipeline.feeds.errors import BadRequestError, NoDataPlanError, RestError
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.store.broker_candles import Contract, closes_of, expiries_from, underlying_id
 

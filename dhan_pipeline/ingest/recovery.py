@@ -14,9 +14,9 @@ from psycopg2.extensions import connection
 from dhan_pipeline.candles import LATE_S
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.errors import NoDataPlanError, RestError
 from dhan_pipeline.feeds.dhan.history import MAX_QUOTES, SETTLED_AFTER_S, DhanHistory
 from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.feeds.errors import NoDataPlanError, RestError
 from dhan_pipeline.ingest.broker_bars import NOT_ASKED, Fetch, Tell, fetch_bars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.quality.gaps import session_seconds

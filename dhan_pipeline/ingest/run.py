@@ -21,7 +21,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.client import Feed
 from dhan_pipeline.feeds.dhan.connection import FeedPolicy
-from dhan_pipeline.feeds.dhan.errors import DhanError
+from dhan_pipeline.feeds.errors import SourceError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.capture import Receiver
@@ -270,7 +270,7 @@ class Ingest:
         self._warn(f"Part of the journal cannot be read: {where}.")
         self._in_loop(self._gaps.damaged, self._feed.connections, since_ns, until_ns, where)
 
-    def _on_down(self, connection: int, error: DhanError, since_ns: int | None) -> None:
+    def _on_down(self, connection: int, error: SourceError, since_ns: int | None) -> None:
         self._gaps.down(connection, error, error.cause, since_ns)
 
     def _packets_due(self, segments: Collection[ExchangeSegment]) -> bool:

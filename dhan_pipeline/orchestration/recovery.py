@@ -14,7 +14,7 @@ import psycopg2
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.auth import check_dhan_token_validity, get_dhan_credentials
-from dhan_pipeline.feeds.dhan.errors import CredentialsError
+from dhan_pipeline.feeds.errors import CredentialsError
 from dhan_pipeline.ingest.recovery import due, recover_gaps
 from dhan_pipeline.orchestration.assets.broker import BROKER_CANDLES, CANDLE_RECONCILIATION
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M

@@ -15,8 +15,8 @@ from dhan_pipeline.feeds.dhan.auth import (
     get_dhan_credentials,
     is_renewable,
 )
-from dhan_pipeline.feeds.dhan.errors import CredentialsError
 from dhan_pipeline.feeds.dhan.token import can_refresh, read_profile, refresh_token
+from dhan_pipeline.feeds.errors import CredentialsError
 from dhan_pipeline.orchestration.calendar import token_needed_until
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.orchestration.schedules import TIME_ZONE

@@ -8,7 +8,7 @@ import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan.errors import TokenRejectedError
+from dhan_pipeline.feeds.errors import TokenRejectedError
 from dhan_pipeline.feeds.simulator.history import DAILY_PATH, INTRADAY_PATH
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from psycopg2.extensions import connection
 
-from dhan_pipeline.feeds.dhan.errors import CredentialsError, NoDataPlanError
+from dhan_pipeline.feeds.errors import CredentialsError, NoDataPlanError
 from dhan_pipeline.feeds.simulator.history import INTRADAY_PATH, QUOTE_PATH
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error

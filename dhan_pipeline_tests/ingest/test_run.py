@@ -6,8 +6,8 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.dhan.errors import CredentialsError
 from dhan_pipeline.feeds.dhan.requests import MAX_CONNECTIONS, MAX_INSTRUMENTS_PER_CONNECTION
+from dhan_pipeline.feeds.errors import CredentialsError
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.tokens import make_token

@@ -8,18 +8,6 @@ from dhan_pipeline.feeds.dhan.auth import (
     save_token,
 )
 from dhan_pipeline.feeds.dhan.client import DhanWebSocketClient, Feed
-from dhan_pipeline.feeds.dhan.errors import (
-    CredentialsError,
-    DataPlanError,
-    DhanError,
-    FeedError,
-    FeedRefusedError,
-    RateLimitedError,
-    SilentFeedError,
-    SubscriptionLimitError,
-    TokenExpiredError,
-    TokenRefusedError,
-)
 from dhan_pipeline.feeds.dhan.packets import (
     DhanMarketDepthLevel,
     DhanResponseHeader,
@@ -33,12 +21,23 @@ from dhan_pipeline.feeds.dhan.packets import (
     parse_quote_packet,
     parse_ticker_packet,
 )
+from dhan_pipeline.feeds.errors import (
+    CredentialsError,
+    DataPlanError,
+    FeedError,
+    FeedRefusedError,
+    RateLimitedError,
+    SilentFeedError,
+    SourceError,
+    SubscriptionLimitError,
+    TokenExpiredError,
+    TokenRefusedError,
+)
 
 __all__ = [
     "Credentials",
     "CredentialsError",
     "DataPlanError",
-    "DhanError",
     "DhanMarketDepthLevel",
     "DhanResponseHeader",
     "DhanTick",
@@ -49,6 +48,7 @@ __all__ = [
     "PacketError",
     "RateLimitedError",
     "SilentFeedError",
+    "SourceError",
     "SubscriptionLimitError",
     "TokenExpiredError",
     "TokenRefusedError",

@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 
 from pydantic import SecretStr
 
-from dhan_pipeline.feeds.dhan.errors import CredentialsError, DhanError
+from dhan_pipeline.feeds.errors import CredentialsError, SourceError
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
@@ -71,11 +71,11 @@ def check_dhan_token_validity(
 def get_websocket_url(credentials: Credentials, base_url: str = FEED_URL) -> str:
     """The URL of the live feed for these credentials. It contains the token: never log it.
 
-    https://dhanhq.co/docs/v2/live-market-feed/ Raises DhanError if `base_url` is not a ws:// or wss:// address.
+    https://dhanhq.co/docs/v2/live-market-feed/ Raises SourceError if `base_url` is not a ws:// or wss:// address.
     """
     if not _is_websocket_address(base_url):
         # Not quoted: people paste whole URLs, with their token.
-        raise DhanError("DHAN_FEED_URL has to be an address with ws:// or wss://, without parameters.")
+        raise SourceError("DHAN_FEED_URL has to be an address with ws:// or wss://, without parameters.")
     query = {
         "version": "2",
         "token": credentials.access_token.get_secret_value(),

@@ -19,19 +19,6 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import Credentials, check_dhan_token_validity, get_dhan_credentials
 from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedConnection, FeedPolicy, OnMessages, PacketsDue
 from dhan_pipeline.feeds.dhan.cool_off import COOL_OFF_FILE, CoolOff
-from dhan_pipeline.feeds.dhan.errors import (
-    CredentialsError,
-    DhanError,
-    FeedError,
-    FeedRefusedError,
-    HandshakeError,
-    RateLimitedError,
-    RestingError,
-    SilentFeedError,
-    TokenExpiredError,
-    TokenRefusedError,
-    TooManyInstrumentsError,
-)
 from dhan_pipeline.feeds.dhan.framing import split
 from dhan_pipeline.feeds.dhan.packets import (
     DhanTick,
@@ -50,6 +37,19 @@ from dhan_pipeline.feeds.dhan.requests import (
 )
 from dhan_pipeline.feeds.dhan.token import TokenLostError, can_refresh, refresh_token, token_report
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.feeds.errors import (
+    CredentialsError,
+    FeedError,
+    FeedRefusedError,
+    HandshakeError,
+    RateLimitedError,
+    RestingError,
+    SilentFeedError,
+    SourceError,
+    TokenExpiredError,
+    TokenRefusedError,
+    TooManyInstrumentsError,
+)
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -78,7 +78,7 @@ class Feed:
         packets_due: PacketsDue = lambda segments: False,
         on_connect: Callable[[int], None] = lambda connection: None,
         on_first_message: Callable[[int], None] = lambda connection: None,
-        on_down: Callable[[int, DhanError, int | None], None] = lambda connection, reason, since_ns: None,
+        on_down: Callable[[int, SourceError, int | None], None] = lambda connection, reason, since_ns: None,
         on_shed: Callable[[tuple[int, ...]], None] = lambda instrument_tokens: None,
     ) -> None:
         """`subscriptions`: the mode of each instrument token. `on_messages` has to be cheap.
@@ -110,7 +110,7 @@ class Feed:
         self._room = MAX_INSTRUMENTS_PER_CONNECTION
         self._handshake = asyncio.Lock()
         self._waiting: set[int] = set()  # numbers of the connections that have yet to shake hands
-        self._obstacle: DhanError | None = None  # why none of them can
+        self._obstacle: SourceError | None = None  # why none of them can
         self._refusal: TokenRefusedError | None = None
         self._refused: Credentials | None = None
         self._refused_until = 0.0
@@ -293,7 +293,7 @@ class Feed:
         self._obstacle = None
         return credentials
 
-    def _hold_up(self, error: DhanError) -> None:
+    def _hold_up(self, error: SourceError) -> None:
         """No connection can be made for now: whatever each was lost for, this is why it stays lost."""
         self._obstacle = error
         for number in sorted(self._waiting):

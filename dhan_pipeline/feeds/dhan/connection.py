@@ -24,18 +24,12 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 from dhan_pipeline.feeds.dhan.auth import Credentials, get_websocket_url
-from dhan_pipeline.feeds.dhan.errors import (
-    FeedError,
-    FeedRefusedError,
-    HandshakeError,
-    ServerClosedError,
-    SilentFeedError,
-    refused,
-)
+from dhan_pipeline.feeds.dhan.errors import refused
 from dhan_pipeline.feeds.dhan.framing import split
 from dhan_pipeline.feeds.dhan.requests import disconnect_message, subscribe_messages, unsubscribe_messages
 from dhan_pipeline.feeds.dhan.token import MINT_INTERVAL_S
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.errors import FeedError, FeedRefusedError, HandshakeError, ServerClosedError, SilentFeedError
 from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
 from dhan_pipeline.ticks import Mode
 
@@ -142,7 +136,7 @@ class FeedConnection:
         return self._socket is not None and self._socket.state is State.OPEN
 
     async def open(self, credentials: Credentials, base_url: str) -> None:
-        """Connect. Raises FeedError saying why not, or DhanError for an unusable `base_url`; neither holds the URL."""
+        """Connect. Raises FeedError saying why not, SourceError for an unusable `base_url`; neither holds the URL."""
         self._dropped = None
         outcome = await self._connect(credentials, base_url)
         # Raised here, not where it was caught: the frames and exceptions of the library know the URL.

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan.errors import AnswerError, NoDataError
 from dhan_pipeline.feeds.dhan.rest import DhanRest, RestPolicy
+from dhan_pipeline.feeds.errors import AnswerError, NoDataError
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings

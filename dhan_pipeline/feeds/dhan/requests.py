@@ -7,8 +7,8 @@ that does not exist. Instruments are given by their tokens (see `instruments.gen
 import json
 from collections.abc import Iterable, Mapping
 
-from dhan_pipeline.feeds.dhan.errors import SubscriptionLimitError
 from dhan_pipeline.feeds.dhan.wire import RequestCode
+from dhan_pipeline.feeds.errors import SubscriptionLimitError
 from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.ticks import Mode
 

@@ -20,16 +20,16 @@ import httpx
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import Credentials, get_dhan_credentials
-from dhan_pipeline.feeds.dhan.errors import (
+from dhan_pipeline.feeds.errors import (
     AnswerError,
     BadRequestError,
     BusyError,
     CredentialsError,
-    DhanError,
     NoDataError,
     NoDataPlanError,
     RequestsUsedUpError,
     RestError,
+    SourceError,
     TokenRejectedError,
     UnavailableError,
 )
@@ -221,7 +221,7 @@ def _complaint(said: dict[str, Any]) -> tuple[str, str, bool]:
     return "", "", False
 
 
-def _error(status: int, code: str, message: str, what: str) -> DhanError:
+def _error(status: int, code: str, message: str, what: str) -> SourceError:
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
     if kind is None:
         kind = UnavailableError if status >= 500 else RestError if code else BadRequestError

@@ -31,7 +31,7 @@ from dhan_pipeline.feeds.dhan.auth import (
     save_token,
     token_expiry,
 )
-from dhan_pipeline.feeds.dhan.errors import CredentialsError
+from dhan_pipeline.feeds.errors import CredentialsError
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 

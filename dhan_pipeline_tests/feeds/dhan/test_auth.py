@@ -14,7 +14,7 @@ from dhan_pipeline.feeds.dhan.auth import (
     get_websocket_url,
     save_token,
 )
-from dhan_pipeline.feeds.dhan.errors import CredentialsError, DhanError
+from dhan_pipeline.feeds.errors import CredentialsError, SourceError
 from dhan_pipeline.settings import Settings
 
 # {"exp": 1786076457, "dhanClientId": "1000000001", "tokenConsumerType": "SELF"}
@@ -184,7 +184,7 @@ def test_the_url_has_the_four_parameters_encoded():
     ],
 )
 def test_a_wrong_feed_address_is_one_clear_sentence_that_does_not_quote_it(url):
-    with pytest.raises(DhanError) as caught:
+    with pytest.raises(SourceError) as caught:
         get_websocket_url(Credentials("1", SecretStr("secret"), None, ""), url)
     assert str(caught.value) == "DHAN_FEED_URL has to be an address with ws:// or wss://, without parameters."
 

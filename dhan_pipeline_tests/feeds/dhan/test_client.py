@@ -23,21 +23,21 @@ from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.client import DhanWebSocketClient, Feed
 from dhan_pipeline.feeds.dhan.connection import FeedPolicy
 from dhan_pipeline.feeds.dhan.cool_off import COOL_OFF_FILE, CoolOff
-from dhan_pipeline.feeds.dhan.errors import (
+from dhan_pipeline.feeds.dhan.packets import DhanTick, PacketError
+from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.errors import (
     CredentialsError,
     DataPlanError,
-    DhanError,
     FeedError,
     FeedRefusedError,
     RateLimitedError,
     RestingError,
     ServerClosedError,
+    SourceError,
     SubscriptionLimitError,
     TokenExpiredError,
     TokenRefusedError,
 )
-from dhan_pipeline.feeds.dhan.packets import DhanTick, PacketError
-from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.simulator import dhan as simulator_module
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.tokens import make_token
@@ -198,7 +198,7 @@ async def running(feed: Feed):
     finally:
         started = now_s()
         task.cancel()
-        with suppress(asyncio.CancelledError, DhanError):
+        with suppress(asyncio.CancelledError, SourceError):
             await task
         assert now_s() - started < 10
 
@@ -621,7 +621,7 @@ async def test_the_token_is_never_seen(settings, token_file, exchange, watcher, 
     seen = [caplog.text, repr(feed), repr(task), *watcher.warnings]
     if not task.cancelled():
         error = task.exception()
-        assert isinstance(error, DhanError)
+        assert isinstance(error, SourceError)
         trace = traceback.TracebackException.from_exception(error, capture_locals=True)
         seen += [str(error), repr(error), "".join(trace.format()), *traceback.format_exception(error)]
         context = error

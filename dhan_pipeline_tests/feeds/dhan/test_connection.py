@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from dhan_pipeline.feeds.dhan.auth import Credentials
 from dhan_pipeline.feeds.dhan.connection import FeedConnection, FeedPolicy
-from dhan_pipeline.feeds.dhan.errors import (
+from dhan_pipeline.feeds.errors import (
     DataPlanError,
     FeedError,
     FeedRefusedError,

@@ -20,7 +20,10 @@ from websockets.asyncio.client import connect
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.dhan.errors import (
+from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
+from dhan_pipeline.feeds.dhan.rest import Pacer, RestPolicy
+from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.feeds.errors import (
     AnswerError,
     BadRequestError,
     BusyError,
@@ -31,9 +34,6 @@ from dhan_pipeline.feeds.dhan.errors import (
     TokenRejectedError,
     UnavailableError,
 )
-from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
-from dhan_pipeline.feeds.dhan.rest import Pacer, RestPolicy
-from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.history import intraday
 from dhan_pipeline.feeds.simulator.market import Market

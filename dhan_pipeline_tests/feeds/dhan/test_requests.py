@@ -3,7 +3,6 @@ import json
 import pytest
 
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.errors import SubscriptionLimitError
 from dhan_pipeline.feeds.dhan.requests import (
     disconnect_message,
     request_messages,
@@ -12,6 +11,7 @@ from dhan_pipeline.feeds.dhan.requests import (
     unsubscribe_messages,
 )
 from dhan_pipeline.feeds.dhan.wire import RequestCode
+from dhan_pipeline.feeds.errors import SubscriptionLimitError
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.ticks import Mode
 

@@ -121,7 +121,7 @@ def compare(pairs: Sequence[Pair], ticks: Ticks, start_ns: int, settings: Settin
     seconds compared and those of them that agree, of all pairs by minute, of shape (2, 60). Seconds outside continuous
     trading are not compared, unless `settings.sessions` is `always`.
 
-    Memory is 1 MB a pair for a moment: hand over some hundreds at a time.
+    Takes over 1 MB a pair for a moment: hand over a hundred or so at a time.
     """
     dhan_tokens = np.array([pair.dhan_token for pair in pairs], np.int64)
     kite_tokens = np.array([pair.kite_token for pair in pairs], np.int64)

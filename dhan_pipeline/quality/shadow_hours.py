@@ -18,7 +18,7 @@ from dhan_pipeline.store.shadow import COLUMNS, count_ticks, read_ticks, replace
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
 
 #: What is compared at once, which decides the memory: 1 MB a pair, 100 bytes a tick.
-PAIRS_AT_ONCE, TICKS_AT_ONCE = 250, 2_000_000
+PAIRS_AT_ONCE, TICKS_AT_ONCE = 100, 2_000_000
 
 
 class ShadowRefusedError(PipelineError):

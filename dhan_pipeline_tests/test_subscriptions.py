@@ -8,6 +8,9 @@ import pandas as pd
 import pytest
 
 from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
+from dhan_pipeline.feeds.kite.instruments_dump import parse_kite_csv
+from dhan_pipeline.feeds.simulator.correspondence import dhan_token_of
+from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.instruments import generate_instrument_token, split_instrument_token
 from dhan_pipeline.subscriptions import (
@@ -27,11 +30,24 @@ EXAMPLE = Path(__file__).parent.parent / "subscriptions.example.yaml"
 
 
 @pytest.fixture(scope="module")
-def instruments(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """A small market."""
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("master") / "master.csv"
     write_synthetic_master(path, 22_800, on=ON)
-    return parse_dhan_csv(path).rows
+    return path
+
+
+@pytest.fixture(scope="module")
+def instruments(master: Path) -> pd.DataFrame:
+    """A small market."""
+    return parse_dhan_csv(master).rows
+
+
+@pytest.fixture(scope="module")
+def kites(master: Path) -> pd.DataFrame:
+    """The same market, as Kite lists it."""
+    path = master.with_name("dump.csv")
+    write_synthetic_dump(path, master)
+    return parse_kite_csv(path).rows
 
 
 @pytest.fixture
@@ -145,6 +161,57 @@ def test_a_list_names_instruments_by_id(rules_file: Path, instruments: pd.DataFr
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        EXAMPLE.read_text().partition("rules:\n")[2],
+        " - symbols: [RELIANCE, ELECTCAST]",
+        " - symbols: ELECTCAST\n   series: W1",
+        " - symbols: all\n   limit: 40",
+        " - futures: all\n   expiries: 2\n   segment: BSE_FNO",
+        " - options: [USDINR]\n   segment: NSE_CURRENCY",
+    ],
+)
+def test_the_same_rules_select_the_same_instruments_of_either_broker(
+    rules_file: Path, instruments: pd.DataFrame, kites: pd.DataFrame, text: str
+) -> None:
+    dhans = resolved(rules_file, text, instruments)
+    resolution = resolve(load_rules(rules_file), kites, ON, "kite")
+    assert [rule.missing for rule in resolution.summary] == [()] * len(resolution.summary)
+    assert [(s.mode, dhan_token_of(s.instrument_token)) for s in resolution.subscriptions] == [
+        (s.mode, s.instrument_token) for s in dhans.subscriptions
+    ]
+
+
+def test_an_index_is_named_as_its_derivatives_or_as_either_broker_names_it(
+    rules_file: Path, instruments: pd.DataFrame, kites: pd.DataFrame
+) -> None:
+    text = " - indices: [NIFTY 50, BANKNIFTY, india vix, NOSUCH]"
+    assert ids(resolved(rules_file, text, instruments)) == [13, 25, 21]
+    resolution = resolve(load_rules(rules_file), kites, ON, "kite")
+    assert [s.symbol for s in resolution.subscriptions] == ["NIFTY 50", "NIFTY BANK", "INDIA VIX"]
+    assert resolution.summary[0].missing == ("NOSUCH",)
+
+
+def test_a_list_finds_by_the_exchanges_number_what_the_other_broker_called_so(
+    rules_file: Path, instruments: pd.DataFrame, kites: pd.DataFrame
+) -> None:
+    (rules_file.parent / "ids.csv").write_text(
+        "instrument_token,exchange_segment,security_id\n"
+        "738561,,\n"  # Kite's own token of RELIANCE
+        ",NSE_EQ,11536\n"
+        f"{generate_instrument_token('BSE_EQ', 500325)},,\n"
+        "256265,,\n"  # Kite's NIFTY
+        ",IDX_I,13\n"  # Dhan's
+    )
+    dhans = resolved(rules_file, " - list: ids.csv", instruments)
+    assert [s.symbol for s in dhans.subscriptions] == ["RELIANCE", "TCS", "RELIANCE", "NIFTY"]
+    assert dhans.summary[0].missing == ("256265",)
+    resolution = resolve(load_rules(rules_file), kites, ON, "kite")
+    assert [s.instrument_token for s in resolution.subscriptions] == [738561, 11536 << 8 | 1, 500325 << 8 | 4, 256265]
+    assert resolution.summary[0].missing == ("IDX_I:13",)
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("", r"line 1: a file of rules holds the one key `rules`"),
@@ -167,12 +234,14 @@ def test_a_list_names_instruments_by_id(rules_file: Path, instruments: pd.DataFr
         ("rules:\n - list: bad.csv", r"bad.csv, line 3: NSE_EQ x is not an instrument"),
         ("rules:\n - list: headless.csv", r"headless.csv has no column security_id or instrument_token"),
         ("rules:\n - list: ids.csv", r"ids.csv, line 2: no segment 13 is not an instrument"),
+        ("rules:\n - list: tokens.csv", r"tokens.csv, line 3: 408074 is not an instrument"),
     ],
 )
 def test_a_wrong_rule_is_told_with_its_line(rules_file: Path, text: str, sentence: str) -> None:
     (rules_file.parent / "bad.csv").write_text("exchange_segment,security_id\nNSE_EQ,1\nNSE_EQ,x\n")
     (rules_file.parent / "headless.csv").write_text("13\n25\n")
     (rules_file.parent / "ids.csv").write_text("security_id\n13\n")
+    (rules_file.parent / "tokens.csv").write_text("instrument_token\n738561\n408074\n")
     rules_file.write_text(text)
     with pytest.raises(SubscriptionError, match=sentence):
         load_rules(rules_file)
@@ -203,6 +272,8 @@ def test_more_than_can_be_subscribed_is_an_error_that_names_the_rule(rules_file:
     with pytest.raises(SubscriptionError, match=r"25001 instruments .* rule in line 3 adds 25000, give it a limit"):
         resolved(rules_file, " - symbols: S7\n - symbols: all", many)
     assert len(resolved(rules_file, " - symbols: all\n   limit: 25000", many).subscriptions) == 25_000
+    with pytest.raises(SubscriptionError, match="where 9000 can be subscribed"):
+        resolve(load_rules(rules_file), many, ON, "kite")
 
 
 def test_a_written_list_reads_back_the_same(tmp_path: Path, instruments: pd.DataFrame) -> None:
@@ -216,6 +287,13 @@ def test_a_written_list_reads_back_the_same(tmp_path: Path, instruments: pd.Data
         "instrument_token,exchange_segment,security_id,mode,symbol",
         "1099511627789,IDX_I,13,quote,NIFTY",
     ]
+
+
+def test_a_written_list_of_kites_has_no_security_id(tmp_path: Path) -> None:
+    subscriptions = [Subscription(256265, Mode.QUOTE, "NIFTY 50"), Subscription(738561, Mode.FULL, "RELIANCE")]
+    write_subscriptions(tmp_path / "subscriptions.csv", subscriptions)
+    assert read_subscriptions(tmp_path / "subscriptions.csv") == subscriptions
+    assert (tmp_path / "subscriptions.csv").read_text().splitlines()[2] == "738561,NSE_EQ,,full,RELIANCE"
 
 
 @pytest.mark.parametrize(

@@ -156,10 +156,10 @@ def write_synthetic_master(
     parts.append(_derivatives(rng, "NSE M", rest, 35_000, _commodities(on)))
     facts = pd.concat(parts, ignore_index=True)
     columns = _compact(facts) if layout == "compact" else _detailed(facts)
-    lines = pc.binary_join_element_wise(*map(_quoted, columns.values()), ",")
+    lines = csv_lines(columns)
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
         file.write(",".join(columns).replace("#", "") + "\n")
-        file.write("\n".join(lines.to_pylist()))
+        file.write("\n".join(lines))
         file.write("\n")
 
 
@@ -526,6 +526,12 @@ def _detailed(facts: pd.DataFrame) -> dict[str, Any]:
         "": "",
     }
     return columns
+
+
+def csv_lines(columns: dict[str, Any]) -> list[str]:
+    """A CSV file's lines of columns, or of one value for all; quoted where there is a comma. There is no quote."""
+    lines: list[str] = pc.binary_join_element_wise(*map(_quoted, columns.values()), ",").to_pylist()
+    return lines
 
 
 def _quoted(values: Any) -> pa.Array | pa.Scalar:

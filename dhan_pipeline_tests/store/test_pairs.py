@@ -1,13 +1,20 @@
 """Which instruments of two brokers are the same, from real rows of `instruments`."""
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg2.extensions import connection
 
+from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
+from dhan_pipeline.feeds.kite.instruments_dump import parse_kite_csv
+from dhan_pipeline.feeds.simulator.correspondence import kite_token_of
+from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
+from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.instruments import ExchangeSegment, KiteSegment, generate_instrument_token, make_kite_token
 from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.store.instruments import load_tokens, sync_to_database
 from dhan_pipeline.store.pairs import Unpaired, pair_instruments
 
 AT_NS = parse_hour_key("2026-11-20T10:00")
@@ -173,3 +180,18 @@ def test_tokens_that_nobody_knows_are_left_over(masters: Masters) -> None:
         Unpaired("kite", strange, "", "STRANGE"),
         Unpaired("dhan", unknown, "", str(unknown)),
     ]
+
+
+def test_everything_that_both_masters_list_is_paired_with_itself(
+    conn: connection, database_url: str, tmp_path: Path
+) -> None:
+    write_synthetic_master(tmp_path / "dhan.csv", 2_000, on=date(2026, 11, 20))
+    write_synthetic_dump(tmp_path / "kite.csv", tmp_path / "dhan.csv")
+    sync_to_database(database_url, parse_dhan_csv(tmp_path / "dhan.csv"), source="dhan")
+    sync_to_database(database_url, parse_kite_csv(tmp_path / "kite.csv"), source="kite")
+    dhan = load_tokens(conn, "dhan").tolist()
+    pairing = pair_instruments(conn, [*dhan, *load_tokens(conn, "kite").tolist()], AT_NS)
+    assert all(pair.kite_token == kite_token_of(pair.dhan_token) for pair in pairing.pairs)
+    # Two indices have one name.
+    assert {one.symbol for one in pairing.unpaired} == {"CAPINS"}
+    assert len(pairing.pairs) == len(dhan) - 2

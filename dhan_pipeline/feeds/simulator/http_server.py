@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-import gzip
 import json
 import os
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,6 +28,8 @@ class Request:
     method: str
     path: str
     query: dict[str, str]
+    """Of a parameter that is given several times, the first value."""
+    queries: dict[str, list[str]]
     headers: dict[str, str]
     """By name, in small letters."""
     body: bytes | None
@@ -87,12 +90,24 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     method, _, target = lines[0].partition(" ")
     address = urlsplit(target.partition(" ")[0])
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-    query = {name: values[0] for name, values in parse_qs(address.query).items()}
+    queries = parse_qs(address.query)
+    query = {name: values[0] for name, values in queries.items()}
     size = headers.get("content-length", "0")
     body = None
     if size.isascii() and size.isdigit() and len(size) < 10 and int(size) <= MAX_REQUEST_BYTES:
         body = await reader.readexactly(int(size))
-    return Request(method, address.path, query, headers, body)
+    return Request(method, address.path, query, queries, headers, body)
+
+
+def admit(served_at: deque[float], requests: int, window_s: float) -> bool:
+    """Whether one request more is within so many in a window; then it is counted."""
+    now = time.monotonic()
+    while served_at and now - served_at[0] >= window_s:
+        served_at.popleft()
+    if len(served_at) >= requests:
+        return False
+    served_at.append(now)
+    return True
 
 
 def write_json(writer: asyncio.StreamWriter, status: HTTPStatus, content: dict[str, Any] | bytes) -> None:
@@ -102,10 +117,9 @@ def write_json(writer: asyncio.StreamWriter, status: HTTPStatus, content: dict[s
     writer.write(body)
 
 
-def write_csv(writer: asyncio.StreamWriter, content: bytes, *, compress: bool) -> None:
-    """Answer with a table, compressed for who takes that."""
-    body = gzip.compress(content, 1, mtime=0) if compress else content
-    _write_head(writer, HTTPStatus.OK, "text/csv", len(body), "Content-Encoding: gzip\r\n" if compress else "")
+def write_csv(writer: asyncio.StreamWriter, body: bytes, *, compressed: bool) -> None:
+    """Answer with a table, which may be compressed with gzip."""
+    _write_head(writer, HTTPStatus.OK, "text/csv", len(body), "Content-Encoding: gzip\r\n" if compressed else "")
     writer.write(body)
 
 

@@ -14,7 +14,7 @@ import pyotp
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator import history
 from dhan_pipeline.feeds.simulator.history import BarEdit, RefusedError
-from dhan_pipeline.feeds.simulator.http_server import HttpServer, Request, write_file, write_json
+from dhan_pipeline.feeds.simulator.http_server import HttpServer, Request, admit, write_file, write_json
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.tokens import PIN, TOTP_SECRET, check_token, make_token, read_claims
 from dhan_pipeline.sessions import IST
@@ -153,12 +153,9 @@ class RestServer(HttpServer):
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "DH-901", code, "access token or client id invalid or expired")
         if self.data_plan != "Active":
             raise RefusedError(HTTPStatus.FORBIDDEN, "DH-902", 806, "not subscribed to Data APIs")
-        served_at, now = self._served_at[client_id, for_quotes], time.monotonic()
-        while served_at and now - served_at[0] >= self.rate_window_s:
-            served_at.popleft()
-        if len(served_at) >= (self.quotes_a_second if for_quotes else self.requests_a_second):
+        requests = self.quotes_a_second if for_quotes else self.requests_a_second
+        if not admit(self._served_at[client_id, for_quotes], requests, self.rate_window_s):
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "DH-904", 805, "too many requests")
-        served_at.append(now)
 
     def _generate(self, query: dict[str, str]) -> tuple[HTTPStatus, dict[str, Any]]:
         """A token for PIN and TOTP: https://dhanhq.co/docs/v2/authentication/"""

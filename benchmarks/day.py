@@ -31,7 +31,7 @@ import polars as pl
 from benchmarks.report import arguments, publish, show, wrong
 from benchmarks.running import Place, place, prepare
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.feeds.rest import RestPolicy
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.ingest.broker_bars import fetch_day
 from dhan_pipeline.ingest.rebuild import rebuild_hours

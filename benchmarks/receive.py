@@ -20,8 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from benchmarks.generator import instrument_tokens
 from benchmarks.report import ROUNDS, Spread, arguments, publish, wrong
 from benchmarks.running import CLIENT_ID, Peer, peer
+from dhan_pipeline.feeds.connection import FeedConnection
 from dhan_pipeline.feeds.dhan.auth import Credentials, get_websocket_url
-from dhan_pipeline.feeds.dhan.connection import FeedConnection
+from dhan_pipeline.feeds.dhan.client import WIRE
 from dhan_pipeline.feeds.dhan.requests import subscribe_messages
 from dhan_pipeline.ticks import Mode
 
@@ -59,7 +60,7 @@ Receive = Callable[[str, Kept], Coroutine[Any, Any, None]]
 
 async def ours(url: str, kept: Kept) -> None:
     """The client of the capture."""
-    connection = FeedConnection(0, SUBSCRIPTIONS, kept.take)
+    connection = FeedConnection(WIRE, 0, SUBSCRIPTIONS, kept.take)
     await connection.open(CREDENTIALS, url)
     await connection.receive()
 

@@ -136,9 +136,12 @@ def token_of(source: Source, exchange_segment: ExchangeSegment, number: int) -> 
     return make_kite_token(_KITE_SEGMENT_OF[exchange_segment], number)
 
 
-#: By page (see `_keys`): the number of its exchange segment, and the decimals of its prices. 255: no segment.
+#: In place of a segment's number, where a number is no token.
+NO_SEGMENT = 255
+
+#: By page (see `_keys`): the number of its exchange segment, and the decimals of its prices.
 _PAGES = 512
-_SEGMENT_OF_PAGE = np.full(_PAGES + 1, 255, np.uint8)
+_SEGMENT_OF_PAGE = np.full(_PAGES + 1, NO_SEGMENT, np.uint8)
 _DECIMALS_OF_PAGE = np.full(_PAGES + 1, 2, np.int8)
 for _kite, _segment in KITE_SEGMENTS.items():
     _SEGMENT_OF_PAGE[_kite], _DECIMALS_OF_PAGE[_kite] = _segment, PRICE_DECIMALS[_segment]
@@ -156,7 +159,7 @@ def _keys(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def segments_of(tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The number of the exchange segment of each token, of either source; 255 for a number that is no token."""
+    """The number of the exchange segment of each token, of either source; NO_SEGMENT for a number that is no token."""
     return _SEGMENT_OF_PAGE.take(_keys(tokens) >> _SEGMENT_SHIFT, mode="clip")
 
 

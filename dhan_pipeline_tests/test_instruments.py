@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from psycopg2.extensions import connection
 
 from dhan_pipeline.instruments import (

@@ -36,6 +36,7 @@ ROOMS = (
         "subscriptions",
         "settings",
         "sources",
+        "threads",
         "clock",
         "errors",
         "gaps",

@@ -22,8 +22,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from benchmarks.baseline.enrich import Enricher, Instruments
 from benchmarks.baseline.models import InstrumentInfo
 from benchmarks.baseline.parse import parse
+from dhan_pipeline.feeds.client import shard
 from dhan_pipeline.feeds.dhan.auth import Credentials, get_websocket_url
-from dhan_pipeline.feeds.dhan.requests import shard, subscribe_messages
+from dhan_pipeline.feeds.dhan.requests import (
+    MAX_CONNECTIONS,
+    MAX_INSTRUMENTS_PER_CONNECTION,
+    subscribe_messages,
+)
 from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.ticks import Mode
 
@@ -70,7 +75,7 @@ class Client:
         self.received = 0
         """Messages."""
         self._url = url
-        self._shards = shard(subscriptions)
+        self._shards = shard(subscriptions, MAX_INSTRUMENTS_PER_CONNECTION, MAX_CONNECTIONS, "Dhan")
         self._publisher = publisher
         self._enricher = Enricher(load_instruments_cache(subscriptions))
         self._connections: list[ClientConnection] = []

@@ -144,6 +144,10 @@ class ServerClosedError(FeedError):
     cause = Cause.SERVER
 
 
+#: Dhan's disconnect code for more connections than the account has: the server blocks it until all are gone.
+TOO_MANY_CONNECTIONS = 805
+
+
 class FeedRefusedError(FeedError):
     """The server ended the connection with a disconnect code, or refused the handshake with an HTTP status."""
 
@@ -155,6 +159,11 @@ class FeedRefusedError(FeedError):
         """HTTP status (below 600), or one of Dhan's disconnect codes (800 to 814)."""
         self.retry_after_s = retry_after_s
         """How long the server asked to be left alone, in seconds; 0 if it did not say."""
+
+    @property
+    def ends_all(self) -> bool:
+        """Whether the connections that stand are to end, too."""
+        return self.code == TOO_MANY_CONNECTIONS
 
 
 class RateLimitedError(FeedRefusedError):

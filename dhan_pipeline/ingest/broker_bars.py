@@ -15,8 +15,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
-from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.feeds.dhan.history import DhanHistory
 from dhan_pipeline.feeds.errors import (
     BadRequestError,
     BusyError,
@@ -25,7 +24,11 @@ from dhan_pipeline.feeds.errors import (
     RestError,
     UnavailableError,
 )
+from dhan_pipeline.feeds.histories import make_history
+from dhan_pipeline.feeds.history import BrokerBars, History
+from dhan_pipeline.feeds.rest import RestPolicy
 from dhan_pipeline.ingest.expired_options import expired_bars, is_expired_option
+from dhan_pipeline.instruments import source_of
 from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import (
@@ -41,7 +44,7 @@ from dhan_pipeline.store.broker_candles import (
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
 
-#: Instruments that are asked for at once. Five requests a second go out, and an answer takes well under a second.
+#: Instruments that are asked for at once. Five requests a second go out at most, and an answer takes well under one.
 CONCURRENT = 6
 
 #: After so many instruments in a row without an answer the rest is left for another time.
@@ -102,13 +105,14 @@ def fetch_day(
 ) -> Fetch:
     """Fetch the minute bars and the day's bar of an IST day: of what had ticks, and of what is subscribed.
 
-    Of a day before yesterday only what had ticks, where any had: it is not known what was subscribed then. What was
-    fetched after the day's end is not fetched again, but with `again`. `policy` is for tests. Raises CredentialsError
-    and NoDataPlanError; and BrokerBarsError where not a single instrument could be had.
+    `settings` are those of one source, whose instruments these are. Of a day before yesterday only what had ticks,
+    where any had: it is not known what was subscribed then. What was fetched after the day's end is not fetched again,
+    but with `again`. `policy` is for tests. Raises CredentialsError and NoDataPlanError; and BrokerBarsError where not
+    a single instrument could be had.
     """
     start_ns, end_ns = day_bounds_ns(day)
     with closing(connect(database_url)) as conn:
-        with_ticks = instruments_with_ticks(conn, start_ns, end_ns)
+        with_ticks = [t for t in instruments_with_ticks(conn, start_ns, end_ns) if source_of(t) == settings.source]
         yesterday = clock.now().astimezone(IST).date() - timedelta(days=1)
         tokens = with_ticks if with_ticks and day < yesterday else [*with_ticks, *_subscribed(settings)]
         had: Collection[int] = () if again else fetched(conn, start_ns, end_ns, end_ns)
@@ -140,12 +144,12 @@ async def _fetch(
     day: date | None,
     policy: RestPolicy | None,
 ) -> Fetch:
-    async with DhanHistory(settings, clock, policy) as history:
+    async with make_history(settings, clock, policy) as history:
         return await fetch_bars(history, conn, clock, tokens, start_ns, end_ns, had, tell, day)
 
 
 async def fetch_bars(
-    history: DhanHistory,
+    history: History,
     conn: connection,
     clock: Clock,
     tokens: Sequence[int],
@@ -254,7 +258,7 @@ def _is_over(contract: Contract, today: date) -> bool:
 
 
 async def _fetch_expired(
-    history: DhanHistory,
+    history: History,
     conn: connection,
     clock: Clock,
     expired: Sequence[Contract],
@@ -263,11 +267,11 @@ async def _fetch_expired(
     day: date | None,
     fetch: Fetch,
 ) -> None:
-    """What can be had of a day of contracts that have expired."""
-    options = [contract for contract in expired if is_expired_option(contract)] if day is not None else []
+    """What can be had of a day of contracts that have expired: of Dhan's, options that were near the money."""
     found: dict[int, BrokerBars] = {}
     failed: dict[int, RestError] = {}
-    if day is not None and options:
+    if day is not None and isinstance(history, DhanHistory):
+        options = [contract for contract in expired if is_expired_option(contract)]
         found, failed = await expired_bars(history, conn, options, day)
     for contract in expired:
         token = contract.instrument_token

@@ -1,9 +1,11 @@
-"""Bars of options that have expired: the broker knows them no longer by id, but by how far from the money they were.
+"""Bars of options that have expired: Dhan knows them no longer by id, but by how far from the money they were.
 
 Dhan's page for expired options names none: it gives the bars of whichever option of the nearest expiry was at the
 money, one strike above it, and so on, minute by minute, with the strike of each. From these the bars of one strike are
 put together. It does not say the expiry, nor is it documented how expiries are counted. So bars are believed only where
 they are near our own candles of the contract; and nothing is known of minutes in which a strike was out of reach.
+
+Of Kite's there is nothing to put together: it gives no bars of what has expired.
 """
 
 from collections import defaultdict
@@ -14,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
-from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory, ExpiryFlag, RollingOptionBars
+from dhan_pipeline.feeds.dhan.history import DhanHistory, ExpiryFlag, RollingOptionBars
 from dhan_pipeline.feeds.errors import BadRequestError, NoDataPlanError, RestError
+from dhan_pipeline.feeds.history import BrokerBars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.store.broker_candles import Contract, closes_of, expiries_from, underlying_id
 

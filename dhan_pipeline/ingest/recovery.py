@@ -14,14 +14,16 @@ from psycopg2.extensions import connection
 from dhan_pipeline.candles import LATE_S
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.history import MAX_QUOTES, SETTLED_AFTER_S, DhanHistory
-from dhan_pipeline.feeds.dhan.rest import RestPolicy
-from dhan_pipeline.feeds.errors import NoDataPlanError, RestError
+from dhan_pipeline.feeds.errors import CredentialsError, NoDataPlanError, RestError
+from dhan_pipeline.feeds.histories import make_history
+from dhan_pipeline.feeds.history import SETTLED_AFTER_S, History
+from dhan_pipeline.feeds.rest import RestPolicy
 from dhan_pipeline.ingest.broker_bars import NOT_ASKED, Fetch, Tell, fetch_bars
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.quality.gaps import session_seconds
 from dhan_pipeline.sessions import DAY_NS, HOUR_NS, day_start_ns, hour_key, hour_start_ns
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.broker_candles import fetched
 from dhan_pipeline.store.candles import rebuild_candles
 from dhan_pipeline.store.engine import connect
@@ -86,9 +88,13 @@ class Due:
     waiting: list[EndedGap]
     """Those whose bars are due later."""
 
+    def of(self, source: Source) -> "Due":
+        """What there is to ask one of the brokers for."""
+        return Due(*([gap for gap in gaps if gap.source == source] for gaps in (self.quotes, self.bars, self.waiting)))
+
 
 def due(settings: Settings, conn: connection, clock: Clock, again: bool = False) -> Due:
-    """What is to be fetched now, of the gaps in session of at least `settings.gap_s_warn` seconds.
+    """What is to be fetched now, of the sources' gaps in session of at least `settings.gap_s_warn` seconds.
 
     Those that ended while ticks are kept (`settings.retention_days`); with `again`, bars of those of which some failed,
     too. Asks the database once. Leaves the transaction open.
@@ -96,6 +102,8 @@ def due(settings: Settings, conn: connection, clock: Clock, again: bool = False)
     now_ns = clock.now_ns()
     found = Due([], [], [])
     for gap in ended_gaps(conn, now_ns - settings.retention_days * DAY_NS, settings.gap_s_warn, again):
+        if gap.source not in settings.sources:
+            continue
         segments = [ExchangeSegment(number) for number in gap.segments] or list(ExchangeSegment)
         seconds = session_seconds(gap.started_ns, gap.ended_ns, segments, settings.sessions == "always")
         if seconds < settings.gap_s_warn:
@@ -120,30 +128,51 @@ def recover_gaps(
     """Fetch what is due after gaps, and rebuild the candles of the hours that are over. Progress goes to `tell`.
 
     All quotes come first, then the bars of one gap after the other, its liveliest instruments first. An interrupted
-    recovery goes on where it was; so does one in which the broker fell silent, which ends it. `again`: also those that
-    failed. `policy` is for tests. Raises CredentialsError and NoDataPlanError.
+    recovery goes on where it was; so does one in which the broker fell silent, which ends it. Of several sources each
+    is asked for its own gaps, whatever becomes of the others'. `again`: also those that failed. `policy` is for tests.
+    Raises CredentialsError and NoDataPlanError where no source that has gaps can be asked.
     """
     recovered = Recovered()
+    refused: list[CredentialsError | NoDataPlanError] = []
     with closing(connect(database_url)) as conn:
         work = due(settings, conn, clock, again)
         conn.commit()
         recovered.waiting = len(work.waiting)
-        if not work.quotes and not work.bars:
-            return recovered
-        fetches = asyncio.run(_fetch(settings, conn, clock, tell, work, recovered, policy))
-        for hour in _hours(settings, [gap for gap, _ in fetches], clock):
+        concerned = [source for source in settings.sources if work.of(source).quotes or work.of(source).bars]
+        for source in concerned:
             try:
-                rebuild_candles(conn, hour, clock.now_ns())
-                recovered.hours.append(hour)
-            except PipelineError as error:
-                recovered.problems.append(str(error))
-        # Only now are they done: whoever is interrupted before does the rest again.
-        for gap, fetch in fetches:
-            recovered.bars += note_bars(conn, gap, clock.now(), fetch.wanted, fetch.failures, _detail(fetch))
-            recovered.gaps += 1
-            recovered.instruments += fetch.wanted
-            recovered.failed += fetch.failures
+                _recover(settings.of(source), conn, clock, tell, work.of(source), recovered, policy)
+            except (CredentialsError, NoDataPlanError) as error:
+                refused.append(error)
+    if refused and len(refused) == len(concerned):
+        raise refused[0]
+    recovered.unfinished = " ".join(filter(None, (recovered.unfinished, *map(str, refused))))
     return recovered
+
+
+def _recover(
+    settings: Settings,
+    conn: connection,
+    clock: Clock,
+    tell: Tell,
+    work: Due,
+    recovered: Recovered,
+    policy: RestPolicy | None,
+) -> None:
+    """Of one source. Adds what it came to."""
+    fetches = asyncio.run(_fetch(settings, conn, clock, tell, work, recovered, policy))
+    for hour in _hours(settings, [gap for gap, _ in fetches], clock):
+        try:
+            rebuild_candles(conn, hour, clock.now_ns())
+            recovered.hours.append(hour)
+        except PipelineError as error:
+            recovered.problems.append(str(error))
+    # Only now are they done: whoever is interrupted before does the rest again.
+    for gap, fetch in fetches:
+        recovered.bars += note_bars(conn, gap, clock.now(), fetch.wanted, fetch.failures, _detail(fetch))
+        recovered.gaps += 1
+        recovered.instruments += fetch.wanted
+        recovered.failed += fetch.failures
 
 
 async def _fetch(
@@ -155,16 +184,16 @@ async def _fetch(
     recovered: Recovered,
     policy: RestPolicy | None,
 ) -> list[tuple[EndedGap, Fetch]]:
-    """The gaps whose bars were fetched. Why others were not is in `recovered.unfinished`."""
+    """The gaps whose bars were fetched. Why others were not is added to `recovered.unfinished`."""
     fetches: list[tuple[EndedGap, Fetch]] = []
-    async with DhanHistory(settings, clock, policy) as history:
+    async with make_history(settings, clock, policy) as history:
         for gap in work.quotes:
             try:
                 recovered.quotes += await _fetch_quotes(history, conn, clock, gap)
             except NoDataPlanError:
                 raise
             except RestError as error:
-                recovered.unfinished = str(error)
+                _add(recovered, str(error))
                 break
         for gap in work.bars:
             tokens = gap_instruments(conn, gap)
@@ -174,22 +203,26 @@ async def _fetch(
             # What the broker refuses, it would refuse again: that must not hold up the gaps after it.
             if fetch.failed[NOT_ASKED] or (fetch.unanswered and not fetch.done and not fetch.before):
                 had_now = f"{fetch.done + fetch.before or 'none'} could be had: {fetch.last_error}"
-                recovered.unfinished = f"Of {fetch.wanted:,} instruments of a gap {had_now}"
+                _add(recovered, f"Of {fetch.wanted:,} instruments of a gap {had_now}")
                 break
             fetches.append((gap, fetch))
     return fetches
 
 
-async def _fetch_quotes(history: DhanHistory, conn: connection, clock: Clock, gap: EndedGap) -> int:
+async def _fetch_quotes(history: History, conn: connection, clock: Clock, gap: EndedGap) -> int:
     tokens = gap_instruments(conn, gap)
     conn.commit()
     count = 0
-    for first in range(0, len(tokens), MAX_QUOTES):
-        quotes = await history.quotes(tokens[first : first + MAX_QUOTES])
+    for first in range(0, len(tokens), history.max_quotes):
+        quotes = await history.quotes(tokens[first : first + history.max_quotes])
         write_gap_quotes(conn, gap, quotes, clock.now())
         count += len(quotes)
     note_quotes(conn, gap, clock.now())
     return count
+
+
+def _add(recovered: Recovered, unfinished: str) -> None:
+    recovered.unfinished = f"{recovered.unfinished} {unfinished}".strip()
 
 
 def _span(gap: EndedGap, gaps: Sequence[EndedGap]) -> tuple[int, int]:

@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.connection import FeedPolicy
 from dhan_pipeline.feeds.dhan.client import Feed
-from dhan_pipeline.feeds.dhan.connection import FeedPolicy
 from dhan_pipeline.feeds.errors import SourceError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog

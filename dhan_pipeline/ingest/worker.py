@@ -27,7 +27,6 @@ from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.metrics import Metrics
 from dhan_pipeline.ingest.parts import PartProcessor
 from dhan_pipeline.ingest.retrying import Database, Patience
-from dhan_pipeline.ingest.threads import in_thread
 from dhan_pipeline.ingest.worker_status import WorkerReport
 from dhan_pipeline.ingest.writer import LEARN_S, PARTITIONS_AHEAD_NS
 from dhan_pipeline.journal.block import split_block_id
@@ -38,6 +37,7 @@ from dhan_pipeline.store import leases
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions
 from dhan_pipeline.store.ticks import StoredBlocks, WrittenDirectlyError, write_blocks
+from dhan_pipeline.threads import in_thread
 from dhan_pipeline.transport.inlet import PREFETCH, Delivery, Inlet, inlet
 from dhan_pipeline.transport.lanes import FIRST_LANE, LANES
 from dhan_pipeline.transport.message import Part, decode, joined

@@ -19,7 +19,6 @@ from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.ingest.retrying import Database, Patience
-from dhan_pipeline.ingest.threads import in_thread
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
@@ -27,6 +26,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
 from dhan_pipeline.store.instruments import load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions, instant
+from dhan_pipeline.threads import in_thread
 
 #: Partitions of `ticks` exist this far ahead.
 PARTITIONS_AHEAD_NS = 3 * HOUR_NS

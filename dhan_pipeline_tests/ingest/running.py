@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan.connection import FeedPolicy
+from dhan_pipeline.feeds.connection import FeedPolicy
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.ingest.run import Ingest
 from dhan_pipeline.settings import Settings

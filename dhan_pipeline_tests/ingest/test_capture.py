@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from dhan_pipeline.feeds.dhan.connection import MAX_MESSAGE_BYTES
+from dhan_pipeline.feeds.connection import MAX_MESSAGE_BYTES
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.ingest.capture import Receiver

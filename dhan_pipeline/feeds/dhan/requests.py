@@ -1,4 +1,4 @@
-"""The JSON messages that a client sends, and how instruments are spread over connections. No I/O.
+"""The JSON messages that a client sends. No I/O.
 
 https://dhanhq.co/docs/v2/live-market-feed/ The server acknowledges none of them, and says nothing about an instrument
 that does not exist. Instruments are given by their tokens (see `instruments.generate_instrument_token`).
@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Mapping
 
 from dhan_pipeline.feeds.dhan.wire import RequestCode
-from dhan_pipeline.feeds.errors import SubscriptionLimitError
 from dhan_pipeline.instruments import split_instrument_token
 from dhan_pipeline.ticks import Mode
 
@@ -63,26 +62,6 @@ def request_messages(code: RequestCode, instrument_tokens: Iterable[int]) -> lis
 def disconnect_message() -> str:
     """The message that ends the session."""
     return json.dumps({"RequestCode": int(RequestCode.DISCONNECT)})
-
-
-def shard(
-    subscriptions: Mapping[int, Mode],
-    per_connection: int = MAX_INSTRUMENTS_PER_CONNECTION,
-    connections: int = MAX_CONNECTIONS,
-) -> list[dict[int, Mode]]:
-    """The subscriptions of each connection, in order, spread evenly over as few connections as can hold them.
-
-    Raises SubscriptionLimitError if they do not fit.
-    """
-    if len(subscriptions) > per_connection * connections:
-        raise SubscriptionLimitError(
-            f"{len(subscriptions)} instruments are too many: Dhan allows {connections} connections "
-            f"of {per_connection} instruments."
-        )
-    items = list(subscriptions.items())
-    # Evenly, because a connection with a few quiet instruments would pass for one that is broken.
-    count = -(-len(items) // per_connection)
-    return [dict(items[len(items) * number // count : len(items) * (number + 1) // count]) for number in range(count)]
 
 
 def _by_mode(codes: Mapping[Mode, RequestCode], subscriptions: Mapping[int, Mode]) -> list[str]:

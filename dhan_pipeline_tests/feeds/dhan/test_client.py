@@ -17,12 +17,11 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan import client as client_module
-from dhan_pipeline.feeds.dhan import connection as connection_module
+from dhan_pipeline.feeds import connection as connection_module
+from dhan_pipeline.feeds.connection import FeedPolicy
+from dhan_pipeline.feeds.cool_off import CoolOff, cool_off_file
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.client import DhanWebSocketClient, Feed
-from dhan_pipeline.feeds.dhan.connection import FeedPolicy
-from dhan_pipeline.feeds.dhan.cool_off import COOL_OFF_FILE, CoolOff
 from dhan_pipeline.feeds.dhan.packets import DhanTick, PacketError
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.errors import (
@@ -453,15 +452,15 @@ async def test_a_rest_outlives_a_restart(settings, exchange, watcher):
 
 async def test_a_rest_that_cannot_be_kept_in_its_file_is_kept_all_the_same(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    cool_off = CoolOff(tmp_path / "file" / COOL_OFF_FILE)
+    cool_off = CoolOff(tmp_path / "file" / cool_off_file("dhan"))
     cool_off.start()
     assert 59 < cool_off.remaining_s() <= 75
 
 
 @pytest.mark.parametrize("content", ["", "nan", "soon", "99999999999999"])
 def test_no_rest_is_longer_than_the_longest_whatever_the_file_says(tmp_path, content):
-    (tmp_path / COOL_OFF_FILE).write_text(content)
-    assert CoolOff(tmp_path / COOL_OFF_FILE).remaining_s() <= 375
+    (tmp_path / cool_off_file("dhan")).write_text(content)
+    assert CoolOff(tmp_path / cool_off_file("dhan")).remaining_s() <= 375
 
 
 async def test_an_account_without_data_apis_ends_the_feed_with_one_clear_sentence(settings, exchange, watcher):
@@ -883,7 +882,7 @@ async def test_instruments_over_the_servers_limit_move_to_other_connections(sett
 
 async def test_instruments_that_find_no_room_are_given_up_and_told(settings, good_token, monkeypatch):
     monkeypatch.setattr(simulator_module, "MAX_INSTRUMENTS", 60)
-    monkeypatch.setattr(client_module, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(Feed, "max_connections", 1)
     downs = Downs()
     async with DhanSimulator(tokens(100), rate=1000) as simulator:
         feed = downs.feed(settings(simulator.feed_url), dict.fromkeys(tokens(100), Mode.FULL))

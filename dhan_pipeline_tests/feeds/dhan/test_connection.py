@@ -11,8 +11,9 @@ from pydantic import SecretStr
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
+from dhan_pipeline.feeds.connection import FeedConnection, FeedPolicy
 from dhan_pipeline.feeds.dhan.auth import Credentials
-from dhan_pipeline.feeds.dhan.connection import FeedConnection, FeedPolicy
+from dhan_pipeline.feeds.dhan.client import WIRE
 from dhan_pipeline.feeds.errors import (
     DataPlanError,
     FeedError,
@@ -102,7 +103,7 @@ class Received(list):
 def feed_connection(
     on_messages=lambda payload, connection, count: None, subscriptions=(), packets_due=lambda segments: False, **policy
 ):
-    return FeedConnection(3, dict(subscriptions), on_messages, FeedPolicy(**policy), packets_due)
+    return FeedConnection(WIRE, 3, dict(subscriptions), on_messages, FeedPolicy(**policy), packets_due)
 
 
 async def receive(connection: FeedConnection, url: str) -> None:

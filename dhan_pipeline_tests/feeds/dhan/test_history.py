@@ -20,8 +20,8 @@ from websockets.asyncio.client import connect
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.dhan.history import BrokerBars, DhanHistory
-from dhan_pipeline.feeds.dhan.rest import Pacer, RestPolicy
+from dhan_pipeline.feeds.dhan.history import DhanHistory
+from dhan_pipeline.feeds.dhan.rest import LIMITS
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.feeds.errors import (
     AnswerError,
@@ -34,6 +34,8 @@ from dhan_pipeline.feeds.errors import (
     TokenRejectedError,
     UnavailableError,
 )
+from dhan_pipeline.feeds.history import BrokerBars
+from dhan_pipeline.feeds.rest import Pacer, RestPolicy
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.history import intraday
 from dhan_pipeline.feeds.simulator.market import Market
@@ -547,7 +549,7 @@ async def test_a_task_that_is_cancelled_in_the_queue_holds_nobody_up() -> None:
 
 
 def test_the_default_pace_is_within_dhan_s_limits() -> None:
-    policy = RestPolicy()
+    policy = LIMITS
     assert 5 * policy.data_interval_s > 1
     assert policy.quote_interval_s > 1
     assert policy.requests_a_day == 100_000

@@ -2,16 +2,13 @@ import json
 
 import pytest
 
-from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.requests import (
     disconnect_message,
     request_messages,
-    shard,
     subscribe_messages,
     unsubscribe_messages,
 )
 from dhan_pipeline.feeds.dhan.wire import RequestCode
-from dhan_pipeline.feeds.errors import SubscriptionLimitError
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.ticks import Mode
 
@@ -64,28 +61,3 @@ def test_leaving_is_request_12():
 def test_a_token_of_another_broker_is_refused():
     with pytest.raises(ValueError, match="738561 is not a Dhan instrument token"):
         subscribe_messages({738561: Mode.FULL})
-
-
-@pytest.mark.parametrize(
-    ("count", "sizes"),
-    [
-        (0, []),
-        (1, [1]),
-        (5000, [5000]),
-        (5001, [2500, 2501]),
-        (14_999, [4999, 5000, 5000]),
-        (25_000, [5000] * 5),
-    ],
-)
-def test_instruments_are_spread_evenly_and_in_order_over_as_few_connections_as_can_hold_them(count, sizes):
-    subscriptions = dict.fromkeys(tokens(count), Mode.TICKER)
-    shards = shard(subscriptions)
-    assert [len(part) for part in shards] == sizes
-    assert [item for part in shards for item in part.items()] == [*subscriptions.items()]
-
-
-def test_more_than_an_account_may_have_is_one_clear_sentence():
-    with pytest.raises(SubscriptionLimitError) as caught:
-        shard(dict.fromkeys(tokens(25_001), Mode.TICKER))
-    assert str(caught.value) == "25001 instruments are too many: Dhan allows 5 connections of 5000 instruments."
-    assert isinstance(caught.value, PipelineError)

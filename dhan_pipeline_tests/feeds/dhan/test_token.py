@@ -18,10 +18,10 @@ from zlib import crc32
 import pytest
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.connection import FeedPolicy
 from dhan_pipeline.feeds.dhan import token as module
 from dhan_pipeline.feeds.dhan.auth import get_dhan_credentials, save_token
 from dhan_pipeline.feeds.dhan.client import Feed
-from dhan_pipeline.feeds.dhan.connection import FeedPolicy
 from dhan_pipeline.feeds.dhan.token import (
     TokenError,
     TokenLostError,

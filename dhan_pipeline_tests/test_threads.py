@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from dhan_pipeline.ingest.threads import in_thread
+from dhan_pipeline.threads import in_thread
 
 
 def test_what_the_call_returns_or_raises_comes_back() -> None:

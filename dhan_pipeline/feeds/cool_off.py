@@ -6,10 +6,13 @@ import math
 import time
 from pathlib import Path
 
-from dhan_pipeline.feeds.dhan.connection import DEFAULT_POLICY, FeedPolicy
+from dhan_pipeline.feeds.connection import DEFAULT_POLICY, FeedPolicy
+from dhan_pipeline.sources import Source
 
-#: Where, below the data directory, a rest is kept: its end in Unix seconds, and how many came before it in a row.
-COOL_OFF_FILE = "dhan_cool_off"
+
+def cool_off_file(source: Source) -> str:
+    """Where, below the data directory, a rest is kept: its end in Unix seconds, and how many came before it in a row."""
+    return f"{source}_cool_off"
 
 
 class CoolOff:

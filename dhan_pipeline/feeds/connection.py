@@ -12,25 +12,20 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
-from dhan_pipeline.feeds.dhan.auth import Credentials, get_websocket_url
-from dhan_pipeline.feeds.dhan.errors import refused
-from dhan_pipeline.feeds.dhan.framing import split
-from dhan_pipeline.feeds.dhan.requests import disconnect_message, subscribe_messages, unsubscribe_messages
-from dhan_pipeline.feeds.dhan.token import MINT_INTERVAL_S
-from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.errors import FeedError, FeedRefusedError, HandshakeError, ServerClosedError, SilentFeedError
-from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
+from dhan_pipeline.instruments import NO_SEGMENT, ExchangeSegment, segments_of
 from dhan_pipeline.ticks import Mode
 
 #: Gets messages as they arrived: payload, number of the connection, how many. Several are binary messages of equal size
@@ -40,16 +35,11 @@ OnMessages = Callable[[bytes | str, int, int], None]
 #: Whether packets of any of these segments are due now.
 PacketsDue = Callable[[Collection[ExchangeSegment]], bool]
 
-#: Longest message accepted. The feed's are of one packet, some hundred bytes.
-MAX_MESSAGE_BYTES = 512 << 10
-
 _HEAD_END = b"\r\n\r\n"
 _DATA_OPCODES = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WHOLE_BINARY_FRAME = 0x82
 #: Frames of equal size in a row from which on it pays to look for more of them.
 _FEWEST_ALIKE = 8
-_DISCONNECT = LAYOUTS[ResponseCode.DISCONNECT]
-_DISCONNECT_CODE = bytes([ResponseCode.DISCONNECT])
 
 #: How often a connection asks whether a session has begun, and how long it lets what waits in the socket be read before
 #: it calls it silent: after a sleep of the process, timers come before bytes.
@@ -76,10 +66,12 @@ class FeedPolicy:
     """How often the credentials are read while waiting for better ones."""
     refused_token_rest_s: float = 300.0
     """A token that was refused is tried again after this time, if there is no other: servers err, too."""
-    mint_interval_s: float = MINT_INTERVAL_S
+    mint_interval_s: float = 130.0
     """How long after a token was asked for another may be, if the first request failed."""
     silence_s: float = 90.0
-    """A connection through which nothing came for this long is replaced. The server pings every 10 s."""
+    """A connection through which nothing came for this long is replaced. Dhan's server pings every 10 s."""
+    heartbeat_silence_s: float = 10.0
+    """The same where the server sends a heartbeat every few seconds, as Kite's does, and it did not."""
     open_timeout_s: float = 10.0
     close_timeout_s: float = 1.0
     ping_interval_s: float | None = None
@@ -101,11 +93,54 @@ class FeedPolicy:
 DEFAULT_POLICY = FeedPolicy()
 
 
+class Credentials(Protocol):
+    """What a broker knows us by."""
+
+    @property
+    def access_token(self) -> SecretStr:
+        """The secret."""
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the token's time is over, UTC; None if unknown."""
+
+    @property
+    def source(self) -> str:
+        """The file or the variable that the token came from, for messages to people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How a broker is spoken to: all that a connection has to know of its protocol."""
+
+    url: Callable[[str, Any], str]
+    """The URL for a base URL and credentials, which contains the token. Raises SourceError for an unusable base."""
+    subscribe: Callable[[Mapping[int, Mode]], list[str]]
+    unsubscribe: Callable[[Mapping[int, Mode]], list[str]]
+    """The messages that begin and end these subscriptions."""
+    refused: Callable[[int, float], FeedError]
+    """The error for the HTTP status of a refused handshake, and for how long the server asked to be left alone."""
+    ending: Callable[[bytes], FeedError | None]
+    """Why the server ends the connection, if the binary message says so."""
+    begins: Callable[[bytes | str], bool]
+    """Whether a message says that data comes."""
+    max_message_bytes: int
+    """The longest message that is accepted."""
+    ending_size: int = 0
+    """Bytes of a message that is nothing but an ending; 0 for none."""
+    heartbeat_size: int = 0
+    """Messages of so many bytes, or less, say that the connection stands, and nothing else."""
+    farewell: str | None = None
+    """What is said before leaving."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 class FeedConnection:
     """One connection and its subscriptions, which outlive the sockets that carry them."""
 
     def __init__(
         self,
+        wire: Wire,
         number: int,
         subscriptions: Mapping[int, Mode],
         on_messages: OnMessages,
@@ -117,6 +152,7 @@ class FeedConnection:
 
         `on_first_message(number)` is called before the first message of each socket is handed over.
         """
+        self._wire = wire
         self.number = number
         self.subscriptions = dict(subscriptions)
         self._on_messages = on_messages
@@ -156,7 +192,7 @@ class FeedConnection:
         try:
             # A connection that is lost meanwhile is found to be so below.
             with contextlib.suppress(ConnectionClosed):
-                for message in subscribe_messages(self.subscriptions):
+                for message in self._wire.subscribe(self.subscriptions):
                     await socket.send(message)
             await self._wait_until_lost(socket)
         finally:
@@ -176,14 +212,14 @@ class FeedConnection:
 
     async def subscribe(self, subscriptions: Mapping[int, Mode]) -> None:
         """Add subscriptions, now and at every reconnect."""
-        messages = subscribe_messages(subscriptions)
+        messages = self._wire.subscribe(subscriptions)
         self.subscriptions.update(subscriptions)
         await self._send(messages)
 
     async def unsubscribe(self, instrument_tokens: Iterable[int]) -> None:
         """End subscriptions; without it the server goes on sending, and counting them. Unknown ones are ignored."""
         ended = {token: self.subscriptions.pop(token) for token in instrument_tokens if token in self.subscriptions}
-        await self._send(unsubscribe_messages(ended))
+        await self._send(self._wire.unsubscribe(ended))
 
     async def _send(self, messages: Iterable[str]) -> None:
         if self._socket is not None:
@@ -196,6 +232,7 @@ class FeedConnection:
         def create(*args: Any, **kwargs: Any) -> _Socket:
             return _Socket(
                 *args,
+                wire=self._wire,
                 on_messages=self._on_messages,
                 on_first_message=self._on_first_message,
                 number=self.number,
@@ -204,10 +241,11 @@ class FeedConnection:
 
         try:
             connection = await connect(
-                get_websocket_url(credentials, base_url),
+                self._wire.url(base_url, credentials),
                 create_connection=cast(type[ClientConnection], create),
                 compression=None,
-                max_size=MAX_MESSAGE_BYTES,
+                additional_headers=self._wire.headers,
+                max_size=self._wire.max_message_bytes,
                 open_timeout=self._policy.open_timeout_s,
                 close_timeout=self._policy.close_timeout_s,
                 ping_interval=self._policy.ping_interval_s,
@@ -215,7 +253,8 @@ class FeedConnection:
                 logger=_silent_log,
             )
         except InvalidStatus as error:
-            return refused(error.response.status_code, _retry_after_s(error.response.headers.get("Retry-After")))
+            retry_after_s = _retry_after_s(error.response.headers.get("Retry-After"))
+            return self._wire.refused(error.response.status_code, retry_after_s)
         except TimeoutError:
             return FeedError("the server did not answer the handshake in time")
         except OSError as error:
@@ -229,18 +268,22 @@ class FeedConnection:
     async def _wait_until_lost(self, socket: "_Socket") -> None:
         """Return when the connection is closed. Raises SilentFeedError when nothing came through it for too long."""
         loop = asyncio.get_running_loop()
+        policy = self._policy
+        unheard_s = policy.heartbeat_silence_s if self._wire.heartbeat_size else policy.silence_s
         due_since: float | None = None
         suspected = False
         while True:
-            segments = {token >> 32 << 32 for token in self.subscriptions}
-            if self._packets_due({split_instrument_token(token)[0] for token in segments}):
+            if self._packets_due(self._segments()):
                 # What was silent before the session was not silent in it.
                 due_since = loop.time() if due_since is None else due_since
                 heard_at = max(socket.message_at, due_since)
             else:
                 due_since = None
                 heard_at = socket.heard_at
-            left_s = heard_at + self._policy.silence_s - loop.time()
+            ends_at = heard_at + (policy.silence_s if due_since is not None else unheard_s)
+            if self._wire.heartbeat_size and socket.heard_at + unheard_s < ends_at:
+                heard_at, ends_at = socket.heard_at, socket.heard_at + unheard_s
+            left_s = ends_at - loop.time()
             if left_s <= 0 and suspected:
                 raise SilentFeedError(f"nothing came for {loop.time() - heard_at:.0f} s")
             suspected = left_s <= 0
@@ -248,6 +291,10 @@ class FeedConnection:
                 async with asyncio.timeout(_GRACE_S if suspected else min(left_s, _WATCH_S)):
                     await socket.wait_closed()
                     return
+
+    def _segments(self) -> set[ExchangeSegment]:
+        tokens = np.fromiter(self.subscriptions, np.int64, len(self.subscriptions))
+        return {ExchangeSegment(number) for number in np.unique(segments_of(tokens)).tolist() if number != NO_SEGMENT}
 
 
 def _retry_after_s(header: str | None) -> float:
@@ -278,6 +325,7 @@ class _Socket(ClientConnection):
     def __init__(
         self,
         *args: Any,
+        wire: Wire,
         on_messages: OnMessages,
         on_first_message: Callable[[int], None],
         number: int,
@@ -288,6 +336,7 @@ class _Socket(ClientConnection):
         """When it was made, when anything last came, and when a message last came, in the event loop's time."""
         self.failure: Exception | None = None
         """What `on_messages` raised."""
+        self._wire = wire
         self._on_messages = on_messages
         self._deliver: OnMessages = self._deliver_first
         self._on_first_message: Callable[[int], None] | None = on_first_message
@@ -308,7 +357,7 @@ class _Socket(ClientConnection):
 
     def _deliver_first(self, payload: bytes | str, connection: int, count: int) -> None:
         # All messages of the bytes that brought the first one come here. That the server ends it is no beginning.
-        if payload[:1] != _DISCONNECT_CODE:
+        if self._wire.begins(payload):
             self._deliver = self._on_messages
             if self._on_first_message is not None:
                 self._on_first_message(connection)
@@ -319,10 +368,9 @@ class _Socket(ClientConnection):
         """Why the connection ended."""
         if self._reason is not None:
             return self._reason
-        # A disconnect packet among others, or one that grew: nothing but the last message has to be read for it.
-        for start, _, code, problem in split(self._last_message):
-            if code == ResponseCode.DISCONNECT and problem is None:
-                return refused(_DISCONNECT.struct.unpack_from(self._last_message, start)[-1])
+        # An ending among other packets, or one that grew: nothing but the last message has to be read for it.
+        if (error := self._wire.ending(self._last_message)) is not None:
+            return error
         closed = self.protocol.close_rcvd
         if closed is not None:
             return ServerClosedError(f"the server closed the connection ({closed.code:d})")
@@ -335,7 +383,8 @@ class _Socket(ClientConnection):
         try:
             with contextlib.suppress(ConnectionClosed, TimeoutError):
                 async with asyncio.timeout(self.close_timeout):
-                    await self.send(disconnect_message())
+                    if self._wire.farewell is not None:
+                        await self.send(self._wire.farewell)
                     await self.close()
         finally:
             self.transport.abort()
@@ -373,7 +422,8 @@ class _Socket(ClientConnection):
         if event.fin:
             message = b"".join(self._fragments)
             self._fragments.clear()
-            self.message_at = self.heard_at
+            if self._is_text or not 0 < len(message) <= self._wire.heartbeat_size:
+                self.message_at = self.heard_at
             if not self._is_text:
                 self._last_message = message
             self._deliver(message.decode(errors="surrogateescape") if self._is_text else message, self._number, 1)
@@ -393,7 +443,8 @@ class _Socket(ClientConnection):
 
     def _receive_frames(self, data: bytes) -> None:
         """Frames: https://datatracker.ietf.org/doc/html/rfc6455#section-5.2"""
-        on_messages, number = self._deliver, self._number
+        on_messages, number, longest = self._deliver, self._number, self._wire.max_message_bytes
+        ending_size, heartbeat_size = self._wire.ending_size, self._wire.heartbeat_size or -1
         start, stop = 0, len(data)
         message: bytes | None = None
         far = _FEWEST_ALIKE - 1
@@ -411,8 +462,8 @@ class _Socket(ClientConnection):
                     break
                 length = int.from_bytes(data[start + 2 : body], "big")
             elif length > 127:  # masked, which a server's frames must not be
-                length = MAX_MESSAGE_BYTES + 1
-            if length > MAX_MESSAGE_BYTES:
+                length = longest + 1
+            if length > longest:
                 # `websockets` knows how to refuse it, and nothing after it can be read.
                 self._receive = super().data_received
                 self._receive(data[start:])
@@ -422,17 +473,19 @@ class _Socket(ClientConnection):
                 break
             if data[start] == _WHOLE_BINARY_FRAME:
                 ahead = start + far * (end - start)
-                if length == _DISCONNECT.size:
-                    if data[body] == ResponseCode.DISCONNECT:
-                        self._on_disconnect_packet(data[body:end])
+                if length == ending_size:
+                    self._hear_of_ending(data[body:end])
                 elif data[ahead : ahead + body - start] == data[start:body]:
                     payload, count = _alike(data, start, body, end)
                     message = payload[-length:] if length else b""
                     on_messages(payload, number, count)
                     start += count * (end - start)
                     continue
-                message = data[body:end]
-                on_messages(message, number, 1)
+                if length <= heartbeat_size:
+                    on_messages(data[body:end], number, 1)
+                else:
+                    message = data[body:end]
+                    on_messages(message, number, 1)
             else:
                 super().data_received(data[start:end])
             start = end
@@ -441,8 +494,10 @@ class _Socket(ClientConnection):
             self._last_message = message
         self._rest = data[start:]
 
-    def _on_disconnect_packet(self, packet: bytes) -> None:
-        error = refused(_DISCONNECT.struct.unpack(packet)[-1])
+    def _hear_of_ending(self, message: bytes) -> None:
+        error = self._wire.ending(message)
+        if error is None:
+            return
         if type(error) is FeedRefusedError:
             self._reason = error  # whether the connection is over is the server's to say
         else:

@@ -1,8 +1,8 @@
 import time
 from pathlib import Path
 
-from dhan_pipeline.feeds.dhan.connection import FeedPolicy
-from dhan_pipeline.feeds.dhan.cool_off import CoolOff
+from dhan_pipeline.feeds.connection import FeedPolicy
+from dhan_pipeline.feeds.cool_off import CoolOff
 
 POLICY = FeedPolicy(rest_s=60, longest_rest_s=300)
 

@@ -8,17 +8,21 @@ Errors are those of `errors`; none of their messages contains the token.
 
 import base64
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
 from pydantic import SecretStr
 
-from dhan_pipeline.feeds.errors import CredentialsError, SourceError
+from dhan_pipeline.feeds.auth import (
+    check_token_validity,
+    feed_url,
+    read_time,
+    read_token_file,
+    read_variables,
+    write_token_file,
+)
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
@@ -48,14 +52,14 @@ def get_dhan_credentials(settings: Settings | None = None) -> Credentials:
     """
     settings = settings or Settings()
     path = settings.dhan_token_file
-    try:
-        content = path.read_text()
-    except FileNotFoundError:
-        return _from_settings(settings)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise CredentialsError(f"The token file {path} (DHAN_TOKEN_FILE) cannot be read: {reason}.") from None
-    return _from_file(path, content)
+    fields = read_token_file(path, "DHAN_TOKEN_FILE", ("access_token", "client_id"))
+    if fields is None:
+        values = {"DHAN_CLIENT_ID": settings.dhan_client_id, "DHAN_ACCESS_TOKEN": settings.dhan_access_token}
+        client_id, token = read_variables(path, "DHAN_TOKEN_FILE", values)
+        return Credentials(client_id, SecretStr(token), token_expiry(token), "the variable DHAN_ACCESS_TOKEN")
+    token = fields["access_token"]
+    expires_at = token_expiry(token) or read_time(fields, "expiry", path, "DHAN_TOKEN_FILE")
+    return Credentials(fields["client_id"], SecretStr(token), expires_at, f"the token file {path}")
 
 
 def check_dhan_token_validity(
@@ -65,7 +69,7 @@ def check_dhan_token_validity(
 
     True for a token that does not say when it expires: only the server knows. Raises nothing.
     """
-    return credentials.expires_at is None or credentials.expires_at - (now or datetime.now(UTC)) >= margin
+    return check_token_validity(credentials, margin, now)
 
 
 def get_websocket_url(credentials: Credentials, base_url: str = FEED_URL) -> str:
@@ -73,16 +77,13 @@ def get_websocket_url(credentials: Credentials, base_url: str = FEED_URL) -> str
 
     https://dhanhq.co/docs/v2/live-market-feed/ Raises SourceError if `base_url` is not a ws:// or wss:// address.
     """
-    if not _is_websocket_address(base_url):
-        # Not quoted: people paste whole URLs, with their token.
-        raise SourceError("DHAN_FEED_URL has to be an address with ws:// or wss://, without parameters.")
     query = {
         "version": "2",
         "token": credentials.access_token.get_secret_value(),
         "clientId": credentials.client_id,
         "authType": "2",
     }
-    return f"{base_url}?{urlencode(query)}"
+    return feed_url(base_url, "DHAN_FEED_URL", query)
 
 
 def save_token(path: Path, access_token: str, client_id: str, expiry: datetime | None = None) -> None:
@@ -90,83 +91,10 @@ def save_token(path: Path, access_token: str, client_id: str, expiry: datetime |
 
     Readers see the old file or the new one, never a part. Raises OSError.
     """
-    content = {"access_token": access_token, "client_id": client_id}
+    fields = {"access_token": access_token, "client_id": client_id}
     if expiry is not None:
-        content["expiry"] = expiry.isoformat()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _is_websocket_address(url: str) -> bool:
-    try:
-        address = urlsplit(url)
-        port = address.port
-        (address.hostname or "").encode("idna")  # as connecting will: an empty label raises
-    except ValueError:
-        return False
-    return address.scheme in ("ws", "wss") and bool(address.hostname) and port != 0 and not address.query
-
-
-def _from_file(path: Path, content: str) -> Credentials:
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError):
-        fields = None  # the error would quote the file
-    if not isinstance(fields, dict):
-        raise CredentialsError(f"The token file {path} (DHAN_TOKEN_FILE) is not a JSON object.")
-    for name in ("access_token", "client_id"):
-        if not _text(fields.get(name)):
-            raise CredentialsError(f"The token file {path} (DHAN_TOKEN_FILE) has no {name!r}.")
-    token = _text(fields["access_token"])
-    expires_at = token_expiry(token)
-    if expires_at is None and fields.get("expiry"):
-        try:
-            expires_at = parse_expiry(fields["expiry"])
-        except ValueError:
-            raise CredentialsError(
-                f"The 'expiry' in the token file {path} (DHAN_TOKEN_FILE) is not a usable ISO 8601 time."
-            ) from None
-    return Credentials(_text(fields["client_id"]), SecretStr(token), expires_at, f"the token file {path}")
-
-
-def _from_settings(settings: Settings) -> Credentials:
-    token = _text(settings.dhan_access_token.get_secret_value() if settings.dhan_access_token else None)
-    client_id = _text(settings.dhan_client_id)
-    if missing := [name for name, value in (("DHAN_CLIENT_ID", client_id), ("DHAN_ACCESS_TOKEN", token)) if not value]:
-        raise CredentialsError(
-            f"There is no token file {settings.dhan_token_file} (DHAN_TOKEN_FILE), and {' and '.join(missing)}"
-            f" {'is' if len(missing) == 1 else 'are'} not set: make a token with `dhan-pipeline token generate`, or set"
-            " DHAN_CLIENT_ID and DHAN_ACCESS_TOKEN."
-        )
-    return Credentials(client_id, SecretStr(token), token_expiry(token), "the variable DHAN_ACCESS_TOKEN")
-
-
-def _text(value: Any) -> str:
-    """A JSON value as text without surrounding space; "" for none. Client ids are sometimes written as numbers."""
-    return str(value).strip() if isinstance(value, str | int) else ""
-
-
-def parse_expiry(text: Any) -> datetime:
-    """An ISO 8601 time, IST unless it names an offset, as UTC. Raises ValueError, also for one that IST cannot show."""
-    try:
-        expiry = datetime.fromisoformat(text)
-        return (expiry if expiry.tzinfo else expiry.replace(tzinfo=IST)).astimezone(IST).astimezone(UTC)
-    except (TypeError, OverflowError):
-        raise ValueError("not a time") from None
+        fields["expiry"] = expiry.isoformat()
+    write_token_file(path, fields)
 
 
 def token_expiry(token: str) -> datetime | None:

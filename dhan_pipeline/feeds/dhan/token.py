@@ -23,11 +23,11 @@ import pyotp
 from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.auth import parse_expiry
 from dhan_pipeline.feeds.dhan.auth import (
     Credentials,
     check_dhan_token_validity,
     get_dhan_credentials,
-    parse_expiry,
     save_token,
     token_expiry,
 )

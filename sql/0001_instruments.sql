@@ -1,9 +1,10 @@
--- Instruments: what is traded, and what each token meant in the past.
+-- Instruments: what is traded, and what each token meant in the past. sql/add_dhan_security_id.sql comes before: it gives a
+-- table `instruments` of the existing system the columns that this one has.
 -- Runs with psql too: psql -v ON_ERROR_STOP=1 -1 -f sql/0001_instruments.sql
 
 CREATE TABLE IF NOT EXISTS instruments (
     instrument_token  bigint PRIMARY KEY,
-    source            text,
+    source            text DEFAULT 'kite',
     security_id       bigint,
     exchange          text NOT NULL,
     exchange_segment  text,
@@ -25,6 +26,8 @@ CREATE TABLE IF NOT EXISTS instruments (
 );
 
 CREATE INDEX IF NOT EXISTS instruments_trading_symbol ON instruments (trading_symbol);
+CREATE UNIQUE INDEX IF NOT EXISTS instruments_security_id ON instruments (security_id, exchange_segment)
+    WHERE security_id IS NOT NULL;
 
 COMMENT ON TABLE instruments IS 'Every instrument a scrip master ever named. Rows are deactivated, never deleted.';
 COMMENT ON COLUMN instruments.instrument_token IS 'Identity in all tables: derived from source, exchange segment and security id, reversible';

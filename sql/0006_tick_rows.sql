@@ -81,6 +81,13 @@ BEGIN
     IF (SELECT relkind FROM pg_class WHERE oid = 'ticks'::regclass) = 'v' THEN
         RETURN;
     END IF;
+    -- What is dropped below has to be ours.
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+        WHERE attrelid = 'ticks'::regclass AND relkind = 'p' AND attname = 'tick_id'
+    ) THEN
+        RAISE EXCEPTION 'The table ticks is that of the existing system: run sql/0000_existing_ticks.sql first, then all the others again.';
+    END IF;
     DROP VIEW IF EXISTS ticks_with_symbols;
     ALTER TABLE ticks RENAME TO ticks_unpacked;
     FOR partition IN
@@ -112,40 +119,47 @@ BEGIN
 END $$;
 
 -- What follows from other columns is computed as dhan_pipeline/enrich.py does, to the last bit.
-CREATE OR REPLACE VIEW ticks AS
-SELECT
-    tick_id,
-    "time",
-    last_trade_time,
-    instrument_token,
-    last_price,
-    last_traded_quantity,
-    average_traded_price,
-    volume_traded,
-    oi,
-    oi_day_high,
-    oi_day_low,
-    day_open,
-    day_high,
-    day_low,
-    day_close,
-    round((last_price - day_close) * 10000) / 10000 + 0 AS change,
-    round((last_price - day_close) / day_close * 1000000) / 10000 + 0 AS change_percent,
-    total_buy_quantity,
-    total_sell_quantity,
-    depth_prices(depth, 2) AS bid_prices,
-    depth_quantities(depth, 42) AS bid_quantities,
-    depth_orders(depth, 82) AS bid_orders,
-    depth_prices(depth, 22) AS ask_prices,
-    depth_quantities(depth, 62) AS ask_quantities,
-    depth_orders(depth, 92) AS ask_orders,
-    tradable,
-    mode,
-    round((depth_price(depth, 22) - depth_price(depth, 2)) * 10000) / 10000 + 0 AS bid_ask_spread,
-    round((depth_price(depth, 22) + depth_price(depth, 2)) * 50000) / 100000 AS mid_price,
-    (total_buy_quantity - total_sell_quantity)::double precision
-        / nullif(total_buy_quantity + total_sell_quantity, 0) AS order_imbalance
-FROM tick_rows;
+DO $$
+BEGIN
+    -- 0018 gives it the rows of the existing system, where there are any; a second run of this file must not take them away.
+    IF to_regclass('legacy_ticks') IS NOT NULL AND to_regclass('ticks') IS NOT NULL THEN
+        RETURN;
+    END IF;
+    CREATE OR REPLACE VIEW ticks AS
+    SELECT
+        tick_id,
+        "time",
+        last_trade_time,
+        instrument_token,
+        last_price,
+        last_traded_quantity,
+        average_traded_price,
+        volume_traded,
+        oi,
+        oi_day_high,
+        oi_day_low,
+        day_open,
+        day_high,
+        day_low,
+        day_close,
+        round((last_price - day_close) * 10000) / 10000 + 0 AS change,
+        round((last_price - day_close) / day_close * 1000000) / 10000 + 0 AS change_percent,
+        total_buy_quantity,
+        total_sell_quantity,
+        depth_prices(depth, 2) AS bid_prices,
+        depth_quantities(depth, 42) AS bid_quantities,
+        depth_orders(depth, 82) AS bid_orders,
+        depth_prices(depth, 22) AS ask_prices,
+        depth_quantities(depth, 62) AS ask_quantities,
+        depth_orders(depth, 92) AS ask_orders,
+        tradable,
+        mode,
+        round((depth_price(depth, 22) - depth_price(depth, 2)) * 10000) / 10000 + 0 AS bid_ask_spread,
+        round((depth_price(depth, 22) + depth_price(depth, 2)) * 50000) / 100000 AS mid_price,
+        (total_buy_quantity - total_sell_quantity)::double precision
+            / nullif(total_buy_quantity + total_sell_quantity, 0) AS order_imbalance
+    FROM tick_rows;
+END $$;
 
 DO $$
 BEGIN

@@ -64,7 +64,11 @@ WHERE NOT EXISTS (SELECT FROM instrument_versions v WHERE v.instrument_token = i
 
 CREATE OR REPLACE VIEW ticks_with_symbols AS
 SELECT
-    t.*,
+    t.tick_id, t."time", t.last_trade_time, t.instrument_token, t.last_price, t.last_traded_quantity,
+    t.average_traded_price, t.volume_traded, t.oi, t.oi_day_high, t.oi_day_low, t.day_open, t.day_high, t.day_low,
+    t.day_close, t.change, t.change_percent, t.total_buy_quantity, t.total_sell_quantity, t.bid_prices,
+    t.bid_quantities, t.bid_orders, t.ask_prices, t.ask_quantities, t.ask_orders, t.tradable, t.mode,
+    t.bid_ask_spread, t.mid_price, t.order_imbalance,
     l.trading_symbol,
     l.exchange,
     l.instrument_type,

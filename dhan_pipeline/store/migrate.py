@@ -1,4 +1,4 @@
-"""Brings the schema up to date: the numbered files of `sql/`, each in one transaction, each once."""
+"""Brings the schema up to date, be it ours or that of the existing system: files of `sql/`, each in one transaction, each once."""
 
 import logging
 from collections.abc import Iterator
@@ -23,10 +23,13 @@ class MigrationError(PipelineError):
 
 
 def migration_files() -> list[Path]:
-    """The migrations in order. They are in the package once installed, and beside it in a checkout."""
+    """The migrations in order: what instruments of the existing system lack, then those with numbers.
+
+    They are in the package once installed, and beside it in a checkout. Other files of the folder are a person's to run.
+    """
     package = Path(dhan_pipeline.__file__).parent
     folder = package / "sql" if (package / "sql").is_dir() else package.parent / "sql"
-    return sorted(folder.glob("[0-9]*.sql"))
+    return [folder / "add_dhan_security_id.sql", *sorted(folder.glob("[0-9]*.sql"))]
 
 
 def migrate(url: str, dry_run: bool = False) -> list[str]:

@@ -12,8 +12,8 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.dhan.rest import RestPolicy
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.feeds.rest import RestPolicy
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token

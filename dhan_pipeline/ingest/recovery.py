@@ -133,6 +133,7 @@ def recover_gaps(
     Raises CredentialsError and NoDataPlanError where no source that has gaps can be asked.
     """
     recovered = Recovered()
+    fetches: list[tuple[EndedGap, Fetch]] = []
     refused: list[CredentialsError | NoDataPlanError] = []
     with closing(connect(database_url)) as conn:
         work = due(settings, conn, clock, again)
@@ -141,38 +142,27 @@ def recover_gaps(
         concerned = [source for source in settings.sources if work.of(source).quotes or work.of(source).bars]
         for source in concerned:
             try:
-                _recover(settings.of(source), conn, clock, tell, work.of(source), recovered, policy)
+                of_source = settings.of(source), conn, clock, tell, work.of(source), recovered, policy
+                fetches += asyncio.run(_fetch(*of_source))
             except (CredentialsError, NoDataPlanError) as error:
                 refused.append(error)
-    if refused and len(refused) == len(concerned):
-        raise refused[0]
-    recovered.unfinished = " ".join(filter(None, (recovered.unfinished, *map(str, refused))))
+        if refused and len(refused) == len(concerned):
+            raise refused[0]
+        for hour in _hours(settings, [gap for gap, _ in fetches], clock):
+            try:
+                rebuild_candles(conn, hour, clock.now_ns())
+                recovered.hours.append(hour)
+            except PipelineError as error:
+                recovered.problems.append(str(error))
+        # Only now are they done: whoever is interrupted before does the rest again.
+        for gap, fetch in fetches:
+            recovered.bars += note_bars(conn, gap, clock.now(), fetch.wanted, fetch.failures, _detail(fetch))
+            recovered.gaps += 1
+            recovered.instruments += fetch.wanted
+            recovered.failed += fetch.failures
+    for error in refused:
+        _add(recovered, str(error))
     return recovered
-
-
-def _recover(
-    settings: Settings,
-    conn: connection,
-    clock: Clock,
-    tell: Tell,
-    work: Due,
-    recovered: Recovered,
-    policy: RestPolicy | None,
-) -> None:
-    """Of one source. Adds what it came to."""
-    fetches = asyncio.run(_fetch(settings, conn, clock, tell, work, recovered, policy))
-    for hour in _hours(settings, [gap for gap, _ in fetches], clock):
-        try:
-            rebuild_candles(conn, hour, clock.now_ns())
-            recovered.hours.append(hour)
-        except PipelineError as error:
-            recovered.problems.append(str(error))
-    # Only now are they done: whoever is interrupted before does the rest again.
-    for gap, fetch in fetches:
-        recovered.bars += note_bars(conn, gap, clock.now(), fetch.wanted, fetch.failures, _detail(fetch))
-        recovered.gaps += 1
-        recovered.instruments += fetch.wanted
-        recovered.failed += fetch.failures
 
 
 async def _fetch(

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
-from dhan_pipeline.feeds.dhan.history import BrokerBars
+from dhan_pipeline.feeds.history import BrokerBars
 from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.store.records import RecordKind, read_records
 from dhan_pipeline.ticks import NULL_INT

@@ -19,7 +19,7 @@ from psycopg2.extensions import connection, cursor
 
 from dhan_pipeline.candles import EVERY, LATE_S, Bars, Earlier, GapTimes, minute_bars
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.history import SETTLED_AFTER_S
+from dhan_pipeline.feeds.history import SETTLED_AFTER_S
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.ledger import hour_bounds

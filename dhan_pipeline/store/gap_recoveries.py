@@ -8,8 +8,9 @@ import numpy as np
 from psycopg2.extensions import connection
 from psycopg2.extras import execute_values
 
-from dhan_pipeline.feeds.dhan.history import Quote
+from dhan_pipeline.feeds.history import Quote
 from dhan_pipeline.gaps import Cause
+from dhan_pipeline.sources import Source, source_of_capture
 from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.ticks import NULL_INT
 
@@ -28,6 +29,11 @@ class EndedGap:
     has_bars: bool
     failed: int
     """Instruments whose bars could not be had."""
+
+    @property
+    def source(self) -> Source:
+        """Whose feed it was."""
+        return source_of_capture(self.capture)
 
 
 def ended_gaps(conn: connection, since_ns: int, shortest_s: float, with_failed: bool = False) -> list[EndedGap]:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from dhan_pipeline.cli.gaps import gaps
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.dhan.rest import RestPolicy
+from dhan_pipeline.feeds.rest import RestPolicy
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.broker_bars import BrokerBarsError

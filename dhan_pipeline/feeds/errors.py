@@ -7,8 +7,8 @@
         ├── CredentialsError             permanent: a person has to mend the token file or the settings
         │   ├── TokenExpiredError        permanent: the same, the token's time is over
         │   ├── TokenRejectedError       permanent: REST does not take the token (DH-901, DH-906, 807-810)
-        │   └── TokenError               permanent: no new token could be made, and why (`token`)
-        │       └── TokenLostError       permanent: one was made and could not be kept (`token`)
+        │   └── TokenError               permanent: no new token could be made, or the one there is not be judged
+        │       └── TokenLostError       permanent: one was made and could not be kept
         ├── SubscriptionLimitError       permanent: more instruments than the account's connections take
         ├── RestError                    a request to REST failed (`code`); permanent unless it says otherwise
         │   ├── BusyError                retryable: too many requests (DH-904, 805, HTTP 429)
@@ -59,6 +59,14 @@ class TokenExpiredError(CredentialsError):
 
 class TokenRejectedError(CredentialsError):
     """REST does not take the access token, though it was read again."""
+
+
+class TokenError(CredentialsError):
+    """No new token could be made, or the profile not be read. The message says why and what to do."""
+
+
+class TokenLostError(TokenError):
+    """A token was made and could not be kept, so asking again would only end the next one, too."""
 
 
 class SubscriptionLimitError(SourceError):

@@ -33,9 +33,9 @@ from dhan_pipeline.feeds.dhan.requests import (
     subscribe_messages,
     unsubscribe_messages,
 )
-from dhan_pipeline.feeds.dhan.token import TokenLostError, can_refresh, refresh_token, token_report
+from dhan_pipeline.feeds.dhan.token import can_refresh, refresh_token, token_report
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
-from dhan_pipeline.feeds.errors import CredentialsError, FeedError, TokenRefusedError
+from dhan_pipeline.feeds.errors import CredentialsError, FeedError, TokenLostError, TokenRefusedError
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.threads import in_thread

@@ -9,7 +9,6 @@ No message, log line or exception holds a token, a PIN, the TOTP secret or a URL
 import binascii
 import errno
 import fcntl
-import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,8 @@ from dhan_pipeline.feeds.dhan.auth import (
     save_token,
     token_expiry,
 )
-from dhan_pipeline.feeds.errors import CredentialsError
+from dhan_pipeline.feeds.errors import CredentialsError, TokenError, TokenLostError
+from dhan_pipeline.feeds.token_requests import Manners, ask
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
@@ -45,21 +45,11 @@ MINT_INTERVAL_S = 130.0
 #: A token is worth renewing only while it lives, and the request takes a moment.
 _RENEW_MARGIN = timedelta(minutes=2)
 
-_TIMEOUT_S = 10.0
+#: https://dhanhq.co/docs/v2/annexure/#trading-api-error
+_MANNERS = Manners("Dhan", "DHAN_API_URL and DHAN_AUTH_URL", "errorCode", ("errorMessage", "message"))
 
 #: More than a token file holds.
 _PAGE_BYTES = 4096
-
-# It logs every request with its URL, and that of a new token has the PIN in it.
-logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-class TokenError(CredentialsError):
-    """No new token could be made, or the profile not be read. The message says why and what to do."""
-
-
-class TokenLostError(TokenError):
-    """A token was made and could not be kept, so asking again would only end the next one, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +125,7 @@ def renew_token(settings: Settings, clock: Clock) -> Credentials:
 def read_profile(settings: Settings, credentials: Credentials) -> Profile:
     """What Dhan says about the token and its account. Raises TokenError where it does not accept the token."""
     headers = {"access-token": credentials.access_token.get_secret_value()}
-    reply = _ask("GET", settings.dhan_api_url, PROFILE_PATH, "the profile", headers=headers)
+    reply = ask(_MANNERS, "GET", settings.dhan_api_url, PROFILE_PATH, "the profile", headers=headers)
     try:
         until = datetime.strptime(reply["tokenValidity"], "%d/%m/%Y %H:%M").replace(tzinfo=IST)
         return Profile(
@@ -187,13 +177,13 @@ def _ask_for_token(settings: Settings, clock: Clock) -> Credentials:
     except (ValueError, binascii.Error, TypeError):
         raise TokenError("DHAN_TOTP_SECRET is not a base32 secret, such as an authenticator is set up with.") from None
     params = {"dhanClientId": client_id, "pin": settings.dhan_pin.get_secret_value(), "totp": totp}
-    reply = _ask("POST", settings.dhan_auth_url, GENERATE_PATH, "a token", params=params)
+    reply = ask(_MANNERS, "POST", settings.dhan_auth_url, GENERATE_PATH, "a token", params=params)
     return _made(settings, client_id, reply)
 
 
 def _ask_for_renewal(settings: Settings, credentials: Credentials) -> Credentials:
     headers = {"access-token": credentials.access_token.get_secret_value(), "dhanClientId": credentials.client_id}
-    reply = _ask("GET", settings.dhan_api_url, RENEW_PATH, "a renewed token", headers=headers)
+    reply = ask(_MANNERS, "GET", settings.dhan_api_url, RENEW_PATH, "a renewed token", headers=headers)
     return _made(settings, credentials.client_id, reply)
 
 
@@ -230,37 +220,6 @@ def _save(settings: Settings, made: Credentials) -> Credentials:
             f" {error.strerror}."
         ) from None
     return made
-
-
-def _ask(method: str, base_url: str, path: str, what: str, **request: Any) -> dict[str, Any]:
-    """One request, and the JSON object that answers it."""
-    problem = ""
-    import httpx  # and with it 7 MB, which a capture whose token is good does without
-
-    try:
-        reply = httpx.request(method, f"{base_url.rstrip('/')}{path}", timeout=_TIMEOUT_S, **request)
-        content = reply.json()
-    except httpx.TimeoutException:
-        problem = "it does not answer"
-    except (httpx.HTTPError, httpx.InvalidURL):
-        problem = "it cannot be reached; are DHAN_API_URL and DHAN_AUTH_URL right?"
-    except ValueError:
-        problem = f"its answer, HTTP status {reply.status_code}, is not JSON"
-    if not problem:
-        if isinstance(content, dict) and reply.is_success and not content.get("errorCode"):
-            return content
-        problem = _refusal(reply.status_code, content)
-    # Raised here, not where it was caught: the exceptions of the library know the URL.
-    raise TokenError(f"Dhan does not give {what}: {problem}.")
-
-
-def _refusal(status: int, content: Any) -> str:
-    """Why, in Dhan's words: https://dhanhq.co/docs/v2/annexure/#trading-api-error"""
-    if isinstance(content, dict):
-        code, message = content.get("errorCode"), content.get("errorMessage") or content.get("message")
-        if code or message:
-            return " ".join(str(part)[:200].rstrip(".") for part in (code, message) if part)
-    return f"HTTP status {status}"
 
 
 class _Minter:

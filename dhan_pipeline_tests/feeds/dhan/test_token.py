@@ -23,8 +23,6 @@ from dhan_pipeline.feeds.dhan import token as module
 from dhan_pipeline.feeds.dhan.auth import get_dhan_credentials, save_token
 from dhan_pipeline.feeds.dhan.client import Feed
 from dhan_pipeline.feeds.dhan.token import (
-    TokenError,
-    TokenLostError,
     can_refresh,
     generate_token,
     read_profile,
@@ -32,6 +30,7 @@ from dhan_pipeline.feeds.dhan.token import (
     renew_token,
     token_report,
 )
+from dhan_pipeline.feeds.errors import TokenError, TokenLostError
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token

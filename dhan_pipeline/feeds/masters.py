@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from dhan_pipeline.feeds.dhan import scrip_master
+from dhan_pipeline.feeds.errors import CredentialsError
 from dhan_pipeline.feeds.kite import instruments_dump
+from dhan_pipeline.feeds.kite.auth import check_kite_token_validity, get_kite_credentials
 from dhan_pipeline.feeds.master_csv import InstrumentMaster, Progress
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
@@ -29,12 +31,11 @@ def parse_master(source: Source, path: Path) -> InstrumentMaster:
 
 
 def _authorization(settings: Settings) -> dict[str, str]:
-    """What Kite knows us by. It gives the list to anybody, but documents that it wants to know."""
-    from dhan_pipeline.feeds.errors import CredentialsError
-    from dhan_pipeline.feeds.kite.auth import get_kite_credentials
-
+    """What Kite knows us by, if that is good. It documents that it wants to know, but gives the list to anybody."""
     try:
         credentials = get_kite_credentials(settings)
     except CredentialsError:
+        return {}
+    if not check_kite_token_validity(credentials):
         return {}
     return {"Authorization": f"token {credentials.api_key}:{credentials.access_token.get_secret_value()}"}

@@ -1,4 +1,4 @@
-"""A scrip master of three instruments, served, and rules for two of them."""
+"""Both brokers' lists of three instruments, served, and rules for two of them."""
 
 import threading
 from collections.abc import Iterator
@@ -18,11 +18,17 @@ NSE,E,2885,EQUITY,0,RELIANCE,1.0,Reliance Industries,,,XX,10.0000,NA,ES,EQ,RELIA
 NSE,E,11536,EQUITY,0,TCS,1.0,Tata Consultancy,,,XX,5.0000,NA,ES,EQ,TATA CONSULTANCY SERV LT
 NSE,I,13,INDEX,0,NIFTY,1.0,Nifty 50,,,XX,5.0000,NA,INDEX,X,NIFTY
 """
+DUMP = """\
+instrument_token,exchange_token,tradingsymbol,name,last_price,expiry,strike,tick_size,lot_size,instrument_type,segment,exchange
+738561,2885,RELIANCE,RELIANCE INDUSTRIES,0,,0,0.1,1,EQ,NSE,NSE
+645639,SILVER15DECFUT,,7800.0,2015-12-31,,1,1,FUT,MCX,MCX
+256265,1001,NIFTY 50,NIFTY 50,0,,0,0,0,EQ,INDICES,NSE
+"""
 
 
 class Master(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = MASTER.encode()
+        body = (DUMP if self.path == "/instruments" else MASTER).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -46,5 +52,10 @@ def master_url() -> Iterator[str]:
 def pipeline(pipeline: Pipeline, master_url: str, tmp_path: Path) -> Pipeline:
     rules = tmp_path / "subscriptions.yaml"
     rules.write_text("rules:\n  - indices: [NIFTY]\n  - symbols: [RELIANCE, NOBODY]\n")
-    settings = pipeline.settings.model_copy(update={"dhan_scrip_master_url": master_url, "subscriptions_file": rules})
-    return Pipeline(settings, pipeline.instance)
+    served = {
+        "dhan_scrip_master_url": master_url,
+        "kite_api_url": master_url.removesuffix("/master.csv"),
+        "kite_token_file": tmp_path / "none.json",
+        "subscriptions_file": rules,
+    }
+    return Pipeline(pipeline.settings.model_copy(update=served), pipeline.instance)

@@ -1,5 +1,6 @@
 """The reference data, materialised for real."""
 
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.subscriptions import read_subscriptions
 from dhan_pipeline_tests.orchestration.conftest import Pipeline
 from dhan_pipeline_tests.orchestration.materialising import metadata, run_job, why_failed
@@ -15,6 +16,28 @@ def test_the_instrument_sync_downloads_loads_and_resolves(pipeline: Pipeline) ->
     subscriptions = metadata(result, "subscriptions")
     assert (subscriptions["dagster/row_count"], subscriptions["missing"]) == (2, 1)
     assert [s.symbol for s in read_subscriptions(pipeline.settings.subscriptions_path)] == ["NIFTY", "RELIANCE"]
+
+
+def test_with_both_brokers_each_has_its_files_its_rows_and_its_metadata(pipeline: Pipeline) -> None:
+    settings = pipeline.settings.model_copy(update={"data_source": "kite,dhan"})
+    result = run_job(Pipeline(settings, pipeline.instance), "instrument_sync_job")
+    assert result.success
+    master = metadata(result, "scrip_master")
+    assert (master["dagster/row_count"], master["dhan/row_count"], master["kite/row_count"]) == (5, 3, 2)
+    assert (master["kite/layout"], master["kite/quarantined"]) == ("kite", 1)
+    assert (metadata(result, "instruments")["dhan/inserted"], metadata(result, "instruments")["kite/inserted"]) == (
+        3,
+        2,
+    )
+    assert metadata(result, "subscriptions")["dagster/row_count"] == 4
+    tokens = {
+        source: [s.instrument_token for s in read_subscriptions(settings.of(source).subscriptions_path)]
+        for source in settings.sources
+    }
+    assert tokens == {
+        "dhan": [generate_instrument_token("IDX_I", 13), generate_instrument_token("NSE_EQ", 2885)],
+        "kite": [256265, 738561],
+    }
 
 
 def test_what_a_person_can_mend_is_said_in_one_sentence(pipeline: Pipeline) -> None:

@@ -54,6 +54,7 @@ ASSETS = {
         DAILY,
         {"candles_agree"},
     ),
+    "shadow_comparison": ({"ticks"}, "market_data", {"postgres", "table"}, HOURLY, {"sources_agree"}),
     "tick_storage": ({"ticks"}, "market_data", {"postgres"}, None, {"jobs", "licence"}),
 }
 

@@ -166,16 +166,15 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Explain a message of the feed: every packet and every field."""
-    if parse_source(source) == "dhan":
-        from dhan_pipeline.feeds.dhan.explain import explain
-    else:
-        from dhan_pipeline.feeds.kite.explain import explain
+    from dhan_pipeline.feeds.by_source import explainer
+
+    explain_frame = explainer(parse_source(source))
 
     try:
         message = bytes.fromhex(sys.stdin.read() if frame == "-" else frame)
     except ValueError:
         raise typer.BadParameter("that is not hexadecimal", param_hint="HEX") from None
-    packets = explain(message)
+    packets = explain_frame(message)
     if not packets:
         raise PipelineError("The message is empty.")
     if as_json:

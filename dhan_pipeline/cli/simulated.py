@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dhan_pipeline.cli.common import LONGEST_S, JsonOption, SourceOption, require_dhan, until_signal
+from dhan_pipeline.cli.common import LONGEST_S, JsonOption, SourcesOption, parse_sources, until_signal
 from dhan_pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class WithFaults(TyperCommand):
 
 
 def demo(
-    source: SourceOption = "dhan",
+    source: SourcesOption = "dhan",
     instruments: InstrumentsOption = 500,
     rate: RateOption = 2000,
     for_s: Annotated[
@@ -60,11 +60,17 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the main job over a simulated exchange: feed, journal, PostgreSQL, Dagster. Ctrl-C stops everything."""
-    require_dhan(source)
+    sources = parse_sources(source)
     from dhan_pipeline.demo.run import run_demo
 
     result = run_demo(
-        data_dir=data_dir.resolve(), instruments=instruments, rate=rate, for_s=for_s, port=port, live_line=not as_json
+        sources=sources,
+        data_dir=data_dir.resolve(),
+        instruments=instruments,
+        rate=rate,
+        for_s=for_s,
+        port=port,
+        live_line=not as_json,
     )
     if as_json:
         print(json.dumps(result))
@@ -85,7 +91,7 @@ _OF_RECORDING = {
 
 def simulate(
     ctx: typer.Context,
-    source: SourceOption = "dhan",
+    source: SourcesOption = "dhan",
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the feed listens; port 0 takes a free one.")
     ] = "127.0.0.1:8765",
@@ -136,7 +142,7 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Run the exchange: a server that speaks the broker's wire protocol over a synthetic market, or a recording."""
-    require_dhan(source)
+    parse_sources(source)
     unfit = _OF_RECORDING if from_journal is None else _OF_MARKET
     for name, option in unfit.items():
         given = ctx.get_parameter_source(name)

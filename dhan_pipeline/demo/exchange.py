@@ -17,11 +17,12 @@ from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET
 from dhan_pipeline.instruments import ExchangeSegment, split_instrument_token
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 
 
 @contextmanager
 def exchange(
-    services: Services, data_dir: Path, database_url: str, instruments: int, rate: float
+    services: Services, sources: Sequence[Source], data_dir: Path, database_url: str, instruments: int, rate: float
 ) -> Iterator[Settings]:
     """Run the exchange; yields the settings of a pipeline that captures all that it trades.
 
@@ -42,6 +43,7 @@ def exchange(
     with services.run("exchange", *command) as running:
         running.wait_until(lambda: listens(feed_port) and token_file.exists())
         yield Settings(
+            data_source=",".join(sources),
             data_dir=data_dir,
             database_url=database_url,
             dhan_feed_url=f"ws://127.0.0.1:{feed_port}",

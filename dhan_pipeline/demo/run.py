@@ -238,8 +238,8 @@ def _checks(instance: dg.DagsterInstance, sources: Sequence[Source]) -> dict[str
     """The latest evaluation of every check. Those of a live feed have `live_`, or `live_kite_`, before their name."""
     keys = {dg.AssetCheckKey(TICKS, name): name for name in HOUR_CHECKS}
     for source in sources:
-        key, prefix = live_feed_key(source, sources), of_source("live", source, sources)
-        keys |= {dg.AssetCheckKey(key, name): f"{prefix}_{name}" for name in LIVE_CHECKS}
+        feed, prefix = live_feed_key(source, sources), of_source("live", source, sources)
+        keys |= {dg.AssetCheckKey(feed, name): f"{prefix}_{name}" for name in LIVE_CHECKS}
     records = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys))
     found = {}
     for key, record in records.items():

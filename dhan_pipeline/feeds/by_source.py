@@ -1,13 +1,19 @@
-"""What differs from broker to broker, chosen by the settings' source: the decoder of its feed."""
+"""What differs from broker to broker, chosen by the settings' source: its decoder, its client, its words."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dhan_pipeline.feeds.client import Feed
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.ticks import Decoded
+
+if TYPE_CHECKING:
+    from dhan_pipeline.feeds.explained import ExplainedPacket
 
 #: Everything in the messages of blocks: payload, offsets of the messages in it, which of them came as text.
 Decode = Callable[[bytes, NDArray[np.int64], NDArray[np.bool_] | None], Decoded]
@@ -22,3 +28,25 @@ def decoder(settings: Settings) -> Decode:
     from dhan_pipeline.feeds.kite.decode import decode as decode_kite
 
     return decode_kite
+
+
+def feed_of(settings: Settings) -> type[Feed]:
+    """The client of the source's feed."""
+    if settings.source == "dhan":
+        from dhan_pipeline.feeds.dhan.client import Feed as DhanFeed
+
+        return DhanFeed
+    from dhan_pipeline.feeds.kite.client import Feed as KiteFeed
+
+    return KiteFeed
+
+
+def explainer(source: Source) -> "Callable[[bytes], list[ExplainedPacket]]":
+    """What puts a message of the feed into words."""
+    if source == "dhan":
+        from dhan_pipeline.feeds.dhan.explain import explain
+
+        return explain
+    from dhan_pipeline.feeds.kite.explain import explain as explain_kite
+
+    return explain_kite

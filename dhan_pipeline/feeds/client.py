@@ -114,10 +114,10 @@ class Feed(ABC):
         """
         return False
 
-    def _proved_good(self) -> None:
+    def _proved_good(self) -> None:  # noqa: B027 - most have nothing to do
         """A connection was useful for a while."""
 
-    def _ask_why(self) -> None:
+    def _ask_why(self) -> None:  # noqa: B027 - most have nobody to ask
         """A handshake was refused, which says little. Find out, without waiting for it."""
 
     def _shard(self, subscriptions: Mapping[int, Mode]) -> list[dict[int, Mode]]:
@@ -206,8 +206,8 @@ class Feed(ABC):
         connection.subscriptions = dict(items[: self._room])
         if left := await self._place(dict(items[self._room :])):
             self._warn(
-                f"{self.broker} takes {self._room} instruments a connection, so {len(left)} of them are not captured until the"
-                " capture starts again; subscribe fewer."
+                f"{self.broker} takes {self._room} instruments a connection, so {len(left)} of them are not captured"
+                " until the capture starts again; subscribe fewer."
             )
             self._on_shed(tuple(left))
 

@@ -11,7 +11,7 @@ from dhan_pipeline.sources import Source
 
 
 def cool_off_file(source: Source) -> str:
-    """Where, below the data directory, a rest is kept: its end in Unix seconds, and how many came before it in a row."""
+    """Where, below the data directory, a rest is kept: its end in Unix seconds, and how many came before it."""
     return f"{source}_cool_off"
 
 

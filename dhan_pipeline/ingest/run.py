@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.by_source import feed_of
 from dhan_pipeline.feeds.connection import FeedPolicy
-from dhan_pipeline.feeds.dhan.client import Feed
 from dhan_pipeline.feeds.errors import SourceError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog
@@ -148,7 +148,7 @@ class Ingest:
                 )
             self._receiver = Receiver(self._journal, clock, self._on_block, self._flush_later)
             self._connects: Counter[int] = Counter()
-            self._feed = Feed(
+            self._feed = feed_of(settings)(
                 settings,
                 subscriptions,
                 self._receiver.receive,

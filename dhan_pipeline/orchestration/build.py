@@ -34,6 +34,7 @@ from dhan_pipeline.orchestration.schedules import (
     retention_job,
     retention_schedule,
 )
+from dhan_pipeline.orchestration.shadow import build_shadow
 from dhan_pipeline.orchestration.supervisor import build_supervisor
 from dhan_pipeline.orchestration.timescale import (
     tick_storage,
@@ -84,7 +85,7 @@ def _ingest(settings: Settings, resources: Resources) -> dg.Definitions:
 def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
     """Everything else."""
     hours, days = hourly_partitions(settings), daily_partitions(settings)
-    return dg.Definitions(
+    everything = dg.Definitions(
         assets=[
             scrip_master,
             instruments,
@@ -121,6 +122,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
         resources=resources,
         executor=EXECUTOR,
     )
+    return dg.Definitions.merge(everything, build_shadow(settings, hours))
 
 
 #: The code locations of a production site, by name, and what builds them. Ingest is alone in its own, so that nothing

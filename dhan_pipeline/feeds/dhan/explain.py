@@ -1,8 +1,6 @@
 """A frame in words: every packet and every field, with offset, value and meaning. For people, not for speed."""
 
 from math import isfinite
-from struct import calcsize, unpack_from
-from typing import TypedDict
 
 from dhan_pipeline.feeds.dhan.depth import Levels, depth_disconnect_reason, split_depth
 from dhan_pipeline.feeds.dhan.framing import split
@@ -16,6 +14,7 @@ from dhan_pipeline.feeds.dhan.wire import (
     ResponseCode,
     disconnect_reason,
 )
+from dhan_pipeline.feeds.explained import ExplainedField, ExplainedPacket, fields, remainder
 from dhan_pipeline.feeds.layout import Field, Layout
 from dhan_pipeline.instruments import PRICE_DECIMALS, ExchangeSegment
 from dhan_pipeline.sessions import IST
@@ -24,29 +23,6 @@ _SEGMENTS: dict[int, str] = {segment: segment.name for segment in ExchangeSegmen
 _DECIMALS: dict[int, int] = {int(segment): decimals for segment, decimals in PRICE_DECIMALS.items()}
 _KINDS: dict[int, str] = {ResponseCode.INDEX: "index"} | {code: layout.name for code, layout in LAYOUTS.items()}
 _DEPTH_KINDS: dict[int, str] = {code: code.name.lower() for code in DepthCode}
-
-
-class ExplainedField(TypedDict):
-    """One field of a packet."""
-
-    offset: int
-    """From the start of the frame, in bytes."""
-    field: str
-    raw: int | float | str
-    """The number on the wire; bytes that are no known field in hexadecimal."""
-    meaning: str
-
-
-class ExplainedPacket(TypedDict):
-    """One packet of a frame."""
-
-    kind: str
-    offset: int
-    """From the start of the frame, in bytes."""
-    size: int
-    error: str | None
-    """Why the packet cannot be read, or None."""
-    rows: list[ExplainedField]
 
 
 def explain(frame: bytes) -> list[ExplainedPacket]:
@@ -76,7 +52,7 @@ def _packet(frame: bytes, start: int, size: int, code: int, error: str | None) -
             for level in range(layout.levels):
                 rows += _fields(frame, at, layout.level, decimals, f"depth[{level}].")
                 at += layout.level.size
-    rows += _remainder(frame, at, start + size)
+    rows += remainder(frame, at, start + size)
     return {"kind": _KINDS.get(code, "unknown"), "offset": start, "size": size, "error": error, "rows": rows}
 
 
@@ -95,7 +71,7 @@ def _depth_packet(frame: bytes, start: int, size: int, code: int, error: str | N
             for level in range(count):
                 rows += _fields(frame, at, DEPTH_ROW, 2, f"{kind}[{level}].")
                 at += DEPTH_ROW.size
-    rows += _remainder(frame, at, start + size)
+    rows += remainder(frame, at, start + size)
     return {"kind": kind, "offset": start, "size": size, "error": error, "rows": rows}
 
 
@@ -113,21 +89,7 @@ def _disconnect(frame: bytes, start: int, size: int, rows: list[ExplainedField])
 
 
 def _fields(frame: bytes, at: int, layout: Layout, decimals: int, prefix: str = "") -> list[ExplainedField]:
-    rows: list[ExplainedField] = []
-    for field in layout.fields:
-        (value,) = unpack_from("<" + field.format, frame, at)
-        raw = value if isfinite(value) else str(value)
-        meaning = _meaning(field, value, decimals)
-        rows.append({"offset": at, "field": prefix + field.name, "raw": raw, "meaning": meaning})
-        at += calcsize("<" + field.format)
-    return rows
-
-
-def _remainder(frame: bytes, at: int, end: int) -> list[ExplainedField]:
-    """What follows the known fields: the growth of a packet, or all of one that cannot be read."""
-    if at >= end:
-        return []
-    return [{"offset": at, "field": "rest", "raw": frame[at:end].hex(), "meaning": f"{end - at} bytes, not known"}]
+    return fields(frame, at, layout, lambda field, value: _meaning(field, value, decimals), prefix)
 
 
 def _meaning(field: Field, value: float, decimals: int) -> str:

@@ -249,6 +249,13 @@ def load_tokens(conn: connection, source: Source) -> NDArray[np.int64]:
 
 def read_instruments(conn: connection, source: Source) -> "pd.DataFrame":
     """The active instruments of a source, by token: the columns and types of `InstrumentMaster.rows`."""
+    frame: pd.DataFrame = read_instrument_table(conn, source).to_pandas(date_as_object=False)
+    numbers = dict.fromkeys(("security_id", "exchange_token", "lot_size"), "Int64")
+    return frame.astype(numbers | {"expiry": "datetime64[s]"})
+
+
+def read_instrument_table(conn: connection, source: Source) -> pa.Table:
+    """The same, with the types of `SCHEMA`."""
     query = (
         "COPY (SELECT {} FROM active_instruments WHERE source = {} ORDER BY instrument_token) TO STDOUT (FORMAT csv)"
     )
@@ -257,16 +264,12 @@ def read_instruments(conn: connection, source: Source) -> "pd.DataFrame":
         buffer = BytesIO()
         cur.copy_expert(sql.SQL(query).format(columns, sql.Literal(source)), buffer)
     if not buffer.tell():
-        table = SCHEMA.empty_table()
-    else:
-        buffer.seek(0)
-        table = pacsv.read_csv(
-            buffer,
-            pacsv.ReadOptions(column_names=SCHEMA.names),
-            convert_options=pacsv.ConvertOptions(
-                column_types=SCHEMA, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
-            ),
-        )
-    frame: pd.DataFrame = table.to_pandas(date_as_object=False)
-    numbers = dict.fromkeys(("security_id", "exchange_token", "lot_size"), "Int64")
-    return frame.astype(numbers | {"expiry": "datetime64[s]"})
+        return SCHEMA.empty_table()
+    buffer.seek(0)
+    return pacsv.read_csv(
+        buffer,
+        pacsv.ReadOptions(column_names=SCHEMA.names),
+        convert_options=pacsv.ConvertOptions(
+            column_types=SCHEMA, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
+    )

@@ -8,6 +8,13 @@ from dhan_pipeline.feeds.dhan.auth import (
     save_token,
 )
 from dhan_pipeline.feeds.dhan.client import DhanWebSocketClient, Feed
+from dhan_pipeline.feeds.dhan.enriched import (
+    EnrichedTick,
+    InstrumentInfo,
+    InstrumentsCache,
+    UnknownInstrumentError,
+    dhan_tick_to_enriched,
+)
 from dhan_pipeline.feeds.dhan.packets import (
     DhanMarketDepthLevel,
     DhanResponseHeader,
@@ -42,9 +49,12 @@ __all__ = [
     "DhanResponseHeader",
     "DhanTick",
     "DhanWebSocketClient",
+    "EnrichedTick",
     "Feed",
     "FeedError",
     "FeedRefusedError",
+    "InstrumentInfo",
+    "InstrumentsCache",
     "PacketError",
     "RateLimitedError",
     "SilentFeedError",
@@ -52,7 +62,9 @@ __all__ = [
     "SubscriptionLimitError",
     "TokenExpiredError",
     "TokenRefusedError",
+    "UnknownInstrumentError",
     "check_dhan_token_validity",
+    "dhan_tick_to_enriched",
     "get_dhan_credentials",
     "get_websocket_url",
     "parse_disconnect_packet",

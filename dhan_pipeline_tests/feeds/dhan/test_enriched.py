@@ -222,14 +222,14 @@ def test_what_cannot_be_a_row_is_said(cache: InstrumentsCache) -> None:
 
 
 def test_a_tick_that_a_script_makes_up_may_lack_what_it_likes(cache: InstrumentsCache) -> None:
-    header = {"message_length": 162, "exchange_segment": "NSE_EQ", "exchange_segment_code": 1, "security_id": "1"}
+    header: dict[str, Any] = {"message_length": 162, "exchange_segment": "NSE_EQ", "exchange_segment_code": 1, "security_id": "1"}
     tick = made(dhan_tick_to_enriched(DhanTick(response_code=8, last_price=101.0, **header), cache, AT))
     assert (tick.last_price, tick.oi, tick.volume_traded, tick.order_imbalance) == (101.0, None, None, None)
     assert tick.bid_prices == (None,) * 5
 
 
 def test_instruments_are_found_by_segment_and_id_and_by_nothing_less(cache: InstrumentsCache) -> None:
-    assert cache["NSE_FNO", 13] == cache["NSE_FNO", "13"] == info("NSE_FNO", 13)  # type: ignore[index]
+    assert cache["NSE_FNO", 13] == cache["NSE_FNO", "13"] == info("NSE_FNO", 13)
     assert cache["IDX_I", 13].trading_symbol == "IDX_I 13"
     assert list(cache) == [(segment, security_id) for segment, _, security_id in KNOWN]
     assert [cache[key] for key in cache] == list(cache.values())

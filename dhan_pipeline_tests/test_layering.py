@@ -15,6 +15,7 @@ PACKAGE = Path(dhan_pipeline.__file__).parent
 
 #: The rooms from the top of the house to its foundation. A room imports from itself and from what follows.
 ROOMS = (
+    {"sync_dhan_instruments"},
     {"cli"},
     {"demo"},
     {"definitions", "ingest_definitions", "pipeline_definitions"},

@@ -91,7 +91,7 @@ def prepare_capture(settings: Settings) -> None:
     if settings.source == "dhan":
         save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
     else:
-        from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_access_token
+        from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_token as make_kite_access_token
 
         token = {"api_key": API_KEY, "access_token": make_kite_access_token()}
         settings.kite_token_file.write_text(json.dumps(token))

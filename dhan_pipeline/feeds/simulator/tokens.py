@@ -60,7 +60,7 @@ def check_token(client_id: str, token: str, clock: Clock) -> int | None:
     return None if claims["dhanClientId"] == client_id else 808
 
 
-def make_kite_token(*, expires_in: float = 86_400.0, clock: Clock | None = None) -> str:
+def make_kite_access_token(*, expires_in: float = 86_400.0, clock: Clock | None = None) -> str:
     """An access token of Kite's, which expires in so many seconds of the clock, by default the machine's.
 
     Unlike a real one, it says when that is; nobody should read it.
@@ -69,7 +69,7 @@ def make_kite_token(*, expires_in: float = 86_400.0, clock: Clock | None = None)
     return f"kite{expires_at:014x}{next(_numbers):014x}"
 
 
-def check_kite_token(token: str, clock: Clock) -> bool:
+def check_kite_access_token(token: str, clock: Clock) -> bool:
     """Whether it is a token of Kite's whose time is not over."""
     try:
         return len(token) == 32 and token[:4] == "kite" and int(token[4:18], 16) * 1_000_000_000 > clock.now_ns()
@@ -86,7 +86,7 @@ _DIES_AT_S = 6 * 3600
 _DAY_S = 86_400
 
 
-def make_kite_token(*, expires_in: float | None = None, clock: Clock | None = None) -> str:
+def make_kite_access_token(*, expires_in: float | None = None, clock: Clock | None = None) -> str:
     """An access token of the app: 32 characters, of which the first ten say when it expires.
 
     Without `expires_in`, in seconds of the clock, that is at the next 06:00 IST.
@@ -98,7 +98,7 @@ def make_kite_token(*, expires_in: float | None = None, clock: Clock | None = No
     return f"{int(now_s + expires_in):010d}{next(_numbers):022x}"
 
 
-def check_kite_token(token: str, clock: Clock) -> bool:
+def check_kite_access_token(token: str, clock: Clock) -> bool:
     """Whether the token is one of ours, and its time is not over."""
     expires_s = token[:10]
     return len(token) == 32 and expires_s.isdecimal() and int(expires_s) * 1_000_000_000 > clock.now_ns()

@@ -15,7 +15,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
 from dhan_pipeline.feeds.simulator.kite_rest import HISTORICAL_PATH, KiteRest, error
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
-from dhan_pipeline.feeds.simulator.tokens import API_KEY, API_SECRET, make_kite_token
+from dhan_pipeline.feeds.simulator.tokens import API_KEY, API_SECRET, make_kite_access_token
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +41,20 @@ def signed(token: str, api_key: str = API_KEY) -> dict[str, str]:
     return {"Authorization": f"token {api_key}:{token}", "X-Kite-Version": "3"}
 
 
-async def test_the_dump_is_served_compressed_or_plain_whole_or_an_exchanges_part(dump: Path) -> None:
+@pytest.fixture(scope="module")
+def content(dump: Path) -> bytes:
+    return dump.read_bytes()
+
+
+async def test_the_dump_is_served_compressed_or_plain_whole_or_an_exchanges_part(dump: Path, content: bytes) -> None:
     async with serving(dump) as (_, client):
-        whole = await client.get("/instruments", headers=signed(make_kite_token()))
+        whole = await client.get("/instruments", headers=signed(make_kite_access_token()))
         assert (whole.status_code, whole.headers["content-encoding"]) == (200, "gzip")
-        assert whole.content == dump.read_bytes()
+        assert whole.content == content
         plain = await client.get("/instruments", headers={"Accept-Encoding": "identity"})
         assert "content-encoding" not in plain.headers
-        assert plain.content == dump.read_bytes()
-        lines = dump.read_text().splitlines()
+        assert plain.content == content
+        lines = content.decode().splitlines()
         part = await client.get("/instruments/BFO")
         assert part.text.splitlines() == [lines[0], *(line for line in lines if line.endswith(",BFO"))]
         assert (await client.get("/instruments/LSE")).status_code == 400
@@ -59,9 +64,9 @@ async def test_the_dump_is_served_compressed_or_plain_whole_or_an_exchanges_part
     "headers",
     [
         signed("x"),
-        signed(make_kite_token(expires_in=-1)),
-        signed(make_kite_token(), "another"),
-        {"Authorization": f"Bearer {make_kite_token()}"},
+        signed(make_kite_access_token(expires_in=-1)),
+        signed(make_kite_access_token(), "another"),
+        {"Authorization": f"Bearer {make_kite_access_token()}"},
     ],
 )
 async def test_wrong_credentials_are_refused_on_every_page(dump: Path, headers: dict[str, str]) -> None:
@@ -78,7 +83,7 @@ async def test_a_login_gets_a_token_once_which_ends_all_others() -> None:
         "checksum": sha256(f"{API_KEY}abc{API_SECRET}".encode()).hexdigest(),
     }
     async with serving() as (server, client):
-        before = signed(make_kite_token())
+        before = signed(make_kite_access_token())
         assert (await client.get("/user/profile", headers=before)).status_code == 200
         wrong = await client.post("/session/token", data=form | {"checksum": "0"})
         assert (wrong.status_code, wrong.json()["message"]) == (403, "Invalid `checksum`.")
@@ -93,7 +98,7 @@ async def test_a_login_gets_a_token_once_which_ends_all_others() -> None:
 
 
 async def test_bars_and_quotes_are_counted_limited_and_given_by_whoever_has_them() -> None:
-    headers = signed(make_kite_token())
+    headers = signed(make_kite_access_token())
     page = f"{HISTORICAL_PATH}/738561/minute"
     async with serving() as (server, client):
         assert (await client.get(page, headers=headers)).json()["error_type"] == "DataException"

@@ -14,7 +14,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
-from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.feeds.simulator import tokens
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import (
@@ -89,11 +89,9 @@ def prepare_capture(settings: Settings) -> None:
     add_instruments(settings.database_url, [subscription.instrument_token for subscription in subscriptions])
     write_subscriptions(settings.subscriptions_path, subscriptions)
     if settings.source == "dhan":
-        save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
+        save_token(settings.dhan_token_file, tokens.make_token(CLIENT_ID, expires_in=1e7), CLIENT_ID)
     else:
-        from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_token as make_kite_access_token
-
-        token = {"api_key": API_KEY, "access_token": make_kite_access_token()}
+        token = {"api_key": tokens.API_KEY, "access_token": tokens.make_kite_access_token(expires_in=1e7)}
         settings.kite_token_file.write_text(json.dumps(token))
 
 

@@ -6,7 +6,6 @@ from itertools import count
 from typing import Any
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.sessions import IST_OFFSET_S
 
 #: The account of the simulated broker, for practice and for tests; with the secret its authenticator was set up.
 CLIENT_ID = "1000000001"
@@ -75,30 +74,3 @@ def check_kite_access_token(token: str, clock: Clock) -> bool:
         return len(token) == 32 and token[:4] == "kite" and int(token[4:18], 16) * 1_000_000_000 > clock.now_ns()
     except ValueError:
         return False
-
-
-#: The app of the simulated broker that speaks Kite's protocol.
-API_KEY = "practicekey00001"
-API_SECRET = "practicesecret00000000000000001"  # noqa: S105 - it opens nothing
-
-#: Kite's tokens die at this time of the day (IST).
-_DIES_AT_S = 6 * 3600
-_DAY_S = 86_400
-
-
-def make_kite_access_token(*, expires_in: float | None = None, clock: Clock | None = None) -> str:
-    """An access token of the app: 32 characters, of which the first ten say when it expires.
-
-    Without `expires_in`, in seconds of the clock, that is at the next 06:00 IST.
-    """
-    now_s = (clock or Clock()).now_ns() // 1_000_000_000
-    if expires_in is None:
-        since_six_s = (now_s + IST_OFFSET_S - _DIES_AT_S) % _DAY_S
-        expires_in = _DAY_S - since_six_s
-    return f"{int(now_s + expires_in):010d}{next(_numbers):022x}"
-
-
-def check_kite_access_token(token: str, clock: Clock) -> bool:
-    """Whether the token is one of ours, and its time is not over."""
-    expires_s = token[:10]
-    return len(token) == 32 and expires_s.isdecimal() and int(expires_s) * 1_000_000_000 > clock.now_ns()

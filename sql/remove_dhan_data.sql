@@ -2,9 +2,6 @@
 -- the existing system. It cannot be undone but from the journal, which is on disk and stays: see docs/migration.md.
 -- All or nothing; stop captures of Dhan first. psql -v ON_ERROR_STOP=1 -1 -f sql/remove_dhan_data.sql
 
--- A setting of TimescaleDB's, harmless without it: any number of rows of compressed hours may go.
-SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
-
 DO $$
 DECLARE
     -- Dhan's tokens begin here, and Kite's end below. Dhan has the captures 0 to 15, Kite those from 16 on; a block's id begins
@@ -14,6 +11,8 @@ DECLARE
     part record;
     removed bigint;
 BEGIN
+    -- TimescaleDB's, and harmless without it: any number of rows of compressed hours may go.
+    PERFORM set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', true);
     -- What the digests on record say of hours that had rows of Dhan's is over: the next check of an hour records it anew.
     DELETE FROM hour_digests
     WHERE hour IN (SELECT DISTINCT hour FROM ingest_ledger WHERE capture < captures);

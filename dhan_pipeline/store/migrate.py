@@ -1,4 +1,4 @@
-"""Brings the schema up to date, be it ours or that of the existing system: files of `sql/`, each in one transaction, each once."""
+"""Brings the schema up to date, ours or the existing system's: files of `sql/`, each in one transaction, each once."""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class MigrationError(PipelineError):
 def migration_files() -> list[Path]:
     """The migrations in order: what instruments of the existing system lack, then those with numbers.
 
-    They are in the package once installed, and beside it in a checkout. Other files of the folder are a person's to run.
+    They are in the package once installed, and beside it in a checkout. Other files there are a person's to run.
     """
     package = Path(dhan_pipeline.__file__).parent
     folder = package / "sql" if (package / "sql").is_dir() else package.parent / "sql"

@@ -1,4 +1,4 @@
-"""A database of the existing system: its tables as they are there, with rows of Kite's, in SQL that TimescaleDB runs, too."""
+"""A database of the existing system: its tables as they are there, with rows of Kite's. TimescaleDB runs it, too."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ CREATE TABLE ticks (
 INSTRUMENTS = """
 INSERT INTO instruments VALUES
     (256265, 1001, 'NIFTY 50', 'NIFTY 50', 'NSE', 'INDICES', 'EQ', NULL, 0, 0, 0, '2026-11-18 08:30+05:30'),
-    (260105, 1016, 'NIFTY26NOVFUT', 'NIFTY', 'NFO', 'NFO-FUT', 'FUT', '2026-11-24', 0, 0.05, 75, '2026-11-18 08:30+05:30'),
+    (260105, 1016, 'NIFTY26NOVFUT', 'NIFTY', 'NFO', 'NFO-FUT', 'FUT', '2026-11-24', 0, 0.05, 75, '2026-11-18 08:30Z'),
     (738561, 2885, 'RELIANCE', 'RELIANCE INDUSTRIES', 'NSE', 'NSE', 'EQ', NULL, 0, 0.1, 1, '2026-11-18 08:30+05:30'),
     (341249, 1333, 'HDFCBANK', 'HDFC BANK', 'NSE', 'NSE', 'EQ', NULL, 0, 0.05, 1, '2026-11-18 08:30+05:30'),
     (14626306, 57134, 'NIFTY26NOV26000CE', 'NIFTY', 'NFO', 'NFO-OPT', 'CE', '2026-11-24', 26000.00, 0.05, 75, NULL),
@@ -86,12 +86,13 @@ SELECT
     CASE WHEN n % 5 > 0 THEN ARRAY[price - 0.05, price - 0.1, price - 0.15, NULL, 0]::numeric(12, 2)[] END,
     CASE WHEN n % 5 > 0 THEN ARRAY[n, 1, 2, 0, 0] END,
     CASE WHEN n % 5 > 0 THEN ARRAY[1, 2, 3, 0, NULL] END,
-    CASE WHEN n % 5 > 0 THEN ARRAY[price + 0.05, price + 0.1, price + 0.15, price + 0.2, price + 0.25]::numeric(12, 2)[] END,
+    CASE WHEN n % 5 > 0 THEN ARRAY[price + 0.05, price + 0.1, price + 0.15, price + 0.2, 0.29]::numeric(12, 2)[] END,
     CASE WHEN n % 5 > 0 THEN ARRAY[2147483647, 1, 2, 3, 4] END,
     CASE WHEN n % 5 > 0 THEN ARRAY[1, 2, 3, 4, 5] END,
     instrument_token & 255 <> 9,
     CASE WHEN n % 5 > 0 THEN 'full' ELSE 'quote' END,
-    CASE WHEN n % 5 > 0 THEN 0.10 END, CASE WHEN n % 5 > 0 THEN price END, CASE WHEN n % 5 > 0 THEN 1 - n % 3 * 0.3333 END,
+    CASE WHEN n % 5 > 0 THEN 0.10 END, CASE WHEN n % 5 > 0 THEN price END,
+    CASE WHEN n % 5 > 0 THEN 1 - n % 3 * 0.3333 END,
     CASE WHEN n % 13 > 0 THEN 25 END, CASE WHEN n % 13 > 0 THEN -75 END
 FROM (
     SELECT n, instrument_token,
@@ -121,7 +122,7 @@ QUERIES = {
         ORDER BY time""",
     "rows by day": "SELECT time::date AS day, count(*), count(last_price) FROM ticks GROUP BY 1 ORDER BY 1",
     "best bids and asks": """
-        SELECT time, bid_prices[1] AS bid, ask_prices[1] AS ask, bid_quantities[1], ask_orders[5], bid_ask_spread, mid_price
+        SELECT time, bid_prices[1] AS bid, ask_prices[1], bid_quantities[1], ask_orders[5], bid_ask_spread, mid_price
         FROM ticks WHERE instrument_token = 14626306 AND bid_prices IS NOT NULL ORDER BY time LIMIT 50""",
     "order flow": """
         SELECT instrument_token, sum(volume_delta), sum(oi_delta), count(*) FILTER (WHERE volume_delta > 0)
@@ -130,16 +131,17 @@ QUERIES = {
         SELECT i.strike, i.instrument_type, avg(t.oi)::bigint FROM instruments i JOIN ticks t USING (instrument_token)
         WHERE i.name = 'NIFTY' AND i.segment = 'NFO-OPT' GROUP BY 1, 2""",
     "instruments": """
-        SELECT instrument_token, exchange_token, trading_symbol, name, exchange, segment, instrument_type, expiry, strike,
-            tick_size, lot_size, last_updated FROM instruments ORDER BY instrument_token""",
+        SELECT instrument_token, exchange_token, trading_symbol, name, exchange, segment, instrument_type, expiry,
+            strike, tick_size, lot_size, last_updated FROM instruments ORDER BY instrument_token""",
 }
 
 #: What its loader does each morning.
 LOAD_INSTRUMENTS = """
-INSERT INTO instruments (instrument_token, exchange_token, trading_symbol, name, exchange, segment, instrument_type, expiry,
-    strike, tick_size, lot_size, last_updated)
-VALUES (738561, 2885, 'RELIANCE', 'RELIANCE INDUSTRIES LTD', 'NSE', 'NSE', 'EQ', NULL, 0, 0.1, 1, '2026-11-20 08:30+05:30'),
-    (2953217, 11536, 'TCS', 'TATA CONSULTANCY', 'NSE', 'NSE', 'EQ', NULL, 0, 0.05, 1, '2026-11-20 08:30+05:30')
+INSERT INTO instruments (instrument_token, exchange_token, trading_symbol, name, exchange, segment, instrument_type,
+    expiry, strike, tick_size, lot_size, last_updated)
+VALUES
+    (738561, 2885, 'RELIANCE', 'RELIANCE INDUSTRIES LTD', 'NSE', 'NSE', 'EQ', NULL, 0, 0.1, 1, '2026-11-20 08:30Z'),
+    (2953217, 11536, 'TCS', 'TATA CONSULTANCY', 'NSE', 'NSE', 'EQ', NULL, 0, 0.05, 1, '2026-11-20 08:30Z')
 ON CONFLICT (instrument_token) DO UPDATE SET name = excluded.name, last_updated = excluded.last_updated
 """
 

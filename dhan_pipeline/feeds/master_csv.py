@@ -108,11 +108,12 @@ def download(
     column: str,
     progress: Progress | None = None,
     headers: Mapping[str, str] | None = None,
+    meanings: Mapping[int, str] | None = None,
 ) -> Path:
     """Download `what` to `destination`, which is replaced only by a complete one whose first line names `column`.
 
-    `progress` is told the bytes received so far and the total, where the server says it. Returns `destination`.
-    Raises InstrumentMasterError.
+    `progress` is told the bytes received so far and the total, where the server says it; `meanings` is what an HTTP
+    status means that is no success. Returns `destination`. Raises InstrumentMasterError.
     """
     destination = Path(destination)
     try:
@@ -120,7 +121,7 @@ def download(
         descriptor, part = tempfile.mkstemp(prefix=destination.name, suffix=".part", dir=destination.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                _download(what, url, file.write, progress, headers)
+                _download(what, url, file.write, progress, headers, meanings or {})
                 file.flush()
                 os.fsync(file.fileno())
             _refuse_other_files(what, Path(part), column)
@@ -142,12 +143,16 @@ def _download(
     write: Callable[[bytes], Any],
     progress: Progress | None,
     headers: Mapping[str, str] | None,
+    meanings: Mapping[int, str],
 ) -> None:
     timeout = httpx.Timeout(30, connect=10)
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as response:
         if response.status_code != 200:
-            refusal = f"The {what} could not be downloaded from {url}: the server answered {response.status_code}."
-            raise InstrumentMasterError(refusal)
+            status = response.status_code
+            meaning = f", {meanings[status]}" if status in meanings else ""
+            raise InstrumentMasterError(
+                f"The {what} could not be downloaded from {url}: the server answered {status}{meaning}."
+            )
         length = response.headers.get("content-length", "")
         total = int(length) if length.isdigit() else None
         for chunk in response.iter_bytes():

@@ -49,6 +49,8 @@ _COLUMNS = {
     "exchange": "exchange",
 }
 
+_MEANINGS = {403: "it does not take the access token (dhan-pipeline token generate makes another)"}
+
 _MAX_TOKEN = 2**32 - 1
 
 
@@ -61,7 +63,8 @@ def download_instruments_csv(
     `Authorization`. `progress` is told the bytes received so far and the total, where the server says it. Returns
     `destination`. Raises InstrumentsDumpError where it cannot be downloaded, or is not a dump.
     """
-    return download(_WHAT, url, destination, "tradingsymbol", progress, {"X-Kite-Version": "3"} | dict(headers or {}))
+    signed = {"X-Kite-Version": "3"} | dict(headers or {})
+    return download(_WHAT, url, destination, "tradingsymbol", progress, signed, _MEANINGS)
 
 
 def parse_kite_csv(path: Path) -> InstrumentMaster:

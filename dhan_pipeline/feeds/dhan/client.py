@@ -5,9 +5,10 @@ Both keep their connections for as long as they run. https://dhanhq.co/docs/v2/l
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ from dhan_pipeline.feeds.dhan.requests import (
 from dhan_pipeline.feeds.dhan.token import can_refresh, refresh_token, token_report
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.errors import CredentialsError, FeedError, TokenLostError, TokenRefusedError
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.threads import in_thread
 from dhan_pipeline.ticks import Mode
@@ -44,6 +45,12 @@ from dhan_pipeline.ticks import Mode
 log = logging.getLogger(__name__)
 
 CLIENT_ID_INVALID = 810
+
+#: What `DhanWebSocketClient` subscribes: pairs of exchange segment and security id, or mappings that name both.
+Instruments = Iterable[Mapping[str, Any] | tuple[str | int, int | str]]
+
+#: How long callbacks that wait for their turn may take once the client ends.
+_LAST_CALLBACKS_S = 1.0
 
 _DISCONNECT = LAYOUTS[ResponseCode.DISCONNECT]
 _DISCONNECT_CODE = bytes([ResponseCode.DISCONNECT])
@@ -150,10 +157,10 @@ class DhanWebSocketClient:
 
     def __init__(
         self,
-        on_tick: Callable[[DhanTick], None],
-        on_connect: Callable[[], None] | None = None,
-        on_error: Callable[[Exception], None] | None = None,
-        on_close: Callable[[], None] | None = None,
+        on_tick: Callable[[DhanTick], Any],
+        on_connect: Callable[[], Any] | None = None,
+        on_error: Callable[[Exception], Any] | None = None,
+        on_close: Callable[[], Any] | None = None,
         ping_interval: float | None = None,
         ping_timeout: float | None = None,
         max_reconnect_attempts: int | None = None,
@@ -161,7 +168,7 @@ class DhanWebSocketClient:
         *,
         settings: Settings | None = None,
     ) -> None:
-        """All callbacks are plain functions, called in the event loop.
+        """Callbacks are called in the event loop. Where they are coroutine functions, one after the other is awaited.
 
         `on_tick` gets each ticker, quote, full, open-interest and previous-close packet. `on_connect` is called at
         every connect, `on_error` with the reason when the connection was lost, with a packet that cannot be read
@@ -169,6 +176,10 @@ class DhanWebSocketClient:
         `ping_interval` and `ping_timeout` (seconds) add a keepalive of our own to the server's, which suffices.
         `max_reconnect_attempts` in a row may fail; None: any number. `reconnect_delay` (seconds) is the longest wait
         before the first of them; it doubles from one to the next, up to a minute.
+
+        A plain function holds the feed up while it runs, a coroutine function does not: calls that wait for their turn
+        are kept in memory, all of them, and `get_stats` counts them. Those that still wait when the client ends get a
+        second.
         """
         self._on_tick = on_tick
         self._on_connect = on_connect
@@ -190,6 +201,8 @@ class DhanWebSocketClient:
         )
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._calls: asyncio.Queue[tuple[Awaitable[Any], bool]] = asyncio.Queue()
+        self._attendant: asyncio.Task[None] | None = None
         self._connects = self._messages = self._ticks = self._errors = 0
         self._last_message_at: datetime | None = None
 
@@ -209,17 +222,16 @@ class DhanWebSocketClient:
         if self._task.done() and not self._task.cancelled():
             self._task.result()
 
-    async def subscribe(
-        self, instruments: Iterable[Mapping[str, Any] | tuple[str, int | str]], mode: Mode | str = Mode.QUOTE
-    ) -> None:
+    async def subscribe(self, instruments: Instruments, mode: Mode | str = Mode.QUOTE) -> None:
         """Subscribe instruments, before or after `connect`; a new mode replaces the old.
 
-        Instruments are pairs of exchange segment and security id, or Dhan's `{"ExchangeSegment": …, "SecurityId": …}`.
+        Instruments are pairs of exchange segment and security id, or Dhan's `{"ExchangeSegment": …, "SecurityId": …}`;
+        a segment is its name or its number. Modes are ticker, quote and full, in small or capital letters.
         Raises ValueError or KeyError for a mode, segment or id that does not exist, SubscriptionLimitError.
         """
-        await self._feed.subscribe(dict.fromkeys(_tokens(instruments), Mode(mode)))
+        await self._feed.subscribe(dict.fromkeys(_tokens(instruments), Mode(str(mode).lower())))
 
-    async def unsubscribe(self, instruments: Iterable[Mapping[str, Any] | tuple[str, int | str]]) -> None:
+    async def unsubscribe(self, instruments: Instruments) -> None:
         """End subscriptions, in whatever mode they are; those that do not exist are ignored."""
         await self._feed.unsubscribe(_tokens(instruments))
 
@@ -228,10 +240,10 @@ class DhanWebSocketClient:
 
         Raises CredentialsError, DataPlanError, or the last FeedError after `max_reconnect_attempts`.
         """
-        await self.connect()
-        task = self._task
-        assert task is not None
         try:
+            await self.connect()
+            task = self._task
+            assert task is not None
             await asyncio.wait([task])
         finally:
             await self.close()
@@ -239,10 +251,11 @@ class DhanWebSocketClient:
             task.result()
 
     async def close(self) -> None:
-        """Take leave and end, within 2 s."""
+        """Take leave and end, within 3 s; asked for by a callback, once that is done."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.wait([self._task])
+            if asyncio.current_task() is not self._attendant:
+                await asyncio.wait([self._task])
 
     def get_stats(self) -> dict[str, Any]:
         """Counts since the client was made, and its state now. `last_message_at` is UTC."""
@@ -253,28 +266,55 @@ class DhanWebSocketClient:
             "ticks": self._ticks,
             "errors": self._errors,
             "reconnects": max(self._connects - 1, 0),
+            "waiting_callbacks": self._calls.qsize(),
             "last_message_at": self._last_message_at,
         }
 
     async def _run(self) -> None:
+        self._attendant = asyncio.create_task(self._await_calls(), name="dhan client's callbacks")
         try:
             await self._feed.run()
         finally:
-            if self._on_close is not None:
-                self._on_close()
+            self._call(self._on_close)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_CALLBACKS_S):
+                    await self._calls.join()
+            self._attendant.cancel()
+            while not self._calls.empty():
+                call, _ = self._calls.get_nowait()
+                if inspect.iscoroutine(call):
+                    call.close()
+
+    def _call(self, callback: Callable[..., Any] | None, *arguments: Any) -> None:
+        if callback is not None:
+            call = callback(*arguments)
+            if inspect.isawaitable(call):
+                self._calls.put_nowait((call, callback is self._on_error))
+
+    async def _await_calls(self) -> None:
+        while True:
+            call, is_report = await self._calls.get()
+            try:
+                await call
+            except Exception as error:
+                if is_report:
+                    log.warning("on_error failed: %s", error)
+                else:
+                    self._report(error)
+            finally:
+                self._calls.task_done()
 
     def _connected(self, connection: int) -> None:
         self._connects += 1
         self._up.set()
-        if self._on_connect is not None:
-            self._on_connect()
+        self._call(self._on_connect)
 
     def _report(self, error: Exception) -> None:
         self._errors += 1
-        if self._on_error is not None:
-            self._on_error(error)
-        else:
+        if self._on_error is None:
             log.warning("%s", error)
+        else:
+            self._call(self._on_error, error)
 
     def _receive(self, payload: bytes | str, connection: int, count: int) -> None:
         self._messages += count
@@ -289,7 +329,7 @@ class DhanWebSocketClient:
                         raise PacketError(reason)
                     parse = _PARSERS.get(code)
                     if parse is not None:
-                        self._on_tick(parse(payload[start : start + size]))
+                        self._call(self._on_tick, parse(payload[start : start + size]))
                         self._ticks += 1
                 except Exception as error:  # a script's mistake in on_tick must not cost it the connection
                     self._report(error)
@@ -304,8 +344,8 @@ _PARSERS: dict[int, Callable[[bytes], DhanTick]] = {
 }
 
 
-def _tokens(instruments: Iterable[Mapping[str, Any] | tuple[str, int | str]]) -> list[int]:
+def _tokens(instruments: Instruments) -> list[int]:
     pairs = (
         (item["ExchangeSegment"], item["SecurityId"]) if isinstance(item, Mapping) else item for item in instruments
     )
-    return [generate_instrument_token(ExchangeSegment[segment], security_id) for segment, security_id in pairs]
+    return [generate_instrument_token(segment, security_id) for segment, security_id in pairs]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -49,12 +49,14 @@ def expired(credentials: Credentials) -> str:
     return f"The access token in {credentials.source} expired at {expired_at:%Y-%m-%d %H:%M} IST."
 
 
-def feed_url(base_url: str, variable: str, query: Mapping[str, str]) -> str:
-    """The URL of a live feed. Raises SourceError, naming the variable, if `base_url` is no ws:// or wss:// address."""
+def check_feed_address(base_url: str, variable: str) -> None:
+    """Raises SourceError, naming the variable, if this is no ws:// or wss:// address, or has parameters of its own.
+
+    Before the secrets are at hand that go with it: they would be in the traceback.
+    """
     if not _is_websocket_address(base_url):
         # Not quoted: people paste whole URLs, with their token.
         raise SourceError(f"{variable} has to be an address with ws:// or wss://, without parameters.")
-    return f"{base_url}?{urlencode(query)}"
 
 
 def read_token_file(path: Path, variable: str, names: Sequence[str]) -> dict[str, Any] | None:

@@ -7,11 +7,12 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import ClassVar
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.connection import Credentials, FeedConnection, FeedPolicy, OnMessages, PacketsDue, Wire
+from dhan_pipeline.feeds.auth import Credentials, check_token_validity, expired
+from dhan_pipeline.feeds.connection import FeedConnection, FeedPolicy, OnMessages, PacketsDue, Wire
 from dhan_pipeline.feeds.cool_off import CoolOff, cool_off_file
 from dhan_pipeline.feeds.errors import (
     CredentialsError,
@@ -27,7 +28,6 @@ from dhan_pipeline.feeds.errors import (
     TokenRefusedError,
     TooManyInstrumentsError,
 )
-from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import Mode
 
@@ -310,8 +310,8 @@ class Feed(ABC):
         while True:
             try:
                 credentials = self._get_credentials()
-                if credentials.expires_at is not None and credentials.expires_at <= self._clock.now():
-                    raise TokenExpiredError(f"{_expired(credentials)} Put a new one there.")
+                if not check_token_validity(credentials, timedelta(0), self._clock.now()):
+                    raise TokenExpiredError(f"{expired(credentials)} Put a new one there.")
             except CredentialsError as error:
                 if await self._make_token(None):
                     continue
@@ -330,12 +330,6 @@ class Feed(ABC):
                 if self._refusal is not None and self._obstacle is not self._refusal:
                     self._hold_up(self._refusal)
             await asyncio.sleep(self._policy.token_poll_s)
-
-
-def _expired(credentials: Credentials) -> str:
-    assert credentials.expires_at is not None
-    expired_at = credentials.expires_at.astimezone(IST)
-    return f"The access token in {credentials.source} expired at {expired_at:%Y-%m-%d %H:%M} IST."
 
 
 def shard(

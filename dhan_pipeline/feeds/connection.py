@@ -15,15 +15,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
-from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
+from dhan_pipeline.feeds.auth import Credentials
 from dhan_pipeline.feeds.errors import FeedError, FeedRefusedError, HandshakeError, ServerClosedError, SilentFeedError
 from dhan_pipeline.instruments import NO_SEGMENT, ExchangeSegment, segments_of
 from dhan_pipeline.ticks import Mode
@@ -91,22 +91,6 @@ class FeedPolicy:
 
 
 DEFAULT_POLICY = FeedPolicy()
-
-
-class Credentials(Protocol):
-    """What a broker knows us by."""
-
-    @property
-    def access_token(self) -> SecretStr:
-        """The secret."""
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When the token's time is over, UTC; None if unknown."""
-
-    @property
-    def source(self) -> str:
-        """The file or the variable that the token came from, for messages to people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +326,8 @@ class _Socket(ClientConnection):
         self._on_first_message: Callable[[int], None] | None = on_first_message
         self._number = number
         self._receive: Callable[[bytes], None] = self._receive_head
-        self._rest = b""
+        self._rest: list[bytes] = []  # of what came: the beginning of a frame, of which there are bytes missing
+        self._missing = 0
         self._last_message = b""
         self._fragments: list[bytes | bytearray | memoryview] = []
         self._is_text = False
@@ -357,7 +342,7 @@ class _Socket(ClientConnection):
 
     def _deliver_first(self, payload: bytes | str, connection: int, count: int) -> None:
         # All messages of the bytes that brought the first one come here. That the server ends it is no beginning.
-        if self._wire.begins(payload):
+        if self._wire.begins(payload[: len(payload) // count]):
             self._deliver = self._on_messages
             if self._on_first_message is not None:
                 self._on_first_message(connection)
@@ -393,8 +378,12 @@ class _Socket(ClientConnection):
         """Take bytes from the transport."""
         self.heard_at = self.loop.time()
         if self._rest:
-            data = self._rest + data
-            self._rest = b""
+            self._rest.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:  # a long message comes in many pieces, which are joined once
+                return
+            data = b"".join(self._rest)
+            self._rest.clear()
         try:
             self._receive(data)
         except Exception as error:  # on_messages's; nothing may be received that was not taken
@@ -422,17 +411,19 @@ class _Socket(ClientConnection):
         if event.fin:
             message = b"".join(self._fragments)
             self._fragments.clear()
-            if self._is_text or not 0 < len(message) <= self._wire.heartbeat_size:
-                self.message_at = self.heard_at
             if not self._is_text:
                 self._last_message = message
-            self._deliver(message.decode(errors="surrogateescape") if self._is_text else message, self._number, 1)
+            payload = message.decode(errors="surrogateescape") if self._is_text else message
+            if self._wire.begins(payload):
+                self.message_at = self.heard_at
+            self._deliver(payload, self._number, 1)
 
     def _receive_head(self, data: bytes) -> None:
         """The answer to the handshake belongs to `websockets`; frames may follow it in the same bytes."""
         end = data.find(_HEAD_END)
         if end < 0:
-            self._rest = data
+            self._rest.append(data)
+            self._missing = 0
             return
         end += len(_HEAD_END)
         self._receive = super().data_received
@@ -445,19 +436,20 @@ class _Socket(ClientConnection):
         """Frames: https://datatracker.ietf.org/doc/html/rfc6455#section-5.2"""
         on_messages, number, longest = self._deliver, self._number, self._wire.max_message_bytes
         ending_size, heartbeat_size = self._wire.ending_size, self._wire.heartbeat_size or -1
-        start, stop = 0, len(data)
+        start = end = 0
+        stop = len(data)
         message: bytes | None = None
         far = _FEWEST_ALIKE - 1
         while stop - start >= 2:
             length = data[start + 1]
             body = start + 2
             if length == 126:
-                body = start + 4
+                end = body = start + 4
                 if body > stop:
                     break
                 length = data[start + 2] << 8 | data[start + 3]
             elif length == 127:
-                body = start + 10
+                end = body = start + 10
                 if body > stop:
                     break
                 length = int.from_bytes(data[start + 2 : body], "big")
@@ -477,7 +469,8 @@ class _Socket(ClientConnection):
                     self._hear_of_ending(data[body:end])
                 elif data[ahead : ahead + body - start] == data[start:body]:
                     payload, count = _alike(data, start, body, end)
-                    message = payload[-length:] if length else b""
+                    if length > heartbeat_size:
+                        message = payload[-length:] if length else b""
                     on_messages(payload, number, count)
                     start += count * (end - start)
                     continue
@@ -492,7 +485,9 @@ class _Socket(ClientConnection):
         if message is not None:
             self.message_at = self.heard_at
             self._last_message = message
-        self._rest = data[start:]
+        if start < stop:
+            self._rest.append(data[start:])
+            self._missing = end - stop
 
     def _hear_of_ending(self, message: bytes) -> None:
         error = self._wire.ending(message)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from pydantic import SecretStr
 
 from dhan_pipeline.feeds.auth import (
+    check_feed_address,
     check_token_validity,
-    feed_url,
     read_time,
     read_token_file,
     read_variables,
@@ -77,13 +78,14 @@ def get_websocket_url(credentials: Credentials, base_url: str = FEED_URL) -> str
 
     https://dhanhq.co/docs/v2/live-market-feed/ Raises SourceError if `base_url` is not a ws:// or wss:// address.
     """
+    check_feed_address(base_url, "DHAN_FEED_URL")
     query = {
         "version": "2",
         "token": credentials.access_token.get_secret_value(),
         "clientId": credentials.client_id,
         "authType": "2",
     }
-    return feed_url(base_url, "DHAN_FEED_URL", query)
+    return f"{base_url}?{urlencode(query)}"
 
 
 def save_token(path: Path, access_token: str, client_id: str, expiry: datetime | None = None) -> None:

@@ -9,12 +9,13 @@ Errors are those of `errors`; none of their messages contains the token.
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlencode
 
 from pydantic import SecretStr
 
 from dhan_pipeline.feeds.auth import (
+    check_feed_address,
     check_token_validity,
-    feed_url,
     read_time,
     read_token_file,
     read_variables,
@@ -78,8 +79,9 @@ def get_kite_websocket_url(credentials: Credentials, base_url: str = FEED_URL) -
 
     https://kite.trade/docs/connect/v3/websocket/ Raises SourceError if `base_url` is not a ws:// or wss:// address.
     """
+    check_feed_address(base_url, "KITE_FEED_URL")
     query = {"api_key": credentials.api_key, "access_token": credentials.access_token.get_secret_value()}
-    return feed_url(base_url, "KITE_FEED_URL", query)
+    return f"{base_url}?{urlencode(query)}"
 
 
 def save_kite_token(path: Path, access_token: str, api_key: str, login_time: datetime | None = None) -> None:

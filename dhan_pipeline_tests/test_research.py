@@ -123,6 +123,22 @@ def test_instruments_are_asked_for_by_what_people_write(conn: connection, settin
     assert frame["trading_symbol"].cat.categories.tolist() == ["USDINR"]
 
 
+def test_a_symbol_means_the_instrument_of_the_source_asked_for(conn: connection, settings: Settings) -> None:
+    with conn, conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES"
+            " (738561, 'kite', 'NSE', 'RELIANCE-1')"
+        )
+    both = settings.model_copy(update={"data_source": "kite,dhan"})
+    assert both.sources[0] == "dhan"
+    first = read(both, symbols="RELIANCE-1")
+    assert first.num_rows
+    assert first.equals(read(settings.of("kite"), symbols=RELIANCE)), "a token is what it is"
+    assert not read(settings.of("kite"), symbols="RELIANCE-1").num_rows
+    assert not read_ticks("RELIANCE-1", BEGIN, END, as_="arrow", settings=both, source="kite").num_rows
+    assert read_candles("RELIANCE-1", BEGIN, END, settings=both, source="kite").empty
+
+
 def test_pandas_gets_times_in_ist_and_whole_numbers(conn: connection, settings: Settings) -> None:
     table = read(settings)
     move_to_archive(conn, settings, FIRST)

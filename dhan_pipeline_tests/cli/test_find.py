@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from dhan_pipeline.cli.find import find
 from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
+from dhan_pipeline.feeds.kite.instruments_dump import parse_kite_csv
+from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.store.instruments import sync_to_database
 from dhan_pipeline.store.symbols import SymbolError
@@ -57,6 +59,19 @@ def test_what_is_not_found_is_an_error_that_says_what_is_near(found: Find) -> No
     assert done.exit_code == 1
     assert isinstance(done.exception, SymbolError)
     assert str(done.exception) == "No instrument is called RELAINCE; near it: RELIANCE."
+
+
+def test_the_source_is_the_settings_or_the_one_asked_for(
+    found: Find, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_synthetic_dump(tmp_path / "dump.csv", tmp_path / "master.csv")
+    sync_to_database(database_url, parse_kite_csv(tmp_path / "dump.csv"), source="kite")
+    asked = found("NIFTY", "--source", "kite", "--limit", "1").stdout
+    assert ["NIFTY", "50", "IDX_I:1001", "256265"] in [line.split()[:4] for line in asked.splitlines()]
+    monkeypatch.setenv("DATA_SOURCE", "kite")
+    assert found("NIFTY", "--limit", "1").stdout == asked
+    assert "IDX_I:13" in found("NIFTY", "--source", "dhan", "--limit", "1").stdout
+    assert found("NIFTY", "--source", "upstox").exit_code == 2
 
 
 @pytest.mark.parametrize(("day", "why"), [("2026-02-30", "is not a day"), ("9999-12-31", "still to come")])

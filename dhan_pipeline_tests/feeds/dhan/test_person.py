@@ -201,7 +201,7 @@ async def test_the_first_wait_is_as_long_as_told(
 
 
 async def test_without_a_limit_it_goes_on_until_the_exchange_is_back(
-    settings: Settings, simulator: DhanSimulator
+    settings: Settings, simulator: DhanSimulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     simulator.faults.refuse = HTTPStatus.SERVICE_UNAVAILABLE
     connected: list[bool] = []
@@ -209,7 +209,7 @@ async def test_without_a_limit_it_goes_on_until_the_exchange_is_back(
         lambda tick: None, lambda: connected.append(True), reconnect_delay=0.001, settings=settings
     )
     running = asyncio.create_task(client.start())
-    await asyncio.sleep(0.05)
+    await until(lambda: caplog.text.count("Trying again") > 5)
     assert not connected
     assert not running.done()
     simulator.faults.refuse = None

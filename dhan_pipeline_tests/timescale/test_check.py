@@ -14,6 +14,7 @@ from dhan_pipeline.sessions import HOUR_NS, day_bounds_ns, parse_hour_key
 from dhan_pipeline.store import timescale
 from dhan_pipeline.store.migrate import migration_files
 from dhan_pipeline.store.partitions import instant, partition_name
+from dhan_pipeline_tests.store import existing_system
 
 HERE = Path(__file__).parent
 NINE = parse_hour_key("2026-11-20T09:00")
@@ -36,7 +37,19 @@ def test_all_sql_for_timescaledb_runs(tmp_path: Path, conn: connection) -> None:
             "RUN_JOB": cursor.mogrify(timescale.RUN_JOB, (4711,)).decode(),
         }
     task = tmp_path / "task.json"
-    task.write_text(json.dumps({"migrations": [str(file) for file in migration_files()], "statements": statements}))
+    migrations = migration_files()
+    existing = {
+        "tables": existing_system.TABLES,
+        "instruments": existing_system.INSTRUMENTS,
+        "ticks": existing_system.TICKS,
+        "queries": existing_system.QUERIES,
+        "insert": existing_system.INSERT_TICK,
+        "remove": str(migrations[0].with_name("remove_dhan_data.sql")),
+        "back": str(migrations[0].with_name("return_to_existing.sql")),
+    }
+    task.write_text(
+        json.dumps({"migrations": [str(file) for file in migrations], "statements": statements, "existing": existing})
+    )
     for name in ("package.json", "package-lock.json", "check.mjs"):
         shutil.copy(HERE / name, tmp_path)
     for command in (["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"], ["node", "check.mjs", str(task)]):

@@ -11,9 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from dhan_pipeline.feeds.simulator.dhan import DhanExchange, DhanSimulator
+from dhan_pipeline.feeds.simulator.exchange import Exchange
 from dhan_pipeline.feeds.simulator.misbehaviour import GARBAGE
+
+AnyExchange = Exchange[Any]
 
 #: Faults by the names that a command line knows, with what they do. Those with `+` last.
 FAULTS: dict[str, str] = {
@@ -84,14 +88,14 @@ def parse_fault(text: str) -> Fault:
     return Fault(name, value, float(found["at"] or 0), for_s, every_s)
 
 
-async def run(simulator: DhanExchange, faults: Sequence[Fault]) -> None:
+async def run(simulator: AnyExchange, faults: Sequence[Fault]) -> None:
     """Have each fault happen at its time, until cancelled; those that last are then undone."""
     async with asyncio.TaskGroup() as group:
         for fault in faults:
             group.create_task(_repeat(simulator, fault), name=f"fault {fault.name}")
 
 
-async def _repeat(simulator: DhanExchange, fault: Fault) -> None:
+async def _repeat(simulator: AnyExchange, fault: Fault) -> None:
     if fault.at_s:
         await simulator.first_handshake.wait()
         await asyncio.sleep(fault.at_s)
@@ -107,7 +111,7 @@ async def _repeat(simulator: DhanExchange, fault: Fault) -> None:
 
 
 @asynccontextmanager
-async def happening(simulator: DhanExchange, fault: Fault) -> AsyncIterator[None]:
+async def happening(simulator: AnyExchange, fault: Fault) -> AsyncIterator[None]:
     """The fault, for as long as the context lasts; one that passes at once has passed when it begins."""
     async with AsyncExitStack() as undo:
         if fault.name in _BLOWS:
@@ -117,15 +121,15 @@ async def happening(simulator: DhanExchange, fault: Fault) -> AsyncIterator[None
         yield
 
 
-def _switch(name: str) -> Callable[[DhanExchange, int], Callable[[], None]]:
+def _switch(name: str) -> Callable[[AnyExchange, int], Callable[[], None]]:
     return lambda simulator, _: simulator.faults.hold(simulator.faults, name, True)
 
 
-def _refuse(simulator: DhanExchange, status: int) -> Callable[[], None]:
+def _refuse(simulator: AnyExchange, status: int) -> Callable[[], None]:
     return simulator.faults.hold(simulator.faults, "refuse", HTTPStatus(status))
 
 
-def _vanish(simulator: DhanExchange, _: int) -> Callable[[], None]:
+def _vanish(simulator: AnyExchange, _: int) -> Callable[[], None]:
     release = simulator.faults.hold(simulator.faults, "vanished", True)
     for connection in simulator.connections:
         if connection.is_open:
@@ -141,7 +145,7 @@ def _vanish(simulator: DhanExchange, _: int) -> Callable[[], None]:
     return undo
 
 
-def _slow_reader(simulator: DhanExchange, _: int) -> Callable[[], None]:
+def _slow_reader(simulator: AnyExchange, _: int) -> Callable[[], None]:
     release = simulator.faults.hold(simulator.faults, "deaf", True)
     for connection in simulator.connections:
         connection.listen(False)
@@ -154,13 +158,13 @@ def _slow_reader(simulator: DhanExchange, _: int) -> Callable[[], None]:
     return undo
 
 
-def _wrong_epoch(simulator: DhanExchange, _: int) -> Callable[[], None]:
+def _wrong_epoch(simulator: AnyExchange, _: int) -> Callable[[], None]:
     if not isinstance(simulator, DhanSimulator):
         raise ValueError("trade times of a recording are as they were recorded")
     return simulator.faults.hold(simulator.market, "trade_time_offset_s", 0)
 
 
-_SWITCHES: dict[str, Callable[[DhanExchange, int], Callable[[], None]]] = {
+_SWITCHES: dict[str, Callable[[AnyExchange, int], Callable[[], None]]] = {
     "stall": _switch("stalled"),
     "slow": _switch("slow"),
     "slow-reader": _slow_reader,
@@ -175,38 +179,44 @@ _SWITCHES: dict[str, Callable[[DhanExchange, int], Callable[[], None]]] = {
 }
 
 
-async def _reset(simulator: DhanExchange, _: int) -> None:
+async def _reset(simulator: AnyExchange, _: int) -> None:
     simulator.reset()
 
 
-async def _drop(simulator: DhanExchange, _: int) -> None:
+async def _drop(simulator: AnyExchange, _: int) -> None:
     for connection in list(simulator.connections):
         connection.drop()
 
 
-async def _close(simulator: DhanExchange, code: int) -> None:
+async def _close(simulator: AnyExchange, code: int) -> None:
     await asyncio.gather(*(connection.close(code) for connection in list(simulator.connections)))
 
 
-async def _half(simulator: DhanExchange, _: int) -> None:
-    await asyncio.gather(*(connection.send_half() for connection in list(simulator.connections)))
+async def _disconnect(simulator: AnyExchange, code: int) -> None:
+    if not isinstance(simulator, DhanExchange):
+        raise ValueError("Kite has no codes that disconnect")
+    await simulator.disconnect(code)
 
 
-async def _huge(simulator: DhanExchange, _: int) -> None:
+async def _half(simulator: AnyExchange, _: int) -> None:
+    await simulator.send_half()
+
+
+async def _huge(simulator: AnyExchange, _: int) -> None:
     for connection in list(simulator.connections):
         connection.send_huge()
 
 
-async def _garbage(simulator: DhanExchange, _: int) -> None:
+async def _garbage(simulator: AnyExchange, _: int) -> None:
     for kind in GARBAGE:
         simulator.send_garbage(kind)
 
 
-_BLOWS: dict[str, Callable[[DhanExchange, int], Awaitable[None]]] = {
+_BLOWS: dict[str, Callable[[AnyExchange, int], Awaitable[None]]] = {
     "reset": _reset,
     "drop": _drop,
     "close": _close,
-    "disconnect": lambda simulator, code: simulator.disconnect(code),
+    "disconnect": _disconnect,
     "half": _half,
     "huge": _huge,
     "garbage": _garbage,

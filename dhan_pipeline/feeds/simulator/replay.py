@@ -21,17 +21,12 @@ from numpy.typing import NDArray
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.decode import TEXT
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
-from dhan_pipeline.feeds.simulator.dhan import (
-    HIGH_WATER_BYTES,
-    MODE_BITS,
-    SLICE_S,
-    Connection,
-    DhanExchange,
-    Options,
-)
+from dhan_pipeline.feeds.simulator.dhan import MODE_BITS, DhanConnection, DhanExchange, Options
+from dhan_pipeline.feeds.simulator.exchange import HIGH_WATER_BYTES
 from dhan_pipeline.feeds.simulator.latest import SENT_MODES, Latest, framed
 from dhan_pipeline.feeds.simulator.misbehaviour import frame_of
 from dhan_pipeline.feeds.simulator.recording import ABOUT_INSTRUMENTS, Messages, Packets, packets_of
+from dhan_pipeline.feeds.simulator.trading import SLICE_S
 from dhan_pipeline.instruments import split_instrument_token
 
 log = logging.getLogger(__name__)
@@ -129,7 +124,7 @@ class DhanReplay(DhanExchange):
     def _index_of(self, tokens: Sequence[int]) -> NDArray[np.intp]:
         return self._enter(np.array(tokens, np.int64)).astype(np.intp)
 
-    def _send_snapshot(self, connection: Connection, mode: ResponseCode, index: NDArray[np.intp]) -> None:
+    def _send_snapshot(self, connection: DhanConnection, mode: ResponseCode, index: NDArray[np.intp]) -> None:
         latest = self._latest
         latest.shift_s = self._shift(self.at_ns) if self.at_ns is not None else 0
         connection.send(ResponseCode.PREVIOUS_CLOSE, latest.has(ResponseCode.PREVIOUS_CLOSE, index))

@@ -11,7 +11,7 @@ from dhanhq import DhanContext, MarketFeed
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
-from dhan_pipeline.feeds.simulator.dhan import HIGH_WATER_BYTES
+from dhan_pipeline.feeds.simulator.exchange import HIGH_WATER_BYTES
 from dhan_pipeline.feeds.simulator.recording import Messages
 from dhan_pipeline.feeds.simulator.replay import DhanReplay, in_words
 from dhan_pipeline.feeds.simulator.tokens import make_token

@@ -77,7 +77,6 @@ async def test_the_functions_do_what_the_command_does(master: Path, database_url
     url = f"http://127.0.0.1:{server.port}{DETAILED_PATH}"
     path = await asyncio.to_thread(download_instruments_csv, url, tmp_path / "got.csv")
     await server.aclose()
-    assert path.read_bytes() == master.read_bytes()
     parsed = parse_dhan_csv(path)
     assert sync_to_database(database_url, parsed, batch_size=700).inserted == len(parsed.rows)
     cache = load_instruments_cache(database_url)

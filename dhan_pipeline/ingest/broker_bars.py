@@ -28,7 +28,6 @@ from dhan_pipeline.feeds.histories import make_history
 from dhan_pipeline.feeds.history import BrokerBars, History
 from dhan_pipeline.feeds.rest import RestPolicy
 from dhan_pipeline.ingest.expired_options import expired_bars, is_expired_option
-from dhan_pipeline.instruments import source_of
 from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.broker_candles import (
@@ -112,7 +111,7 @@ def fetch_day(
     """
     start_ns, end_ns = day_bounds_ns(day)
     with closing(connect(database_url)) as conn:
-        with_ticks = [t for t in instruments_with_ticks(conn, start_ns, end_ns) if source_of(t) == settings.source]
+        with_ticks = instruments_with_ticks(conn, settings.source, start_ns, end_ns)
         yesterday = clock.now().astimezone(IST).date() - timedelta(days=1)
         tokens = with_ticks if with_ticks and day < yesterday else [*with_ticks, *_subscribed(settings)]
         had: Collection[int] = () if again else fetched(conn, start_ns, end_ns, end_ns)

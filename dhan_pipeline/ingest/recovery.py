@@ -160,8 +160,8 @@ def recover_gaps(
             recovered.gaps += 1
             recovered.instruments += fetch.wanted
             recovered.failed += fetch.failures
-    for error in refused:
-        _add(recovered, str(error))
+    for refusal in refused:
+        _add(recovered, str(refusal))
     return recovered
 
 

@@ -13,6 +13,7 @@ import dagster as dg
 from dhan_pipeline.quality.gap_words import gaps_table
 from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures
 from dhan_pipeline.sessions import IST
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.ticks import HourRebuild
 from dhan_pipeline.ticks import COLUMNS
@@ -33,6 +34,16 @@ def ticks_schema() -> dg.TableSchema:
             for column in COLUMNS
         ]
     )
+
+
+def of_each_source(parts: Mapping[Source, Metadata]) -> Metadata:
+    """Of one source, what there is; of several the sum of the rows, and all else under the source's name."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    metadata: Metadata = {"dagster/row_count": sum(part["dagster/row_count"] for part in parts.values())}
+    for source, part in parts.items():
+        metadata |= {f"{source}/{name.removeprefix('dagster/')}": value for name, value in part.items()}
+    return metadata
 
 
 def raw_packets_metadata(measures: HourMeasures) -> Metadata:

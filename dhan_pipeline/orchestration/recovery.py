@@ -5,6 +5,7 @@ Belongs here: the sensor, the schedule, their jobs, and why they do nothing. Doe
 """
 
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from datetime import timedelta
 
@@ -13,8 +14,10 @@ import psycopg2
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.dhan.auth import check_dhan_token_validity, get_dhan_credentials
+from dhan_pipeline.feeds.auth import check_token_validity
+from dhan_pipeline.feeds.dhan.auth import get_dhan_credentials
 from dhan_pipeline.feeds.errors import CredentialsError
+from dhan_pipeline.feeds.kite.auth import get_kite_credentials
 from dhan_pipeline.ingest.recovery import due, recover_gaps
 from dhan_pipeline.orchestration.assets.broker import BROKER_CANDLES, CANDLE_RECONCILIATION
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
@@ -24,6 +27,7 @@ from dhan_pipeline.orchestration.schedules import TIME_ZONE
 from dhan_pipeline.orchestration.supervisor import ALIVE
 from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.candle_differences import has_ticks
 from dhan_pipeline.store.engine import connect, database_url
@@ -92,7 +96,8 @@ def gap_recovery_sensor(
     if not work.quotes and not work.bars:
         later = f" {len(work.waiting)} are too fresh for bars." if work.waiting else ""
         return dg.SkipReason(f"No gap has anything left to be fetched.{later}")
-    if (problem := _no_credentials(settings, clock)) is not None:
+    concerned = {gap.source for gap in (*work.quotes, *work.bars)}
+    if (problem := _no_credentials(settings, clock, concerned)) is not None:
         return dg.SkipReason(problem)
     latest = context.instance.get_run_records(dg.RunsFilter(job_name=gap_recovery_job.name), limit=1)
     for record in latest:
@@ -135,7 +140,7 @@ def reconciliation_schedule(
         return _database_away(error)
     if not captured:
         return dg.SkipReason(f"There are no ticks of {day}.")
-    if (problem := _no_credentials(settings, clock)) is not None:
+    if (problem := _no_credentials(settings, clock, settings.sources)) is not None:
         return dg.SkipReason(problem)
     return dg.RunRequest(run_key=str(day), partition_key=str(day))
 
@@ -144,12 +149,18 @@ def _database_away(error: Exception) -> dg.SkipReason:
     return dg.SkipReason(f"The database cannot be asked. {str(error).strip().partition(chr(10))[0]}")
 
 
-def _no_credentials(settings: Settings, clock: Clock) -> str | None:
+def _no_credentials(settings: Settings, clock: Clock, sources: Iterable[Source]) -> str | None:
+    """Why none of these brokers can be asked; None where one can. A run says of the others why not."""
+    problems = [_problem(settings.of(source), clock) for source in sources]
+    return None if None in problems else " ".join(filter(None, problems))
+
+
+def _problem(settings: Settings, clock: Clock) -> str | None:
     """Why the broker cannot be asked; None where it can."""
     try:
-        credentials = get_dhan_credentials(settings)
+        credentials = get_dhan_credentials(settings) if settings.source == "dhan" else get_kite_credentials(settings)
     except CredentialsError as error:
         return str(error)
-    if not check_dhan_token_validity(credentials, timedelta(0), clock.now()):
+    if not check_token_validity(credentials, timedelta(0), clock.now()):
         return f"The access token's time is over; it comes from {credentials.source}."
     return None

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dhan_pipeline.instruments import PRICE_DECIMALS, ExchangeSegment
+from dhan_pipeline.instruments import ExchangeSegment, decimals_of, segments_of, source_of
 from dhan_pipeline.quality.measures import CheckOutcome
 from dhan_pipeline.sessions import IST, QUIET_KINDS, sessions
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, source_of_capture
 from dhan_pipeline.store.gaps import StoredGap
 from dhan_pipeline.ticks import NULL_INT
 
@@ -149,7 +150,7 @@ def reconcile(
     kept = ~np.isin(our_key, stand_in)
     our_key, our_place = our_key[kept], our_place[kept]
     # A minute in which nothing was traded is no bar; an index is not traded at all.
-    index = _segments(tokens)[their_key // _MINUTES] == ExchangeSegment.IDX_I
+    index = segments_of(tokens)[their_key // _MINUTES] == ExchangeSegment.IDX_I
     traded = (brokers["volume"][their_place] > 0) | index | np.isin(their_key, our_key)
     kept = traded & ~np.isin(their_key, stand_in)
     their_key, their_place = their_key[kept], their_place[kept]
@@ -250,10 +251,13 @@ def _why_nothing_is_judged(result: Reconciliation) -> str:
     return f"There was no bar of {result.day} to compare: materialise `candles_1m` and `broker_candles` of the day."
 
 
-def bars_fetched(wanted: int, expired: int, failed: Mapping[str, int], last_error: str) -> CheckOutcome:
-    """Whether the broker's bars came for all instruments that were asked for.
+def bars_fetched(
+    wanted: int, expired: int, failed: Mapping[str, int], last_error: str, refusals: Sequence[str] = ()
+) -> CheckOutcome:
+    """Whether the brokers' bars came for all instruments that were asked for.
 
-    Nobody is to blame for those that `expired`. `failed` are other instruments whose bars did not come, by reason.
+    Nobody is to blame for those that `expired`. `failed` are other instruments whose bars did not come, by reason;
+    `refusals` say why a broker could not be asked at all.
     """
     available, failures = wanted - expired, sum(failed.values())
     share = 1 - failures / available if available else 1.0
@@ -264,10 +268,11 @@ def bars_fetched(wanted: int, expired: int, failed: Mapping[str, int], last_erro
         found += f" One of the answers: {last_error}" * bool(last_error)
     if expired:
         found += f" {expired:,} more have expired, and are not available."
+    found = " ".join((found, *refusals))
     return CheckOutcome(
         "bars_fetched",
-        not failures,
-        "ERROR" if share < _FETCHED_ERROR else "WARN",
+        not failures and not refusals,
+        "ERROR" if share < _FETCHED_ERROR or refusals else "WARN",
         round(100 * share, 3),
         "%",
         f"warning below 100 %, critical below {_FETCHED_ERROR:.0%}",
@@ -295,29 +300,22 @@ def agreement_picture(by_minute: NDArray[np.float64]) -> str:
     )
 
 
-def _segments(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    return tokens >> 32 & 0xF
-
-
 def _in_session(tokens: NDArray[np.int64], day: date, settings: Settings) -> NDArray[np.bool_]:
     """Whether an instrument trades continuously in a minute, of shape (tokens, minutes of the day)."""
     if settings.sessions == "always":
         return np.ones((len(tokens), _MINUTES), np.bool_)
-    of_segment = np.zeros((16, _MINUTES), np.bool_)
+    of_segment = np.zeros((256, _MINUTES), np.bool_)
     for segment in ExchangeSegment:
         for session in sessions(segment, day):
             if session.kind not in QUIET_KINDS:
                 opens, closes = (at.hour * 60 + at.minute for at in (session.open, session.close))
                 of_segment[segment, opens:closes] = True
-    return of_segment[_segments(tokens)]
+    return of_segment[segments_of(tokens)]
 
 
 def _tick_sizes(tokens: NDArray[np.int64], known: Mapping[int, float]) -> NDArray[np.float64]:
-    of_segment = np.full(16, 0.01)
-    for segment, decimals in PRICE_DECIMALS.items():
-        of_segment[segment] = 10.0**-decimals
     sizes = np.array([known.get(token) or 0.0 for token in tokens.tolist()], np.float64)
-    return np.where(sizes > 0, sizes, of_segment[_segments(tokens)])
+    return np.where(sizes > 0, sizes, np.power(10.0, -decimals_of(tokens).astype(np.float64)))
 
 
 def _explanations(
@@ -335,10 +333,14 @@ def _explanations(
         row, minute = divmod(key, _MINUTES)
         grid[row, : minute + 1] = _LATE_START
     midnight_ns = midnight * 1_000_000_000
+    whose = {
+        source: np.array([source_of(token) == source for token in tokens.tolist()], np.bool_) for source in SOURCES
+    }
     for gap in gaps:
         first = max(0, (gap.started_ns - midnight_ns) // _MINUTE_NS)
         last = _MINUTES - 1 if gap.ended_ns is None else min(_MINUTES - 1, (gap.ended_ns - midnight_ns) // _MINUTE_NS)
-        concerned = np.isin(tokens, gap.instruments) if len(gap.instruments) else np.ones(len(tokens), np.bool_)
+        every = whose[source_of_capture(gap.capture)]
+        concerned = np.isin(tokens, gap.instruments) if len(gap.instruments) else every
         grid[concerned, first : last + 1] = _GAP
     flat = grid.ravel()
     flat[our_key[ours["touches_gap"][our_place]]] = _GAP
@@ -375,7 +377,9 @@ def _day_volumes(
     token = np.array(known, np.int64)
     our = np.array([ours[key] for key in known], np.float64)
     their = np.array([brokers[key] for key in known], np.float64)
-    differs = (np.abs(our - their) > settings.candle_volume_share * their) & (_segments(token) != ExchangeSegment.IDX_I)
+    differs = (np.abs(our - their) > settings.candle_volume_share * their) & (
+        segments_of(token) != ExchangeSegment.IDX_I
+    )
     token, our, their = token[differs], our[differs], their[differs]
     by = np.zeros(len(token), np.int8)
     if len(token) and len(tokens):

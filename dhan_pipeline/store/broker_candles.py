@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
 from dhan_pipeline.feeds.history import BrokerBars
+from dhan_pipeline.instruments import source_of
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.store.records import RecordKind, read_records
 from dhan_pipeline.ticks import NULL_INT
@@ -115,7 +117,7 @@ class Contract:
 
     instrument_token: int
     instrument_type: str
-    """As the scrip master writes it: INDEX, EQUITY, FUTIDX, OPTSTK ..."""
+    """As the broker's master writes it: INDEX, EQUITY, FUTIDX, OPTSTK ... of Dhan's; EQ, FUT, CE, PE of Kite's."""
     exchange_segment: str
     symbol: str
     underlying: str | None
@@ -126,11 +128,11 @@ class Contract:
     tick_size: float | None
     """In rupees."""
     active: bool
-    """Whether the latest scrip master still lists it."""
+    """Whether the broker's latest master still lists it."""
 
 
 def contracts(conn: connection, tokens: Collection[int], at_ns: int) -> dict[int, Contract]:
-    """What these tokens of Dhan's meant at a time (ns since the Unix epoch, UTC), as far as is known. No commit."""
+    """What these tokens meant at a time (ns since the Unix epoch, UTC), as far as is known. No commit."""
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT instrument_token, coalesce(instrument_type, ''), coalesce(exchange_segment, ''), trading_symbol, "
@@ -138,16 +140,16 @@ def contracts(conn: connection, tokens: Collection[int], at_ns: int) -> dict[int
             "EXISTS (SELECT FROM instruments AS now WHERE now.instrument_token = life.instrument_token "
             "AND now.is_active AND now.expiry IS NOT DISTINCT FROM life.expiry) "
             "FROM instrument_lives AS life "
-            "WHERE source = 'dhan' AND instrument_token = ANY (%s) AND valid_from <= %s AND valid_to > %s",
+            "WHERE instrument_token = ANY (%s) AND valid_from <= %s AND valid_to > %s",
             (list(tokens), instant(at_ns), instant(at_ns)),
         )
         return {row[0]: Contract(*row) for row in cursor.fetchall()}
 
 
-def instruments_with_ticks(conn: connection, start_ns: int, end_ns: int) -> list[int]:
-    """The instruments with ticks received in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC), most ticks first.
+def instruments_with_ticks(conn: connection, source: Source, start_ns: int, end_ns: int) -> list[int]:
+    """A source's instruments with ticks received in [`start_ns`, `end_ns`) (ns since the Unix epoch, UTC).
 
-    Leaves the transaction open.
+    Those with most ticks come first. Leaves the transaction open.
     """
     with conn.cursor() as cursor:
         cursor.execute(
@@ -155,11 +157,11 @@ def instruments_with_ticks(conn: connection, start_ns: int, end_ns: int) -> list
             "ORDER BY count(*) DESC, instrument_token",
             (instant(start_ns), instant(end_ns)),
         )
-        return [token for (token,) in cursor.fetchall()]
+        return [token for (token,) in cursor.fetchall() if source_of(token) == source]
 
 
 def underlying_id(conn: connection, underlying: str, instrument_type: str) -> int | None:
-    """Security id of what options derive from: of an index for OPTIDX, of an equity of NSE for OPTSTK. No commit."""
+    """Dhan's security id of what options derive from: an index for OPTIDX, an equity of NSE for OPTSTK. No commit."""
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT security_id FROM instruments WHERE source = 'dhan' AND exchange_segment = %s "
@@ -171,7 +173,7 @@ def underlying_id(conn: connection, underlying: str, instrument_type: str) -> in
 
 
 def expiries_from(conn: connection, underlying: str, instrument_type: str, day: date) -> list[date]:
-    """The expiries of an underlying's options that are known, from a day (IST) on, ascending. No commit."""
+    """The expiries of an underlying's options that Dhan's master had, from a day (IST) on, ascending. No commit."""
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT DISTINCT expiry FROM instrument_lives WHERE source = 'dhan' "

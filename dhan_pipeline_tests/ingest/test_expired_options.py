@@ -15,7 +15,7 @@ from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer
 from dhan_pipeline.ingest.broker_bars import EXPIRED, BrokerBarsError, Fetch, fetch_day
 from dhan_pipeline.ingest.expired_options import _flag
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
 from dhan_pipeline.quality.days import reconcile_day
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.partitions import ensure_partitions
@@ -47,8 +47,8 @@ def broker(
                 cursor.execute(
                     "INSERT INTO instruments (instrument_token, source, security_id, exchange, exchange_segment, "
                     "trading_symbol, instrument_type, underlying_symbol, expiry, strike, option_type, is_active) "
-                    "VALUES (%s, 'dhan', 1, 'NSE', 'NSE_FNO', %s, 'OPTIDX', 'NIFTY', %s, %s, %s, false)",
-                    (token, f"NIFTY-{side}", EXPIRY, strike, side),
+                    "VALUES (%s, 'dhan', %s, 'NSE', 'NSE_FNO', %s, 'OPTIDX', 'NIFTY', %s, %s, %s, false)",
+                    (token, split_instrument_token(token)[1], f"NIFTY-{side}", EXPIRY, strike, side),
                 )
                 cursor.execute(
                     "INSERT INTO tick_rows (tick_id, time, instrument_token, tradable, mode) "

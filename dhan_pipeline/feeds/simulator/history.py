@@ -44,6 +44,9 @@ _ROLLING_DATA = (*_PRICES, "iv", "volume", "strike", "oi", "spot")
 _STRIKE = re.compile(r"ATM(?:([+-])(\d{1,2}))?")
 _STRIKE_STEP = 50
 
+#: When what was never traded was, as the page has it.
+_NEVER = datetime(1980, 1, 1)
+
 Field = Literal["open", "high", "low", "close", "volume", "oi"]
 
 #: What `choose_edits` changes.
@@ -106,9 +109,9 @@ def intraday(
         raise _bad("toDate lies before fromDate, or more than 90 days after it")
     bars = market.minute_bars(index)
     bars = bars[bars["time_s"] + 60 <= now_s - settle_s]
-    bars = _edited(bars, [edit for edit in edits if edit.instrument_token == token])
+    bars = edited(bars, [edit for edit in edits if edit.instrument_token == token])
     bars = bars[(bars["time_s"] >= since.timestamp()) & (bars["time_s"] <= until.timestamp())]
-    return _chart(_grouped(bars, int(interval)), request)
+    return _chart(grouped(bars, int(interval)), request)
 
 
 def daily(market: Market, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,16 +189,22 @@ def quotes(market: Market, request: Mapping[str, Any]) -> dict[str, Any]:
     packets = market.packets(ResponseCode.FULL, np.array([index for *_, index in wanted], np.intp))
     data: dict[str, dict[str, Any]] = {}
     for (name, security_id, _), packet in zip(wanted, packets, strict=True):
-        data.setdefault(name, {})[str(security_id)] = _quote(packet, market.trade_time_offset_s)
+        data.setdefault(name, {})[str(security_id)] = quote(packet, market.trade_time_offset_s)
     return {"data": data, "status": "success"}
 
 
-def _quote(packet: Any, offset_s: int) -> dict[str, Any]:
+def traded_at(packet: Any, offset_s: int) -> datetime | None:
+    """When an instrument was last traded, of its full packet, whose trade time is so far ahead of UTC."""
+    seconds = int(packet["last_trade_time"])
+    return datetime.fromtimestamp(seconds - offset_s, IST) if seconds else None
+
+
+def quote(packet: Any, offset_s: int) -> dict[str, Any]:
+    """An instrument as it stands, of its full packet."""
+
     def price(name: str, of: Any = packet) -> float:
         return round(float(of[name]), 4)
 
-    traded_at = int(packet["last_trade_time"])
-    ist = datetime.fromtimestamp(traded_at - offset_s, IST) if traded_at else datetime(1980, 1, 1)
     depth = {
         side: [
             {
@@ -214,7 +223,7 @@ def _quote(packet: Any, offset_s: int) -> dict[str, Any]:
         "depth": depth,
         "last_price": price("last_price"),
         "last_quantity": int(packet["last_traded_quantity"]),
-        "last_trade_time": ist.strftime("%d/%m/%Y %H:%M:%S"),
+        "last_trade_time": (traded_at(packet, offset_s) or _NEVER).strftime("%d/%m/%Y %H:%M:%S"),
         "lower_circuit_limit": round(close * 0.8, 2),
         "net_change": round(price("last_price") - close, 4),
         "ohlc": {name: price(f"day_{name}") for name in _PRICES},
@@ -227,7 +236,8 @@ def _quote(packet: Any, offset_s: int) -> dict[str, Any]:
     }
 
 
-def _edited(bars: NDArray[np.void], edits: Sequence[BarEdit]) -> NDArray[np.void]:
+def edited(bars: NDArray[np.void], edits: Sequence[BarEdit]) -> NDArray[np.void]:
+    """An instrument's minute bars with the changes of it. Changes the array."""
     kept = np.ones(len(bars), np.bool_)
     for edit in edits:
         there = bars["time_s"] == edit.time_s
@@ -238,7 +248,7 @@ def _edited(bars: NDArray[np.void], edits: Sequence[BarEdit]) -> NDArray[np.void
     return bars[kept]
 
 
-def _grouped(bars: NDArray[np.void], minutes: int) -> NDArray[np.void]:
+def grouped(bars: NDArray[np.void], minutes: int) -> NDArray[np.void]:
     """Bars of so many minutes each, counted from the opening."""
     if minutes == 1 or not len(bars):
         return bars
@@ -246,15 +256,15 @@ def _grouped(bars: NDArray[np.void], minutes: int) -> NDArray[np.void]:
     start = bars["time_s"] - since_opening % (60 * minutes)
     (first,) = np.nonzero(np.diff(start, prepend=start[0] - 1))
     last = np.append(first[1:], len(bars)) - 1
-    grouped = np.empty(len(first), BARS)
-    grouped["time_s"] = start[first]
-    grouped["open"] = bars["open"][first]
-    grouped["high"] = np.maximum.reduceat(bars["high"], first)
-    grouped["low"] = np.minimum.reduceat(bars["low"], first)
-    grouped["volume"] = np.add.reduceat(bars["volume"], first)
+    result = np.empty(len(first), BARS)
+    result["time_s"] = start[first]
+    result["open"] = bars["open"][first]
+    result["high"] = np.maximum.reduceat(bars["high"], first)
+    result["low"] = np.minimum.reduceat(bars["low"], first)
+    result["volume"] = np.add.reduceat(bars["volume"], first)
     for name in ("close", "oi"):
-        grouped[name] = bars[name][last]
-    return grouped
+        result[name] = bars[name][last]
+    return result
 
 
 def _chart(bars: NDArray[np.void], request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,24 @@
-"""The broker's own bars, and how ours compare with them: `broker_candles`, `candle_reconciliation`.
+"""The brokers' own bars, and how ours compare with them: `broker_candles`, `candle_reconciliation`.
+
+Where several feeds are captured, each broker is asked for the bars of its own instruments, with its own credentials.
 
 Belongs here: names, lineage, descriptions, checks of these assets, and calls into the rooms that do the work. Does not:
 that work, and when it is done (`recovery.py`).
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import date
 
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.ingest.broker_bars import EXPIRED, fetch_day
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.ingest.broker_bars import EXPIRED, Fetch, fetch_day
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
-from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, picture, severity, table
+from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, of_each_source, picture, severity, table
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.days import reconcile_day
@@ -22,6 +26,7 @@ from dhan_pipeline.quality.measures import CheckOutcome
 from dhan_pipeline.quality.reconciliation import Reconciliation, agreement_picture, bars_fetched, candles_agree
 from dhan_pipeline.sessions import day_bounds_ns
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.broker_candles import Contract
 from dhan_pipeline.store.candles import CandlesRefusedError, hours_to_renew, rebuild_candles
 from dhan_pipeline.store.engine import connect, database_url
@@ -47,7 +52,7 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
             BARS_FETCHED,
             asset=BROKER_CANDLES,
             partitions_def=days,
-            description="The broker gave its bars of all instruments that were asked for.",
+            description="Each broker gave its bars of all instruments that were asked for.",
         )
         agree = dg.AssetCheckSpec(
             CANDLES_AGREE,
@@ -66,9 +71,10 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         metadata={"dagster/table_name": "broker_candles"},
         check_specs=[fetched],
         description="The day's bars of a minute, and of the day, as the broker's history has them: of what had ticks,"
-        " and of what is subscribed. Five requests a second are allowed, so 5,000 instruments take half an hour; an"
-        " interrupted run goes on where it was. What was fetched after the day's end is not fetched again, unless"
-        " `again` is set. Candles that touch a gap are made again with them.",
+        " and of what is subscribed. Dhan takes five requests a second and Kite three, so 5,000 instruments take half"
+        " an hour or one; an interrupted run goes on where it was. What was fetched after the day's end is not fetched"
+        " again, unless `again` is set. Of contracts that have expired since, Dhan has options that were near the"
+        " money, and Kite nothing. Candles that touch a gap are made again with the bars.",
     )
     def broker_candles(
         context: dg.AssetExecutionContext,
@@ -79,7 +85,7 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         day = date.fromisoformat(context.partition_key)
         with explained():
             url = database_url(settings)
-            fetch = fetch_day(settings, url, day, clock, context.log.info, again=config.again)
+            fetches, refusals = _fetch(settings, url, day, clock, context.log.info, config.again)
             renewed = _renew_candles(url, day, clock, context.log.warning)
         for hour in renewed:
             context.log_event(
@@ -87,24 +93,11 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
                     CANDLES_1M, partition=hour, description="Made again, with the broker's bars where ours touch a gap."
                 )
             )
-        metadata: Metadata = {
-            "dagster/row_count": fetch.rows,
-            "instruments": fetch.wanted,
-            "fetched_before": fetch.before,
-            "failed": fetch.failures,
-            "candle_hours_renewed": len(renewed),
-            "requests": fetch.requests,
-            "seconds": fetch.seconds,
-        }
-        if fetch.failed:
-            metadata["failures"] = table(
-                ("reason", "instruments"),
-                [(reason, f"{count:,}") for reason, count in fetch.failed.most_common()],
-                numbers=True,
-            )
-        failed = {reason: count for reason, count in fetch.failed.items() if reason != EXPIRED}
-        outcome = bars_fetched(fetch.wanted, fetch.failed[EXPIRED], failed, fetch.last_error)
-        yield dg.MaterializeResult(metadata=metadata, check_results=[_result(outcome)])
+        for refusal in refusals:
+            context.log.warning(refusal)
+        metadata = of_each_source({source: _fetch_metadata(fetch) for source, fetch in fetches.items()})
+        metadata["candle_hours_renewed"] = len(renewed)
+        yield dg.MaterializeResult(metadata=metadata, check_results=[_result(_bars_fetched(fetches, refusals))])
 
     @dg.asset(
         key=CANDLE_RECONCILIATION,
@@ -128,6 +121,47 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         )
 
     return [broker_candles, candle_reconciliation]
+
+
+def _fetch(
+    settings: Settings, database_url: str, day: date, clock: Clock, tell: Callable[[str], object], again: bool
+) -> tuple[dict[Source, Fetch], list[str]]:
+    """What came of each source, and why others could not be asked. Raises PipelineError where that is all of them."""
+    fetches: dict[Source, Fetch] = {}
+    problems: list[PipelineError] = []
+    for source in settings.sources:
+        try:
+            fetches[source] = fetch_day(settings.of(source), database_url, day, clock, tell, again=again)
+        except PipelineError as error:
+            problems.append(error)
+    if not fetches:
+        raise problems[0]
+    return fetches, [str(problem) for problem in problems]
+
+
+def _fetch_metadata(fetch: Fetch) -> Metadata:
+    metadata: Metadata = {
+        "dagster/row_count": fetch.rows,
+        "instruments": fetch.wanted,
+        "fetched_before": fetch.before,
+        "failed": fetch.failures,
+        "requests": fetch.requests,
+        "seconds": fetch.seconds,
+    }
+    if fetch.failed:
+        metadata["failures"] = table(
+            ("reason", "instruments"),
+            [(reason, f"{count:,}") for reason, count in fetch.failed.most_common()],
+            numbers=True,
+        )
+    return metadata
+
+
+def _bars_fetched(fetches: Mapping[Source, Fetch], refusals: Sequence[str]) -> CheckOutcome:
+    failed = sum((fetch.failed for fetch in fetches.values()), Counter[str]())
+    expired = failed.pop(EXPIRED, 0)
+    last_error = next((fetch.last_error for fetch in fetches.values() if fetch.last_error), "")
+    return bars_fetched(sum(fetch.wanted for fetch in fetches.values()), expired, failed, last_error, refusals)
 
 
 def _renew_candles(database_url: str, day: date, clock: Clock, warn: Callable[[str], object]) -> list[str]:

@@ -102,7 +102,7 @@ def parse_packet(data: bytes) -> KiteTick:
         raise PacketError(f"packet of {len(data)} bytes")
     values: dict[str, Any] = dict(zip((f.name for f in layout.fields), layout.struct.unpack_from(data), strict=False))
     number = values["instrument_token"] & 0xFF
-    if number not in KiteSegment:
+    if number not in KITE_SEGMENTS:
         raise PacketError(f"segment {number} is not assigned")
     segment = KiteSegment(number)
     divisor, decimals = DIVISORS.get(segment, 100), PRICE_DECIMALS[KITE_SEGMENTS[segment]]

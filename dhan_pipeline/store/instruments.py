@@ -178,13 +178,14 @@ WHERE source = %(source)s AND is_active
   AND NOT EXISTS (SELECT FROM incoming n WHERE n.instrument_token = i.instrument_token)
 """
 
-#: What a row without versions was, before its token means another contract: else that one would inherit its past.
+#: What a row without versions was, before its token means another contract: else that one would inherit its past. The
+#: token of an index never does; a row that calls it otherwise was wrong.
 _KEEP_FIRST_VERSIONS = f"""
 INSERT INTO instrument_versions (instrument_token, valid_from, valid_to, source, {", ".join(_VERSIONED)})
 SELECT instrument_token, least(i.last_updated, %(now)s - interval '1 microsecond'), %(now)s, i.source,
        {", ".join(f"i.{name}" for name in _VERSIONED)}
 FROM changes c JOIN instruments i USING (instrument_token)
-WHERE is_other AND NOT is_new
+WHERE is_other AND NOT is_new AND NOT is_index(instrument_token)
   AND NOT EXISTS (SELECT FROM instrument_versions v WHERE v.instrument_token = i.instrument_token)
 """
 

@@ -17,7 +17,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.feeds.dhan.scrip_master import COLUMNS, InstrumentMaster, generate_instrument_token, parse_dhan_csv
 from dhan_pipeline.feeds.kite.instruments_dump import parse_kite_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
-from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.instruments import (
     SCHEMA,
     SEGMENT_ROWS,
@@ -26,6 +26,8 @@ from dhan_pipeline.store.instruments import (
     read_instruments,
     sync_to_database,
 )
+from dhan_pipeline.store.migrate import migrate
+from dhan_pipeline_tests.store import existing_system
 
 #: One share and one index; most tests add to them.
 ABB = {"segment": "E", "id": 13, "symbol": "ABB"}
@@ -366,6 +368,35 @@ def test_rows_of_the_existing_system_are_versioned_from_their_first_sync_on(
         (408065, "INFY", True, True),
         (12000002, "NIFTY26NOV24000CE", True, True),
     ], "the same contract has one life"
+
+
+def test_a_database_of_the_existing_system_takes_both_sources_after_its_upgrade(postgres_url: str) -> None:
+    url = create_database(postgres_url, "instruments_of_the_existing_system")
+    with closing(connect(url)) as old, old, old.cursor() as cursor:
+        cursor.execute(existing_system.TABLES + existing_system.INSTRUMENTS)
+    migrate(url)
+    dump = dump_of(
+        NIFTY_50,
+        "260105,1016,NIFTY BANK,NIFTY BANK,0,,0,0,0,EQ,INDICES,NSE",  # there, it is called a future
+        "738561,2885,RELIANCE,RELIANCE INDUSTRIES,0,,0,0.1,1,EQ,NSE,NSE",
+        "14626306,57134,TCS26DEC3000CE,TCS,0,2026-12-29,3000,0.05,175,CE,NFO-OPT,NFO",  # used again
+    )
+    sync_to_database(url, master_of(ABB))
+    with pytest.raises(InstrumentSyncError, match="names no instrument of BSE_EQ"):
+        sync_to_database(url, dump, source="kite")
+    assert counts(sync_to_database(url, dump, source="kite", force=True)) == {"updated": 4, "deactivated": 2}
+    with closing(connect(url)) as new:
+        assert query(new, LIVES + " WHERE source = 'kite' ORDER BY 1, valid_from") == [
+            (256265, "NIFTY 50", True, True),
+            (260105, "NIFTY BANK", True, True),
+            (341249, "HDFCBANK", True, True),
+            (738561, "RELIANCE", True, True),
+            (14626306, "NIFTY26NOV26000CE", True, False),
+            (14626306, "TCS26DEC3000CE", False, True),
+            (128083204, "RELIANCE", True, True),
+        ]
+        assert load_tokens(new, "kite").tolist() == [256265, 260105, 341249, 738561, 14626306, 128083204]
+        assert read_instruments(new, "dhan")["trading_symbol"].tolist() == ["ABB"]
 
 
 @pytest.mark.parametrize("gone_first", [False, True])

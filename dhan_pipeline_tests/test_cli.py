@@ -395,6 +395,7 @@ def capture_settings(exchange: dict[str, str], master: Path, database_url: str, 
 def account(exchange: dict[str, str]) -> dict[str, Any]:
     """Settings of the practice account, whose token file the exchange has written."""
     return {
+        "data_source": "dhan",
         "dhan_token_file": exchange["token_file"],
         "dhan_client_id": exchange["client_id"],
         "dhan_pin": exchange["pin"],

@@ -1,6 +1,6 @@
 """What was wrong in the system that users come from, each with a test that fails if it came back.
 
-More is tested where each part is; here is the whole list, in the order of docs/imported-names.md.
+More is tested where each part is; here is the whole list, in the order of docs/migration.md.
 """
 
 import asyncio

@@ -98,11 +98,11 @@ async def capture(settings: Settings, feed_url: str, **variables: str) -> AsyncI
 
 
 async def settled(child: Child) -> None:
-    """Wait until nothing comes any more and everything is stored."""
+    """Wait until nothing but heartbeats comes any more and everything is stored."""
 
     def quiet() -> bool:
         lines = [event for event in child.events if event["event"] == "status"][-2:]
-        return len({line["messages"] for line in lines}) == 1 and lines[-1]["backlog_seconds"] == 0
+        return len({line["packets"] - line["control"] for line in lines}) == 1 and lines[-1]["backlog_seconds"] == 0
 
     seen = len(child.events)
     await until(lambda: len(child.events) > seen + 1 and quiet())

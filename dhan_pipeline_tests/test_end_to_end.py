@@ -5,49 +5,75 @@ import contextlib
 import os
 import signal
 from asyncio.subprocess import PIPE
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.by_source import decoder
+from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.reader import list_files, read_blocks
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, Source
 from dhan_pipeline_tests.child import PROGRAM, capture, environment, settled, until
 from dhan_pipeline_tests.ingest.feed import (
-    SUBSCRIBED,
     assert_stored_exactly_once,
-    feed_messages,
     prepare_capture,
     query,
+    simulator_of,
 )
 
 RATE = 5000.0
 
 
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> Source:
+    named: Source = request.param
+    return named
+
+
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str) -> Settings:
+def settings(tmp_path: Path, database_url: str, source: Source) -> Settings:
     settings = Settings(
         _env_file=None,
+        data_source=source,
         data_dir=tmp_path / "data",
         database_url=database_url,
         dhan_token_file=tmp_path / "token.json",
+        kite_token_file=tmp_path / "token.json",
     )
     prepare_capture(settings)
     return settings
 
 
+#: What either exchange counts its control packets under: heartbeats, text, market status.
+CONTROL = (0, -1, 7)
+
+
+def data_packets(settings: Settings, blocks: Iterable[Block]) -> int:
+    """Packets of the feed that are about an instrument, or cannot be read."""
+    read = [decoder(settings)(block.payload, block.offsets, block.text) for block in blocks]
+    return sum(decoded.packets - sum(decoded.control.values()) for decoded in read)
+
+
+def data_sent(sent: Counter[int]) -> int:
+    return sum(count for code, count in sent.items() if code not in CONTROL)
+
+
 async def test_killed_in_the_middle_and_started_again_every_packet_is_stored_exactly_once(
     settings: Settings, database_url: str
 ) -> None:
-    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+    number = settings.capture_number
+    async with simulator_of(settings, rate=RATE) as simulator:
         async with capture(settings, simulator.feed_url) as killed:
             await until(lambda: killed.stored > RATE / 2)
             killed.process.kill()
             assert await killed.ended() == -signal.SIGKILL
-        before = [block.block_id for block in read_blocks(settings.journal_dir, 0)]
+        before = [block.block_id for block in read_blocks(settings.journal_dir, number)]
 
         # A block of which half had reached the disk.
-        newest = list_files(settings.journal_dir, 0)[-1]
+        newest = list_files(settings.journal_dir, number)[-1]
         whole = newest.stat().st_size
         with newest.open("r+b") as file:
             part = file.read()[-3000:]
@@ -57,20 +83,20 @@ async def test_killed_in_the_middle_and_started_again_every_packet_is_stored_exa
             await until(lambda: child.stored > RATE / 2)
             simulator.rate = 0
             simulator.flush()
-            sent = sum(simulator.sent.values())
+            sent = data_sent(simulator.sent)
             [connection] = simulator.connections
-            sent_to_child = sum(connection.sent.values())
+            sent_to_child = data_sent(connection.sent)
             await settled(child)
             child.process.send_signal(signal.SIGTERM)
             assert await child.ended() == 0
     assert f"Cut 1504 bytes of an unfinished block off the end of {newest}" in child.log
     assert newest.stat().st_size >= whole
 
-    blocks = list(read_blocks(settings.journal_dir, 0, on_corruption=lambda damage: pytest.fail(str(damage))))
+    blocks = list(read_blocks(settings.journal_dir, number, on_corruption=lambda damage: pytest.fail(str(damage))))
     assert [block.block_id for block in blocks[: len(before)]] == before
-    assert sum(map(feed_messages, blocks[len(before) :])) == sent_to_child
+    assert data_packets(settings, blocks[len(before) :]) == sent_to_child
     assert len(before) < len(blocks)
-    assert sum(map(feed_messages, blocks)) <= sent
+    assert data_packets(settings, blocks) <= sent
     assert_stored_exactly_once(settings, database_url)
     assert query(database_url, "SELECT sum(rejected)::int FROM ingest_ledger") == [(0,)]
 
@@ -78,7 +104,7 @@ async def test_killed_in_the_middle_and_started_again_every_packet_is_stored_exa
 async def test_when_its_standard_input_closes_the_capture_stores_everything_and_ends_well(
     settings: Settings, database_url: str
 ) -> None:
-    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator, capture(settings, simulator.feed_url) as child:
+    async with simulator_of(settings, rate=RATE) as simulator, capture(settings, simulator.feed_url) as child:
         await until(lambda: child.stored > RATE / 2)
         assert child.process.stdin is not None
         child.process.stdin.close()
@@ -96,7 +122,7 @@ async def test_when_its_standard_input_closes_the_capture_stores_everything_and_
 
 
 async def test_a_supervisor_that_dies_takes_no_data_with_it(settings: Settings, database_url: str) -> None:
-    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator, capture(settings, simulator.feed_url) as child:
+    async with simulator_of(settings, rate=RATE) as simulator, capture(settings, simulator.feed_url) as child:
         await until(lambda: child.stored > RATE / 2)
         for pipe in (0, 1):
             transport = child.process._transport.get_pipe_transport(pipe)  # type: ignore[attr-defined]
@@ -107,11 +133,11 @@ async def test_a_supervisor_that_dies_takes_no_data_with_it(settings: Settings, 
 
 
 async def test_a_second_capture_is_refused_with_a_sentence(settings: Settings) -> None:
-    async with DhanSimulator(SUBSCRIBED, rate=100.0) as simulator, capture(settings, simulator.feed_url) as first:
+    async with simulator_of(settings, rate=100.0) as simulator, capture(settings, simulator.feed_url) as first:
         await until(lambda: first.events)
         async with capture(settings, simulator.feed_url) as second:
             assert await second.ended() == 1
-        sentence = f"Capture 0 is already running: process {first.process.pid} holds its lock."
+        sentence = f"Capture {settings.capture_number} is already running: process {first.process.pid} holds its lock."
         assert second.events == [{"event": "error", "message": sentence, "permanent": False}]
         assert second.log == f"dhan-pipeline: {sentence}\n"
         first.process.send_signal(signal.SIGTERM)
@@ -124,7 +150,7 @@ async def test_a_supervisor_that_does_not_read_holds_nothing_up(settings: Settin
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(full, bytes(4096))
-    async with DhanSimulator(SUBSCRIBED, rate=RATE) as simulator:
+    async with simulator_of(settings, rate=RATE) as simulator:
         process = await asyncio.create_subprocess_exec(
             *(PROGRAM, "ingest", "--supervised"),
             stdin=PIPE,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.simulator import tokens
+from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.kite import KiteSimulator
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import (
@@ -93,6 +96,12 @@ def prepare_capture(settings: Settings) -> None:
     else:
         token = {"api_key": tokens.API_KEY, "access_token": tokens.make_kite_access_token(expires_in=1e7)}
         settings.kite_token_file.write_text(json.dumps(token))
+
+
+def simulator_of(settings: Settings, **options: Any) -> DhanSimulator | KiteSimulator:
+    """The exchange of the source, which trades what `prepare_capture` subscribes."""
+    tokens = [subscription.instrument_token for subscription in SUBSCRIPTIONS_OF[settings.source]]
+    return DhanSimulator(tokens, **options) if settings.source == "dhan" else KiteSimulator(tokens, **options)
 
 
 class HandClock(Clock):

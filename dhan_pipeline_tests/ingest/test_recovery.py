@@ -1,7 +1,6 @@
 """After a gap, against a real server: quotes at once, bars when they are due, candles that say where they come from."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -10,13 +9,14 @@ import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.feeds.errors import CredentialsError, NoDataPlanError
-from dhan_pipeline.feeds.simulator.history import INTRADAY_PATH, QUOTE_PATH
+from dhan_pipeline.feeds.simulator.history import INTRADAY_PATH
 from dhan_pipeline.feeds.simulator.market import Market
-from dhan_pipeline.feeds.simulator.rest import RestServer, error
+from dhan_pipeline.feeds.simulator.rest import error
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest import broker_bars
 from dhan_pipeline.ingest.recovery import Recovered, due, recover_gaps
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import SOURCES, Source, capture_number
 from dhan_pipeline.store.gap_recoveries import gap_instruments
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.partitions import ensure_partitions
@@ -27,10 +27,15 @@ from dhan_pipeline_tests.broker import (
     RELIANCE,
     TCS,
     TOKENS,
+    Server,
     at,
     insert_instruments,
+    no_data_plan,
     ns,
+    of,
     serving,
+    serving_kite,
+    serving_source,
     trade,
 )
 from dhan_pipeline_tests.feeds.simulator.trading import SetClock
@@ -42,8 +47,14 @@ SETTINGS = Settings(_env_file=None)
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str) -> Settings:
-    return Settings(_env_file=None, data_dir=tmp_path / "data", database_url=database_url)
+def source() -> Source:
+    """Unless a test asks for another: what a gap leads to does not depend on it."""
+    return "dhan"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, source: Source) -> Settings:
+    return Settings(_env_file=None, data_dir=tmp_path / "data", database_url=database_url, data_source=source)
 
 
 @pytest.fixture
@@ -62,9 +73,9 @@ def market(clock: SetClock) -> Market:
 @pytest.fixture
 def broker(
     settings: Settings, clock: SetClock, market: Market, conn: connection, tmp_path: Path
-) -> Iterator[tuple[RestServer, Settings]]:
-    insert_instruments(conn)
-    with serving(settings, clock, market, tmp_path) as both:
+) -> Iterator[tuple[Server, Settings]]:
+    insert_instruments(conn, of(settings.source, *TOKENS))
+    with serving_source(settings, clock, market, tmp_path) as both:
         yield both
 
 
@@ -75,10 +86,12 @@ def note_gap(
     tokens: tuple[int, ...] = tuple(TOKENS),
     cause: Cause = Cause.RESET,
     gap_id: int = 1,
+    source: Source = "dhan",
 ) -> None:
     ended_ns = None if ended is None else ns(ended)
+    gap = Gap(gap_id, 0, ns(started), cause, "", tuple(of(source, *tokens)), ended_ns)
     with conn, conn.cursor() as cursor:
-        apply_notes(cursor, 0, [(gap_id, Gap(gap_id, 0, ns(started), cause, "", tokens, ended_ns))])
+        apply_notes(cursor, capture_number(source, 0), [(gap_id, gap)])
 
 
 def recover(settings: Settings, clock: SetClock, *, again: bool = False) -> Recovered:
@@ -92,27 +105,28 @@ def rows(conn: connection, query: str) -> list[tuple[object, ...]]:
         return cursor.fetchall()
 
 
+@pytest.mark.parametrize("source", SOURCES)
 def test_after_a_gap_the_brokers_bars_stand_in_for_ours(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock, market: Market
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock, market: Market
 ) -> None:
     rest, settings = broker
-    note_gap(conn, "09:22:40", "09:24:10")
+    note_gap(conn, "09:22:40", "09:24:10", source=settings.source)
     clock.at = at("09:24:15")
     first = recover(settings, clock)
-    assert (first.quotes, first.gaps, first.waiting, rest.asked) == (4, 0, 1, {QUOTE_PATH: 1})
+    assert (first.quotes, first.gaps, first.waiting, rest.asked.total()) == (4, 0, 1, 1)
     assert rows(conn, "SELECT snapshot_at, bars_at FROM gap_recoveries") == [(clock.at, None)]
 
     clock.at = at("10:06")
     second = recover(settings, clock)
     assert (second.quotes, second.gaps, second.instruments, second.failed) == (0, 1, 4, 0)
     assert second.hours == ["2026-11-20T09:00"]
-    assert rest.asked == {QUOTE_PATH: 1, INTRADAY_PATH: 4}
+    assert rest.asked.total() == 5
     assert rows(conn, "SELECT bars_at, instruments, bars, failed, detail FROM gap_recoveries") == [
         (clock.at, 4, second.bars, 0, "")
     ]
     theirs = {
         (token, int(bar["time_s"])): (bar["open"], bar["high"], bar["low"], bar["close"])
-        for index, token in enumerate(market.tokens.tolist())
+        for index, token in enumerate(of(settings.source, *market.tokens.tolist()))
         for bar in market.minute_bars(index)
         if ns("09:22") <= bar["time_s"] * 10**9 < ns("09:25")
     }
@@ -127,7 +141,7 @@ def test_after_a_gap_the_brokers_bars_stand_in_for_ours(
 
 
 def test_what_is_recovered_is_not_asked_for_again(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock
 ) -> None:
     rest, settings = broker
     note_gap(conn, "09:22:40", "09:24:10")
@@ -138,16 +152,15 @@ def test_what_is_recovered_is_not_asked_for_again(
     assert rest.asked.total() == asked
 
 
-def test_quotes_are_kept_apart_from_ticks(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
-) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_quotes_are_kept_apart_from_ticks(broker: tuple[Server, Settings], conn: connection, clock: SetClock) -> None:
     _, settings = broker
-    note_gap(conn, "09:22:40", "09:24:10", (RELIANCE, FUTURE))
+    note_gap(conn, "09:22:40", "09:24:10", (RELIANCE, FUTURE), source=settings.source)
     recover(settings, clock)
     quotes = rows(
         conn, "SELECT instrument_token, last_price, volume, previous_close, fetched_at FROM gap_quotes ORDER BY 1"
     )
-    assert [token for token, *_ in quotes] == [RELIANCE, FUTURE]
+    assert [token for token, *_ in quotes] == sorted(of(settings.source, RELIANCE, FUTURE))
     assert all(price and volume and close and at == clock.at for _, price, volume, close, at in quotes)
     assert rows(conn, "SELECT count(*) FROM ticks") == [(0,)]
 
@@ -188,7 +201,7 @@ def test_bars_wait_until_the_last_minute_is_three_minutes_old(conn: connection) 
 
 
 def test_an_interrupted_recovery_goes_on_where_it_was(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock
 ) -> None:
     rest, settings = broker
     note_gap(conn, "09:22:40", "09:24:10")
@@ -208,7 +221,7 @@ def test_an_interrupted_recovery_goes_on_where_it_was(
 
 
 def test_failures_are_counted_and_asked_for_again_by_a_person_only(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock
 ) -> None:
     rest, settings = broker
     note_gap(conn, "09:22:40", "09:24:10")
@@ -224,7 +237,7 @@ def test_failures_are_counted_and_asked_for_again_by_a_person_only(
 
 
 def test_what_the_broker_refuses_does_not_hold_up_the_gaps_after_it(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock
 ) -> None:
     rest, settings = broker
     note_gap(conn, "09:22:40", "09:24:10", (RELIANCE,))
@@ -236,7 +249,7 @@ def test_what_the_broker_refuses_does_not_hold_up_the_gaps_after_it(
 
 
 def test_a_gap_in_which_the_broker_falls_silent_stays_due_and_keeps_what_came(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rest, settings = broker
     monkeypatch.setattr(broker_bars, "PATIENCE", 1)
@@ -257,7 +270,7 @@ def test_a_gap_in_which_the_broker_falls_silent_stays_due_and_keeps_what_came(
 
 
 def test_instruments_with_many_gaps_in_a_day_are_asked_for_once(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock
 ) -> None:
     rest, settings = broker
     for gap_id, minute in enumerate((21, 23, 25, 27)):
@@ -272,7 +285,7 @@ def test_instruments_with_many_gaps_in_a_day_are_asked_for_once(
 
 
 def test_without_an_answer_to_a_request_for_quotes_bars_come_all_the_same(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock
 ) -> None:
     rest, settings = broker
     note_gap(conn, "09:22:40", "09:24:10")
@@ -297,23 +310,45 @@ def test_the_liveliest_instruments_come_first(conn: connection) -> None:
     assert gap_instruments(conn, gap) == [NIFTY, TCS, FUTURE, RELIANCE]
 
 
-@contextmanager
-def without_token(settings: Settings) -> Iterator[None]:
-    kept = settings.dhan_token_file.read_text()
-    settings.dhan_token_file.unlink()
-    yield
-    settings.dhan_token_file.write_text(kept)
+def without_token(settings: Settings, source: Source) -> Settings:
+    return settings.model_copy(update={f"{source}_token_file": Path("/nowhere")})
 
 
+@pytest.mark.parametrize("source", SOURCES)
 def test_without_credentials_or_a_plan_it_says_so_and_the_gap_stays_due(
-    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock
+    broker: tuple[Server, Settings], conn: connection, clock: SetClock
 ) -> None:
     rest, settings = broker
-    note_gap(conn, "09:22:40", "09:24:10")
+    note_gap(conn, "09:22:40", "09:24:10", source=settings.source)
     clock.at = at("10:30")
-    with without_token(settings), pytest.raises(CredentialsError):
-        recover(settings, clock)
-    rest.data_plan = "Deactive"
+    with pytest.raises(CredentialsError):
+        recover(without_token(settings, settings.source), clock)
+    rest.instead.extend([no_data_plan(settings.source)] * 9)
     with pytest.raises(NoDataPlanError):
         recover(settings, clock)
     assert len(due(settings, conn, clock).bars) == 1
+
+
+def test_each_broker_is_asked_for_its_own_gaps_also_while_the_other_cannot_be(
+    settings: Settings, conn: connection, clock: SetClock, market: Market, tmp_path: Path
+) -> None:
+    insert_instruments(conn, [*TOKENS, *of("kite", *TOKENS)])
+    note_gap(conn, "09:22:40", "09:24:10", (RELIANCE, TCS))
+    note_gap(conn, "09:25:40", "09:26:10", (NIFTY, RELIANCE, TCS), source="kite")
+    both = settings.model_copy(update={"data_source": "kite,dhan"})
+    with (
+        serving(both, clock, market, tmp_path) as (dhan, online),
+        serving_kite(online, clock, market, tmp_path) as (kite, online),
+    ):
+        clock.at = at("10:06")
+        assert recover(online.of("dhan"), SetClock(at("09:25"))).quotes == 2  # it knows nothing of Kite's
+        one = recover(without_token(online, "kite"), clock)
+        assert (one.gaps, one.instruments, kite.asked.total()) == (1, 2, 0)
+        assert "KITE_ACCESS_TOKEN" in one.unfinished
+        dhan.asked.clear()
+        other = recover(without_token(online, "dhan"), clock)
+        assert (other.quotes, other.gaps, other.instruments, other.unfinished) == (3, 1, 3, "")
+        assert (dhan.asked.total(), kite.asked.total()) == (0, 4)
+        assert recover(online, clock) == Recovered()
+    found = rows(conn, "SELECT DISTINCT instrument_token FROM candles_1m WHERE source = 'rest' ORDER BY 1")
+    assert [token for (token,) in found] == sorted([*of("kite", NIFTY, RELIANCE, TCS), RELIANCE, TCS])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dhan_pipeline.feeds.connection import FeedPolicy
 from dhan_pipeline.feeds.dhan.auth import save_token
-from dhan_pipeline.feeds.dhan.connection import FeedPolicy
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.tokens import make_token

@@ -1,6 +1,8 @@
-"""Journal blocks of Kite's feed -> columns. It never raises.
+"""Journal blocks of Kite's feed -> columns. Vectorised, zero-copy where the bytes allow it, and it never raises.
 
-A message holds packets of several kinds, whose lengths have to be read one after another; all else is vectorised.
+Messages whose packets are all of one length, as a lone one is, are expanded by arithmetic. In a message of several
+kinds the lengths are read one after another, and nothing else is: the columns of a kind are made of all its packets at
+once. Only messages that hold something unreadable are walked by the rules of `framing`.
 """
 
 from typing import Any
@@ -8,22 +10,54 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dhan_pipeline.feeds.kite.framing import split
-from dhan_pipeline.feeds.kite.wire import DIVISOR_TABLE, FULL, INDEX_FULL, INDEX_QUOTE, LAYOUTS, LTP, QUOTE
+from dhan_pipeline.feeds.kite.framing import readable, split
+from dhan_pipeline.feeds.kite.wire import (
+    COUNT_SIZE,
+    DIVISOR_TABLE,
+    FULL,
+    INDEX_FULL,
+    INDEX_QUOTE,
+    LAYOUTS,
+    LENGTH_SIZE,
+    LTP,
+    NEVER_TRADED_S,
+    QUOTE,
+)
 from dhan_pipeline.ticks import DEPTH_LEVELS, NULL_INT, Decoded, Mode, RawTicks, Rejection, StateUpdates
 
 Ints = NDArray[np.int64]
 Columns = dict[str, NDArray[Any]]
 
-#: Stand in for the size of what is no packet.
+#: Stand in for the size of what is no packet that can be read.
 HEARTBEAT, TEXT, REJECTED = 0, -1, -2
 
+_CONTROL = {"heartbeat": HEARTBEAT, "text": TEXT}
+
 #: The packets of each mode: of what is traded, and of an index.
-_MODES = {Mode.TICKER: (LTP,), Mode.QUOTE: (QUOTE, INDEX_QUOTE), Mode.FULL: (FULL, INDEX_FULL)}
+_MODES = {Mode.TICKER: (LTP, LTP), Mode.QUOTE: (QUOTE, INDEX_QUOTE), Mode.FULL: (FULL, INDEX_FULL)}
 
 _PRICES = ("last_price", "average_traded_price", "day_open", "day_high", "day_low", "day_close")
 _QUANTITIES = ("last_traded_quantity", "volume_traded", "total_buy_quantity", "total_sell_quantity")
 _OPEN_INTEREST = ("oi", "oi_day_high", "oi_day_low")
+
+#: Columns of a mode, other than its depth: prices, and quantities.
+_COLUMNS = {
+    Mode.TICKER: (_PRICES[:1], ()),
+    Mode.QUOTE: (_PRICES, _QUANTITIES),
+    Mode.FULL: (_PRICES, _QUANTITIES + _OPEN_INTEREST),
+}
+
+#: Fields of an index's packet, by the name of what is traded: its trade time is when the exchange computed it.
+_INDEX_PRICES = {name: name for name in ("instrument_token", *_PRICES) if name != "average_traded_price"}
+_INDEX_FIELDS = {Mode.QUOTE: _INDEX_PRICES, Mode.FULL: _INDEX_PRICES | {"last_trade_time": "exchange_timestamp"}}
+
+#: The depth's columns, each with its field of a level; `_SIDES` says which levels are whose.
+_DEPTH = {"prices": "price", "quantities": "quantity", "orders": "orders"}
+_SIDES = {"bid": slice(DEPTH_LEVELS), "ask": slice(DEPTH_LEVELS, None)}
+
+#: Whether a packet of a length, of 16 bits, can be read.
+_KNOWN = np.zeros(1 << 16, np.bool_)
+_KNOWN[list(LAYOUTS)] = True
 
 _NO_INTS = np.empty(0, np.int64)
 _NOTHING = StateUpdates(_NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS)
@@ -34,107 +68,142 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
 
     `text` marks messages that arrived as text; each counts as one control packet "text". Positions number all packets
     in arrival order, the rejected ones included, as `framing` finds them. Prices are float64, in rupees. What an index
-    packet does not carry is NULL_INT or NaN, and its depth is empty; its trade time is the exchange's time of it. Only
-    packets of full mode have a trade time. There are no state updates: previous close is a field of quotes.
+    packet does not carry is NULL_INT, or 0 for prices and depth; its trade time is the exchange's time of it. Only
+    packets of full mode have a trade time. There are no state updates: previous close is a field of quotes. The arrays
+    may be read-only views of `payload`.
     """
-    starts: list[int] = []
-    sizes: list[int] = []
-    messages: list[int] = []
-    rejected: list[Rejection] = []
-    bounds = offsets.tolist()
-    texts = text.tolist() if text is not None and text.any() else None
-    for message, begin in enumerate(bounds[:-1]):
-        if texts is not None and texts[message]:
-            starts.append(begin)
-            sizes.append(TEXT)
-            messages.append(message)
+    start, size, message, rejected = _packets(payload, offsets, text)
+    first = size[:1].tolist()
+    alike = np.count_nonzero(size == first) == len(size)
+    found = set(first if alike else np.unique(size).tolist())
+    every = np.arange(len(size))
+    ticks: list[RawTicks] = []
+    for mode, kinds in _MODES.items():
+        if found.isdisjoint(kinds):
             continue
-        for at, length, reason in split(payload, begin, bounds[message + 1]):
-            if reason is not None:
-                rejected.append(Rejection(len(starts), message, reason, payload[at : at + length]))
-                length = REJECTED
-            starts.append(at)
-            sizes.append(length)
-            messages.append(message)
+        position = every if alike else np.isin(size, kinds).nonzero()[0]
+        starts, sizes = start[position], size[position]
+        rows, index = _rows(payload, starts, sizes, mode)
+        tokens = rows["instrument_token"].astype(np.int64)
+        ticks.append(RawTicks(mode, position, message[position], tokens, _columns(rows, index, mode), starts, sizes))
+    control = {name: (size == kind).nonzero()[0] for name, kind in _CONTROL.items() if kind in found}
+    return Decoded(payload, message, ticks, _NOTHING, _NOTHING, control, rejected)
 
-    size, start = np.array(sizes, np.int64), np.array(starts, np.int64)
-    message_of = np.array(messages, np.int64)
-    found = set(sizes)
-    ticks = [
-        _ticks(payload, mode, start, size, message_of, kinds) for mode, kinds in _MODES.items() if found & set(kinds)
+
+def _packets(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None) -> tuple[Ints, Ints, Ints, list[Rejection]]:
+    """Start, size and message of every packet, in arrival order; and the rejected ones."""
+    begin = offsets[:-1]
+    octets = np.frombuffer(payload or b"\0", np.uint8)
+    count, length = _numbers(octets, begin), _numbers(octets, begin + COUNT_SIZE)
+
+    # Packets of one length, as the first one's and the size of the message suggest: true if all others agree.
+    equal = (offsets[1:] - begin == COUNT_SIZE + count * (LENGTH_SIZE + length)) & _KNOWN.take(length)
+    if text is not None:
+        equal &= ~text
+    if np.count_nonzero(equal & (count == 1)) == len(begin):
+        return begin + (COUNT_SIZE + LENGTH_SIZE), length, np.arange(len(begin)), []
+    count[~equal] = 0
+    message, start, size = _side_by_side(begin, count, length.repeat(count))
+    wrong = _numbers(octets, start - LENGTH_SIZE) != size
+    if np.count_nonzero(wrong):
+        count[message[wrong]] = 0
+        message, start, size = _side_by_side(begin, count, length.repeat(count))
+    left = (count == 0).nonzero()[0]
+    if not len(left):
+        return start, size, message, []
+
+    # Several kinds side by side, and whatever cannot be read.
+    lengths: list[int] = []
+    walked: list[tuple[int, int, int]] = []
+    reasons: list[tuple[int, int, str]] = []
+    bounds = offsets.tolist()
+    for index in left.tolist():
+        begins, ends = bounds[index], bounds[index + 1]
+        if text is not None and text[index]:
+            walked.append((index, begins, TEXT))
+        elif found := readable(payload, begins, ends):
+            count[index] = len(found)
+            lengths += found
+        else:
+            for at, bytes_, reason in split(payload, begins, ends):
+                walked.append((index, at, bytes_ if reason is None else REJECTED))
+                if reason is not None:
+                    reasons.append((at, bytes_, reason))
+    several = np.zeros_like(count)
+    several[left] = count[left]
+    parts = [
+        (message, start, size),
+        _side_by_side(begin, several, np.array(lengths, np.int64)),
+        np.array(walked, np.int64).reshape(-1, 3).T,
     ]
-    control = {
-        name: np.flatnonzero(size == kind) for name, kind in (("heartbeat", HEARTBEAT), ("text", TEXT)) if kind in found
-    }
-    return Decoded(payload, message_of, ticks, _NOTHING, _NOTHING, control, rejected)
+    message, start, size = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = message.argsort(kind="stable")  # all packets of a message came one way, so this is arrival order
+    message, start, size = message[order], start[order], size[order]
+    rejected = [
+        Rejection(position, int(message[position]), reason, payload[at : at + bytes_])
+        for position, (at, bytes_, reason) in zip((size == REJECTED).nonzero()[0].tolist(), reasons, strict=True)
+    ]
+    return start, size, message, rejected
 
 
-def _ticks(payload: bytes, mode: Mode, start: Ints, size: Ints, message: Ints, kinds: tuple[int, ...]) -> RawTicks:
-    """The ticks of a mode, in arrival order."""
-    position = np.flatnonzero(np.isin(size, kinds))
-    of_mode = size[position]
-    parts: list[tuple[Ints, Ints, Columns]] = []
-    for kind in kinds:
-        at = np.flatnonzero(of_mode == kind)
-        if len(at):
-            rows = _rows(payload, start[position[at]], kind)
-            parts.append((at, rows["instrument_token"].astype(np.int64), _columns(rows, kind)))
-    tokens = _merged([(at, token) for at, token, _ in parts], len(position))
-    columns = {name: _merged([(at, columns[name]) for at, _, columns in parts], len(position)) for name in parts[0][2]}
-    return RawTicks(mode, position, message[position], tokens, columns, start[position], of_mode)
+def _numbers(octets: NDArray[np.uint8], at: Ints) -> Ints:
+    """The numbers of 16 bits at these places; any numbers where they would reach beyond the end."""
+    return octets.take(at, mode="clip").astype(np.int64) << 8 | octets.take(at + 1, mode="clip")
 
 
-def _merged(parts: list[tuple[Ints, NDArray[Any]]], size: int) -> NDArray[Any]:
-    """Values from their places."""
-    if len(parts) == 1:
-        return parts[0][1]
-    merged = np.empty((size, *parts[0][1].shape[1:]), parts[0][1].dtype)
-    for at, values in parts:
-        merged[at] = values
-    return merged
+def _side_by_side(begin: Ints, count: Ints, size: Ints) -> tuple[Ints, Ints, Ints]:
+    """Message, start and size of packets by the size of each; message i begins at `begin[i]` and has `count[i]`."""
+    message = np.arange(len(begin)).repeat(count)
+    before = (size + LENGTH_SIZE).cumsum() - size  # bytes of all packets up to this one's, its length included
+    first = count.cumsum() - count
+    skipped = before.take(first.repeat(count)) - LENGTH_SIZE  # those of earlier messages
+    return message, begin[message] + COUNT_SIZE + before - skipped, size
 
 
-def _rows(payload: bytes, start: Ints, kind: int) -> NDArray[np.void]:
-    """The packets at `start`, all of one kind, as a structured array."""
+def _view(payload: bytes, start: Ints, kind: int) -> NDArray[np.void]:
+    """The packets at `start`, all of one kind, as an array: the payload itself where they are evenly apart."""
+    dtype = LAYOUTS[kind].dtype
+    step = int(start[1] - start[0]) if len(start) > 1 else kind
+    if np.count_nonzero(start[1:] - start[:-1] == step) == len(start) - 1:
+        return np.ndarray(len(start), dtype, payload, int(start[0]), (step,))
     # Every place in the payload, seen as a packet that might begin there; indexing copies the chosen ones only.
     windows = np.ndarray((len(payload) - kind + 1,), f"V{kind}", payload, strides=(1,))
-    return windows[start].view(LAYOUTS[kind].dtype)
+    return windows[start].view(dtype)
 
 
-def _columns(rows: NDArray[np.void], kind: int) -> Columns:
-    """The columns of packets of one kind: the same names and types for all kinds of a mode."""
+def _rows(payload: bytes, start: Ints, size: Ints, mode: Mode) -> tuple[NDArray[np.void], Ints]:
+    """The packets of a mode, those of indices laid out as the others, and where these are."""
+    kind, index_kind = _MODES[mode]
+    index = (size == index_kind).nonzero()[0] if index_kind != kind else _NO_INTS
+    if not len(index):
+        return _view(payload, start, kind), index
+    rows = np.zeros(len(start), LAYOUTS[kind].dtype)
+    others = (size == kind).nonzero()[0]
+    if len(others):
+        rows.view(f"V{kind}")[others] = _view(payload, start[others], kind).view(f"V{kind}")
+    packets = _view(payload, start[index], index_kind)
+    for name, wire in _INDEX_FIELDS[mode].items():
+        rows[name][index] = packets[wire]
+    return rows, index
+
+
+def _columns(rows: NDArray[np.void], index: Ints, mode: Mode) -> Columns:
+    """The columns of the packets of a mode; those at `index` are of an index."""
     divisor = DIVISOR_TABLE.take(rows["instrument_token"] & 0xFF)
-    fields = LAYOUTS[kind].dtype.names or ()
-    absent = np.full(len(rows), NULL_INT)
-    columns: Columns = {
-        name: rows[name] / divisor if name in fields else np.zeros(len(rows))
-        for name in (_PRICES if kind != LTP else _PRICES[:1])
-    }
-    traded_at = "last_trade_time" if kind == FULL else "exchange_timestamp"
-    columns["last_trade_time"] = (
-        rows[traded_at].astype(np.int64) if traded_at in fields else np.zeros(len(rows), np.int64)
-    )
-    if kind == LTP:
+    prices, quantities = _COLUMNS[mode]
+    columns: Columns = {name: rows[name] / divisor for name in prices}
+    for name in quantities:
+        columns[name] = rows[name]
+        if len(index):
+            columns[name] = rows[name].astype(np.int64)
+            columns[name][index] = NULL_INT
+    if mode is not Mode.FULL:
+        columns["last_trade_time"] = np.zeros(len(rows), np.int64)
         return columns
-    quantities = _QUANTITIES + (_OPEN_INTEREST if kind in (FULL, INDEX_FULL) else ())
-    columns |= {name: rows[name].astype(np.int64) if name in fields else absent for name in quantities}
-    if kind in (FULL, INDEX_FULL):
-        columns |= _depth(rows, divisor)
-    return columns
-
-
-def _depth(rows: NDArray[np.void], divisor: NDArray[np.float64]) -> Columns:
-    if "depth" not in (rows.dtype.names or ()):
-        empty = np.zeros((len(rows), DEPTH_LEVELS))
-        return {
-            f"{side}_{name}": empty if name == "prices" else empty.astype(np.int64)
-            for side in ("bid", "ask")
-            for name in ("prices", "quantities", "orders")
-        }
-    columns: Columns = {}
-    for side, levels in (("bid", slice(DEPTH_LEVELS)), ("ask", slice(DEPTH_LEVELS, None))):
-        depth = rows["depth"][:, levels]
-        columns[f"{side}_prices"] = depth["price"] / divisor[:, None]
-        columns[f"{side}_quantities"] = depth["quantity"].astype(np.int64)
-        columns[f"{side}_orders"] = depth["orders"].astype(np.int64)
+    traded = rows["last_trade_time"]
+    columns["last_trade_time"] = np.where(traded > NEVER_TRADED_S, traded, 0)
+    depth = rows["depth"]
+    for name, field in _DEPTH.items():
+        values = depth[field] / divisor[:, None] if name == "prices" else depth[field]
+        columns |= {f"{side}_{name}": values[:, levels] for side, levels in _SIDES.items()}
     return columns

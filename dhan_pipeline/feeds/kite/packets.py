@@ -10,7 +10,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dhan_pipeline.feeds.kite.framing import split
-from dhan_pipeline.feeds.kite.wire import DEPTH_LEVEL, DIVISORS, FULL, INDEX_FULL, INDEX_QUOTE, LAYOUTS, LTP, QUOTE
+from dhan_pipeline.feeds.kite.wire import (
+    DEPTH_LEVEL,
+    DIVISORS,
+    FULL,
+    INDEX_FULL,
+    INDEX_QUOTE,
+    LAYOUTS,
+    LTP,
+    NEVER_TRADED_S,
+    QUOTE,
+)
 from dhan_pipeline.instruments import KITE_SEGMENTS, PRICE_DECIMALS, KiteSegment
 from dhan_pipeline.ticks import DEPTH_LEVELS, Mode
 
@@ -125,8 +135,8 @@ def parse_packet(data: bytes) -> KiteTick:
 
 
 def exchange_time(raw: int) -> datetime | None:
-    """A time on the wire, Unix seconds, as UTC; None for 0."""
-    return datetime.fromtimestamp(raw, UTC) if raw else None
+    """A time on the wire, Unix seconds, as UTC; None where it means that there was none."""
+    return datetime.fromtimestamp(raw, UTC) if raw > NEVER_TRADED_S else None
 
 
 def _level(data: bytes, at: int, divisor: int, decimals: int) -> KiteDepthLevel:

@@ -46,6 +46,9 @@ LAYOUTS: dict[int, Layout] = {
     FULL: Layout("full", _FULL, levels=2 * DEPTH_LEVELS, level=DEPTH_LEVEL, order=">"),
 }
 
+#: Times up to this one (1980-01-01, where the exchanges begin to count) mean that there was none.
+NEVER_TRADED_S = 315_532_800
+
 #: What prices are divided by to be rupees, by segment; 100 where it is not here. The documentation says 10^7 for all
 #: currencies, the broker's clients 10^4 for BSE's.
 DIVISORS = {KiteSegment.CDS: 10_000_000, KiteSegment.BCD: 10_000, KiteSegment.NCO: 10_000}

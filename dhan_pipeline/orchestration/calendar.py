@@ -66,6 +66,14 @@ def token_needed_until(settings: Settings, clock: Clock) -> datetime | None:
     return bounds[1] if bounds is not None and now < bounds[1] else None
 
 
+def first_opening(settings: Settings, clock: Clock) -> datetime | None:
+    """The first opening of what is subscribed today (IST); None without sessions, or where they never end."""
+    if settings.sessions == "always":
+        return None
+    bounds = session_bounds(clock.now().astimezone(IST).date(), subscribed_segments(settings))
+    return bounds[0] if bounds is not None else None
+
+
 def _holds(now: datetime, day: date, segments: Collection[ExchangeSegment]) -> bool:
     bounds = session_bounds(day, segments)
     if bounds is None:

@@ -1,9 +1,10 @@
-"""The access token's life: a clock looks whether it lasts, and a run has a new one made if it does not.
+"""The access tokens' life: a clock looks whether one lasts, and a run has a new one made, or says that somebody has to.
 
 Belongs here: when a token is too old for the day, and what a run says about it. Does not: how a token is made
-(`feeds/dhan/token.py`), which also sees to it that only one process makes one.
+(`feeds/dhan/token.py`, `feeds/kite/token.py`), which also sees to it that only one process makes one.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -16,12 +17,14 @@ from dhan_pipeline.feeds.dhan.auth import (
     is_renewable,
 )
 from dhan_pipeline.feeds.dhan.token import can_refresh, read_profile, refresh_token
-from dhan_pipeline.feeds.errors import CredentialsError
-from dhan_pipeline.orchestration.calendar import token_needed_until
+from dhan_pipeline.feeds.errors import CredentialsError, TokenError
+from dhan_pipeline.feeds.kite.token import token_report
+from dhan_pipeline.orchestration.calendar import first_opening, token_needed_until
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.orchestration.schedules import TIME_ZONE
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 
 #: Tokens live for 24 hours: one that is made at midnight would end, and be renewed, while commodities trade.
 FIRST_HOUR = 6
@@ -29,12 +32,16 @@ FIRST_HOUR = 6
 #: A token that can be renewed is renewed this long before its end, two looks of the schedule ahead.
 RENEW_AHEAD = timedelta(minutes=32)
 
+#: How long before the first session somebody who has not logged in to Kite yet is told to.
+LOGIN_AHEAD = timedelta(hours=1)
+
 
 @dg.op(description="Has a new access token made where the present one does not last, and asks whether it is good.")
 def refresh_access_token(
     context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> None:
-    """Refresh the token and read the profile. Fails with a sentence where a person has to act."""
+    """Refresh Dhan's token and read the profile. Fails with a sentence where a person has to act."""
+    settings = settings.of("dhan")
     with explained():
         try:
             credentials = get_dhan_credentials(settings)
@@ -100,6 +107,7 @@ def token_refresh_schedule(
     settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> dg.RunRequest | dg.SkipReason:
     """A run where a token is needed that the present one is not, and can be had."""
+    settings = settings.of("dhan")
     credentials, problem = None, ""
     try:
         credentials = get_dhan_credentials(settings)
@@ -116,3 +124,69 @@ def token_refresh_schedule(
     if not _can_be_had(settings, clock, credentials):
         return dg.SkipReason(f"{problem} Set DHAN_PIN and DHAN_TOTP_SECRET, or put a new one into the token file.")
     return dg.RunRequest()
+
+
+@dg.op(description="Asks whether Kite's access token is good, and whether it lasts for today's sessions.")
+def check_kite_token(
+    context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+) -> None:
+    """Ask Kite about its token. Fails with a sentence where a person has to act."""
+    settings = settings.of("kite")
+    with explained():
+        report = token_report(settings, clock)
+        if not report["good"]:
+            raise TokenError(f"Kite's access token is not good: {report['problem']}")
+        expires_at, until = report["expires_at"], token_needed_until(settings, clock)
+        if expires_at is None:
+            context.log.info("Kite takes the access token; how long it is good is unknown.")
+            return
+        dies_at = datetime.fromisoformat(expires_at).astimezone(IST)
+        if until is not None and dies_at < until:
+            raise TokenError(
+                f"Kite's access token dies at {dies_at:%Y-%m-%d %H:%M} IST, and is needed until"
+                f" {until.astimezone(IST):%H:%M}: after that, log in for another (`dhan-pipeline token generate`)."
+            )
+        context.log.info(f"Kite takes the access token, which dies at {dies_at:%Y-%m-%d %H:%M} IST.")
+
+
+@dg.job(
+    description="Asks Kite whether its access token is good for today's sessions. Only a person's login makes another:"
+    " where it is not, the run fails and says so, in time before the first session.",
+    tags={"dhan/role": "token_check"},
+)
+def token_check_job() -> None:
+    """Check Kite's access token."""
+    check_kite_token()
+
+
+@dg.schedule(
+    job=token_check_job,
+    name="token_check_schedule",
+    cron_schedule="*/15 * * * *",
+    execution_timezone=TIME_ZONE,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every quarter of an hour: starts `token_check_job` once on each day of sessions, an hour before the"
+    " first. Tokens of Kite die at 06:00 IST, and only a person's login makes another.",
+)
+def token_check_schedule(
+    settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+) -> dg.RunRequest | dg.SkipReason:
+    """A run a day, soon enough before the first session for a person to log in."""
+    settings = settings.of("kite")
+    now = clock.now().astimezone(IST)
+    if settings.kite_feed_url.startswith("ws:") and settings.kite_api_url.startswith("https:"):
+        return dg.SkipReason("The token of an exchange for practice is none of Kite's business.")
+    if token_needed_until(settings, clock) is None:
+        return dg.SkipReason("No session is to come today.")
+    opens = first_opening(settings, clock)
+    if opens is not None and now < opens - LOGIN_AHEAD:
+        return dg.SkipReason(f"The first session opens at {opens:%H:%M} IST; Kite is asked an hour before.")
+    return dg.RunRequest(run_key=f"{now:%Y-%m-%d}")
+
+
+#: What keeps each broker's token good.
+TOKEN_JOBS: Mapping[Source, dg.JobDefinition] = {"dhan": token_refresh_job, "kite": token_check_job}
+TOKEN_SCHEDULES: Mapping[Source, dg.ScheduleDefinition] = {
+    "dhan": token_refresh_schedule,
+    "kite": token_check_schedule,
+}

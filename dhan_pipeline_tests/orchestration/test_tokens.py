@@ -14,9 +14,24 @@ from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import get_dhan_credentials, save_token
+from dhan_pipeline.feeds.kite.auth import save_kite_token
+from dhan_pipeline.feeds.simulator.http_server import HttpServer
+from dhan_pipeline.feeds.simulator.kite_rest import KiteRest
 from dhan_pipeline.feeds.simulator.rest import RestServer
-from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
-from dhan_pipeline.orchestration.tokens import token_refresh_job, token_refresh_schedule
+from dhan_pipeline.feeds.simulator.tokens import (
+    API_KEY,
+    CLIENT_ID,
+    PIN,
+    TOTP_SECRET,
+    make_kite_access_token,
+    make_token,
+)
+from dhan_pipeline.orchestration.tokens import (
+    token_check_job,
+    token_check_schedule,
+    token_refresh_job,
+    token_refresh_schedule,
+)
 from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
 
@@ -37,21 +52,27 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @contextmanager
-def broker(settings: Settings, clock: Clock) -> Iterator[tuple[RestServer, Settings]]:
-    """The broker's REST face, on a loop of its own."""
+def serving(rest: HttpServer) -> Iterator[str]:
+    """Its address, while it serves on a loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    rest = RestServer(clock)
     try:
         asyncio.run_coroutine_threadsafe(rest.start(), loop).result(10)
-        url = f"http://127.0.0.1:{rest.port}"
-        yield rest, settings.model_copy(update={"dhan_api_url": url, "dhan_auth_url": url})
+        yield f"http://127.0.0.1:{rest.port}"
         asyncio.run_coroutine_threadsafe(rest.aclose(), loop).result(10)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def broker(settings: Settings, clock: Clock) -> Iterator[tuple[RestServer, Settings]]:
+    """The broker's REST face."""
+    rest = RestServer(clock)
+    with serving(rest) as url:
+        yield rest, settings.model_copy(update={"dhan_api_url": url, "dhan_auth_url": url})
 
 
 def evaluate(settings: Settings, clock: Clock = MORNING) -> dg.RunRequest | dg.SkipReason:
@@ -186,3 +207,61 @@ def test_the_job_fails_with_a_sentence_where_the_account_has_no_data_plan(settin
         [failure] = [event for event in result.all_events if event.is_step_failure]
         data = failure.step_failure_data
         assert "no active data plan" in str(data.user_failure_data)
+
+
+@pytest.fixture
+def kite(settings: Settings) -> Settings:
+    """Settings of both brokers, with a token of Kite's made at the hour of MORNING."""
+    path = settings.data_dir / "kite.json"
+    save_kite_token(path, make_kite_access_token(expires_in=1e7, clock=MORNING), API_KEY, MORNING.now())
+    return settings.model_copy(update={"data_source": "kite,dhan", "kite_token_file": path})
+
+
+def look(settings: Settings, clock: Clock) -> dg.RunRequest | dg.SkipReason:
+    result = token_check_schedule(dg.build_schedule_context(resources={"settings": settings, "clock": clock}))
+    assert isinstance(result, dg.RunRequest | dg.SkipReason)
+    return result
+
+
+def test_kite_is_asked_once_a_day_an_hour_before_the_first_session(kite: Settings) -> None:
+    requests = [look(kite, Clock(parse_hour_key(f"2026-11-20T{hour}"))) for hour in ("08:00", "10:00", "23:00")]
+    assert [request.run_key for request in requests if isinstance(request, dg.RunRequest)] == ["2026-11-20"] * 3
+    assert why(look(kite, Clock(parse_hour_key("2026-11-20T07:00")))).startswith("The first session opens at 09:00 IST")
+    assert why(look(kite, SUNDAY)) == "No session is to come today."
+
+
+def test_kite_is_not_asked_about_the_token_of_an_exchange_for_practice(kite: Settings) -> None:
+    practice = kite.model_copy(update={"kite_feed_url": "ws://127.0.0.1:1", "sessions": "always"})
+    assert "for practice" in why(look(practice, MORNING))
+    with_rest = practice.model_copy(update={"kite_api_url": "http://127.0.0.1:1"})
+    assert isinstance(look(with_rest, MORNING), dg.RunRequest)
+
+
+NIGHT = Clock(parse_hour_key("2026-11-20T05:00"))
+
+
+@pytest.mark.parametrize(
+    ("clock", "changes", "told"),
+    [
+        (MORNING, {}, None),
+        (NIGHT, {}, "Kite's access token dies at 2026-11-20 06:00 IST, and is needed until 23:55: after that, log in"),
+        (MORNING, {"kite_api_key": API_KEY, "kite_token_file": Path("none.json")}, "KITE_ACCESS_TOKEN is not set"),
+        (Clock(parse_hour_key("2026-11-21T08:00")), {}, "Its time is over: log in for another"),
+        (MORNING, {"kite_api_url": "http://127.0.0.1:1"}, "Kite does not give the profile: it cannot be reached"),
+    ],
+    ids=["good", "dies", "missing", "over", "away"],
+)
+def test_the_check_of_kites_token_fails_with_a_sentence_where_a_person_has_to_log_in(
+    kite: Settings, clock: Clock, changes: dict[str, Any], told: str | None
+) -> None:
+    if clock is NIGHT:
+        save_kite_token(kite.kite_token_file, make_kite_access_token(clock=MORNING), API_KEY, NIGHT.now())
+    with serving(KiteRest(MORNING)) as url, dg.DagsterInstance.ephemeral() as instance:
+        online = kite.model_copy(update={"kite_api_url": url, **changes})
+        result = token_check_job.execute_in_process(
+            resources={"settings": online, "clock": clock}, instance=instance, raise_on_error=False
+        )
+    assert result.success == (told is None)
+    if told is not None:
+        [failure] = [event for event in result.all_events if event.is_step_failure]
+        assert told in str(failure.step_failure_data.user_failure_data)

@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS instruments (
 );
 
 CREATE INDEX IF NOT EXISTS instruments_trading_symbol ON instruments (trading_symbol);
-CREATE UNIQUE INDEX IF NOT EXISTS instruments_security_id ON instruments (security_id, exchange_segment)
+CREATE INDEX IF NOT EXISTS instruments_security_id ON instruments (security_id, exchange_segment)
     WHERE security_id IS NOT NULL;
 
 COMMENT ON TABLE instruments IS 'Every instrument a scrip master ever named. Rows are deactivated, never deleted.';

@@ -54,7 +54,7 @@ BEGIN
     -- A loader that knows no sources goes on loading Kite's instruments.
     ALTER TABLE instruments ALTER source SET DEFAULT 'kite';
 
-    CREATE UNIQUE INDEX IF NOT EXISTS instruments_security_id ON instruments (security_id, exchange_segment)
+    CREATE INDEX IF NOT EXISTS instruments_security_id ON instruments (security_id, exchange_segment)
         WHERE security_id IS NOT NULL;
 
     BEGIN

@@ -4,6 +4,8 @@ from typing import Any
 
 from psycopg2.extensions import connection
 
+from dhan_pipeline.sources import Source
+
 TABLES = """
 CREATE TABLE instruments (
     instrument_token integer PRIMARY KEY,
@@ -165,4 +167,34 @@ def answers(conn: connection) -> dict[str, list[tuple[Any, ...]]]:
         for name, query in QUERIES.items():
             cursor.execute(query)
             found[name] = cursor.fetchall()
+    return found
+
+
+#: Which rows of each table are a source's, once the database is upgraded.
+OF_SOURCE: dict[Source, dict[str, str]] = {
+    "dhan": {
+        **dict.fromkeys(["tick_rows", "candles_1m", "broker_candles"], "instrument_token >= 1099511627776"),
+        **dict.fromkeys(["ingest_ledger", "feed_gaps", "captures", "redrives"], "capture < 16"),
+        **dict.fromkeys(["instruments", "instrument_versions"], "source = 'dhan'"),
+        "rejected_packets": "block_id < 16::bigint << 42",
+    },
+    "kite": {
+        **dict.fromkeys(["tick_rows", "candles_1m", "broker_candles"], "instrument_token < 1099511627776"),
+        **dict.fromkeys(["ingest_ledger", "feed_gaps", "captures", "redrives"], "capture >= 16"),
+        **dict.fromkeys(["instruments", "instrument_versions"], "source = 'kite'"),
+        "rejected_packets": "block_id >= 16::bigint << 42",
+        "legacy_ticks": "true",
+    },
+}
+
+
+def everything_of(conn: connection, source: Source) -> dict[str, tuple[int, str]]:
+    """How many rows a source has in each table, and a digest of their bytes."""
+    found = {}
+    with conn, conn.cursor() as cursor:
+        for table, condition in OF_SOURCE[source].items():
+            cursor.execute(
+                f"SELECT count(*), md5(string_agg(t::text, E'\n' ORDER BY t::text)) FROM {table} t WHERE {condition}"
+            )
+            found[table] = cursor.fetchall()[0]
     return found

@@ -13,6 +13,7 @@ import pytest
 from dhan_pipeline.feeds.dhan import DhanTick, DhanWebSocketClient, FeedError, save_token
 from dhan_pipeline.feeds.dhan import client as client_module
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.settings import Settings
@@ -170,6 +171,33 @@ async def test_callbacks_that_take_too_long_at_the_end_are_given_up(
     await client.close()
     assert len(begun) == 1
     assert client.get_stats()["waiting_callbacks"] == 0
+
+
+@pytest.mark.parametrize("ping_interval", [None, 0.01])
+async def test_a_keepalive_is_ours_only_where_it_is_asked_for(
+    settings: Settings, simulator: DhanSimulator, ping_interval: float | None
+) -> None:
+    ticks: list[DhanTick] = []
+    errors: list[Exception] = []
+    client = DhanWebSocketClient(
+        ticks.append,
+        on_error=errors.append,
+        ping_interval=ping_interval,
+        ping_timeout=0.1,
+        reconnect_delay=60,
+        settings=settings,
+    )
+    await client.subscribe(INSTRUMENTS)
+    await client.connect()
+    await until(lambda: ticks)
+    async with happening(simulator, parse_fault("slow-reader")):  # packets come, but nothing that is sent is taken
+        if ping_interval:
+            await until(lambda: errors)
+            assert not client.get_stats()["connected"]
+        else:
+            await until(lambda: len(ticks) > 200)
+            assert not errors
+    await client.close()
 
 
 @pytest.mark.parametrize("attempts", [0, 3])

@@ -1,4 +1,4 @@
-"""A client of the exchange without any logic, and what it says and hears."""
+"""Clients of both exchanges without any logic, and what they say and hear."""
 
 import json
 import struct
@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 from websockets.asyncio.client import ClientConnection, connect
 
 from dhan_pipeline.feeds.simulator.dhan import DhanExchange
-from dhan_pipeline.feeds.simulator.tokens import make_token
+from dhan_pipeline.feeds.simulator.kite import KiteSimulator
+from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_access_token, make_token
 from dhan_pipeline.instruments import generate_instrument_token
 
 CLIENT = "1100000001"
@@ -61,3 +62,36 @@ async def last_words(websocket: ClientConnection) -> int:
     assert words[:8] == bytes.fromhex("32 0a00 00 00000000")
     (reason,) = struct.unpack("<H", words[8:])
     return int(reason)
+
+
+@asynccontextmanager
+async def kite_client(
+    simulator: KiteSimulator, access_token: str | None = None, api_key: str = API_KEY
+) -> AsyncIterator[ClientConnection]:
+    parameters = urlencode({"api_key": api_key, "access_token": access_token or make_kite_access_token()})
+    async with connect(f"{simulator.feed_url}?{parameters}", compression=None, proxy=None, max_queue=None) as websocket:
+        yield websocket
+
+
+async def kite_packets(websocket: ClientConnection, count: int) -> list[bytes]:
+    """So many packets, of whole messages; heartbeats are left out."""
+    received: list[bytes] = []
+    while len(received) < count:
+        message = await websocket.recv()
+        assert isinstance(message, bytes)
+        if len(message) > 1:
+            received += split_message(message)
+    assert len(received) == count
+    return received
+
+
+def split_message(message: bytes) -> list[bytes]:
+    """The packets of one of Kite's messages, each with its length before it, after their number."""
+    (count,) = struct.unpack_from(">H", message)
+    found, at = [], 2
+    while at < len(message):
+        (size,) = struct.unpack_from(">H", message, at)
+        found.append(message[at + 2 : at + 2 + size])
+        at += 2 + size
+    assert (len(found), at) == (count, len(message))
+    return found

@@ -17,7 +17,8 @@ ADVICE = {
     " the broker.",
     Cause.RESET: "If it happens often, look at the network, then ask the broker.",
     Cause.SERVER: "The broker's server ended the connection, and said why.",
-    Cause.TOKEN: "Set DHAN_PIN and DHAN_TOTP_SECRET, so that a new token is made in time.",
+    Cause.TOKEN: "Have a new token in time: Dhan's is made by itself with DHAN_PIN and DHAN_TOTP_SECRET set; for Kite,"
+    " somebody logs in each morning.",
     Cause.LIMIT: "Does another program use the account? Else subscribe to less.",
     Cause.PLAN: "Subscribe to the data plan at the broker, then launch ingest_job.",
     Cause.RESTART: "Why the capture ended is in the ingest run of that time.",

@@ -163,7 +163,7 @@ def live_outcomes(
         _connected(status) if feed_expected else _closed("connected", "No session is on: the feed may be silent."),
         _silent_instruments(status),
         _trade_clock(status, settings),
-        _token(status, token_until),
+        _token(status, settings, token_until),
         _disk(status),
         _queue_depth(status, settings),
     ]
@@ -416,7 +416,7 @@ def _trade_clock(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     return CheckOutcome("trade_clock", True, "WARN", None, "", limits, found)
 
 
-def _token(status: Mapping[str, Any], needed_until: datetime | None) -> CheckOutcome:
+def _token(status: Mapping[str, Any], settings: Settings, needed_until: datetime | None) -> CheckOutcome:
     limits = "good for today's sessions, critical when its time is over"
     if (expires := status.get("token_expires_at")) is None:
         return CheckOutcome("token", True, "WARN", None, "", limits, "How long the token is good is unknown.")
@@ -433,8 +433,10 @@ def _token(status: Mapping[str, Any], needed_until: datetime | None) -> CheckOut
     if expired or short:
         found += (
             " With DHAN_PIN and DHAN_TOTP_SECRET a new one is made by itself; else put one into the token file."
-            " A connection that stands goes on until the broker ends it."
+            if settings.source == "dhan"
+            else " Log in for another: `dhan-pipeline token generate`."
         )
+        found += " A connection that stands goes on until the broker ends it."
     return CheckOutcome(
         "token", not expired and not short, "ERROR" if expired else "WARN", left_s / 3600, "hours", limits, found
     )

@@ -336,6 +336,13 @@ def test_a_token_that_does_not_last_for_the_day_warns(expires: str | None, passe
     )
 
 
+@pytest.mark.parametrize(("source", "what_to_do"), [("dhan", "With DHAN_PIN"), ("kite", "Log in for another")])
+def test_what_to_do_about_a_token_is_its_brokers_way(source: str, what_to_do: str) -> None:
+    status = {**GOOD_STATUS, "token_expires_at": "2020-01-01T00:00:00+00:00"}
+    settings = SETTINGS.model_copy(update={"data_source": source})
+    assert f" {what_to_do}" in named(live_outcomes(status, settings), "token").description
+
+
 def test_after_the_last_session_of_the_day_a_token_may_end() -> None:
     assert live("token", token_expires_at="2026-11-20T04:01:00+00:00").passed
     assert "unknown" in live("token", token_expires_at=None).description

@@ -267,7 +267,10 @@ def bars_fetched(
         found += f" Not of the others: {reasons}. Materialise the day again to ask for those that may still come."
         found += f" One of the answers: {last_error}" * bool(last_error)
     if expired:
-        found += f" {expired:,} more have expired, and are not available."
+        found += (
+            f" {expired:,} more have expired, and are not available: of those Dhan gives options that were near the"
+            " money, and Kite nothing."
+        )
     found = " ".join((found, *refusals))
     return CheckOutcome(
         "bars_fetched",

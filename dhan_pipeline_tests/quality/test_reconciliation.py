@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, KiteSegment, generate_instrument_token, make_kite_token
 from dhan_pipeline.quality.reconciliation import (
     EXPLANATIONS,
     FIELDS,
@@ -24,6 +24,7 @@ from dhan_pipeline.quality.reconciliation import (
 )
 from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import capture_number
 from dhan_pipeline.store.gaps import StoredGap
 from dhan_pipeline.ticks import NULL_INT
 
@@ -31,6 +32,7 @@ DAY = date(2026, 11, 20)
 OPENS = parse_hour_key("2026-11-20T09:00") // 10**9 + 15 * 60
 RELIANCE = generate_instrument_token(ExchangeSegment.NSE_EQ, 2885)
 TCS = generate_instrument_token(ExchangeSegment.NSE_EQ, 11536)
+KITE_RELIANCE = make_kite_token(KiteSegment.NSE, 2885)
 NIFTY = generate_instrument_token(ExchangeSegment.IDX_I, 13)
 SETTINGS = Settings(_env_file=None)
 
@@ -147,6 +149,27 @@ def test_what_lies_in_a_gap_of_the_instrument_is_explained_and_not_judged() -> N
 @pytest.mark.parametrize("other", [gap(from_s=0, to_s=30), gap(RELIANCE, from_s=-9, to_s=None)])
 def test_a_gap_may_concern_all_instruments_and_may_last(other: StoredGap) -> None:
     assert compare(bars(RELIANCE, 3), bars(RELIANCE, 0, 3), other).unexplained == 0
+
+
+def test_a_gap_of_one_feed_explains_nothing_about_the_other() -> None:
+    ours, brokers = (
+        both(bars(RELIANCE, 3), bars(KITE_RELIANCE, 3)),
+        both(bars(RELIANCE, 0, 3), bars(KITE_RELIANCE, 0, 3)),
+    )
+    of_all = replace(gap(from_s=0, to_s=None), capture=capture_number("kite", 0))
+    assert [(token, by) for token, *_, by in rows(compare(ours, brokers, of_all))] == [
+        (KITE_RELIANCE, "gap"),
+        (RELIANCE, ""),
+    ]
+
+
+def test_instruments_of_kite_have_sessions_and_tick_sizes_too() -> None:
+    rupee, index = make_kite_token(KiteSegment.CDS, 1), 256265
+    brokers = both(bars(KITE_RELIANCE, 0, -10), bars(rupee, 0, price=85.0), bars(index, 0, volume=0))
+    ours = both(bars(KITE_RELIANCE, 0), bars(rupee, 0, price=85.0002), bars(index, 0, volume=7))
+    assert [(token, minute, field) for token, minute, field, *_ in rows(compare(ours, brokers))] == [
+        (rupee, 0, field) for field in ("open", "high", "low", "close")
+    ] + [(index, 0, "volume")]
 
 
 def test_a_bar_that_says_that_it_touches_a_gap_explains_itself() -> None:
@@ -279,6 +302,12 @@ def test_bars_that_did_not_come_are_judged_but_for_what_has_expired(
     assert f" of {wanted - expired} instruments were had." in outcome.description
     assert ("Dhan is away." in outcome.description) is bool(failed)
     assert ("50 more have expired" in outcome.description) is bool(expired)
+
+
+def test_a_broker_that_could_not_be_asked_at_all_is_said() -> None:
+    outcome = bars_fetched(10, 0, {}, "", ["There is no token of Kite's."])
+    assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 100.0)
+    assert outcome.description == "Bars of 10 of 10 instruments were had. There is no token of Kite's."
 
 
 def drawn(svg: str) -> Sequence[str]:

@@ -49,6 +49,7 @@ MAY_IMPORT_DAGSTER = {"orchestration", "definitions", "ingest_definitions", "pip
 
 #: Bytes in, batches out.
 SANS_IO = ("wire", "framing", "packets", "depth", "decode", "explain", "requests")
+FEEDS = ("dhan", "kite")
 IO = {"asyncio", "socket", "websockets", "httpx", "uvloop", "threading", "subprocess"}
 
 MODULES = {
@@ -107,9 +108,11 @@ def test_feeds_know_no_database() -> None:
     assert not [module for module in feeds if outside(module) & {"psycopg2", "sqlalchemy"}]
 
 
-@pytest.mark.parametrize("name", SANS_IO)
-def test_wire_formats_do_no_input_and_output(name: str) -> None:
-    assert not outside(f"dhan_pipeline.feeds.dhan.{name}") & IO
+@pytest.mark.parametrize("feed", FEEDS)
+def test_wire_formats_do_no_input_and_output(feed: str) -> None:
+    modules = {f"dhan_pipeline.feeds.{feed}.{name}" for name in SANS_IO} & MODULES.keys()
+    assert len(modules) >= len(SANS_IO) - 1  # Kite has no feed of depth alone
+    assert not {module for module in modules if outside(module) & IO}
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,6 @@ def explain(frame: bytes) -> list[ExplainedPacket]:
                 packets.append(_unread("heartbeat", frame, 0, HEARTBEAT_SIZE, None))
         elif error is None:
             packets.append(_packet(frame, start, size))
-        elif start < COUNT_SIZE <= len(frame):
-            packets.append(_unread("unknown", frame, COUNT_SIZE, len(frame) - COUNT_SIZE, error))
         else:
             packets.append(_unread("unknown", frame, start, size, error))
     return packets

@@ -2,6 +2,7 @@ import asyncio
 import json
 import logging
 import traceback
+from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -26,13 +27,19 @@ from dhan_pipeline.feeds.errors import (
 from dhan_pipeline.feeds.kite import client as client_module
 from dhan_pipeline.feeds.kite.auth import save_kite_token
 from dhan_pipeline.feeds.kite.client import Feed, error_text
+from dhan_pipeline.feeds.kite.framing import split
+from dhan_pipeline.feeds.kite.wire import FULL, INDEX_QUOTE
+from dhan_pipeline.feeds.kite.wire import LTP as LTP_SIZE
+from dhan_pipeline.feeds.simulator import kite as simulator_module
+from dhan_pipeline.feeds.simulator.kite import GARBAGE, MODE_BITS, KiteSimulator
+from dhan_pipeline.feeds.simulator.kite import HEARTBEAT as HEARTBEATS
+from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_access_token
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import KiteSegment, make_kite_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.feeds.dhan.received import one_by_one
 
-API_KEY = "a-key"
 RELIANCE, NIFTY = 738561, 256265
 HEARTBEAT = b"\0"
 LTP = bytes.fromhex("0001 0008 000b4501 00040e57")
@@ -409,6 +416,98 @@ async def test_an_error_in_words_is_passed_on_once_in_a_while_without_the_token(
     assert watcher.warnings == ["Kite says on connection 0: Too many instruments for ***."] * told
     assert watcher.messages == [said] * 3
     assert watcher.lost == []
+
+
+def packets(messages: list[bytes | str]) -> list[int]:
+    """The sizes of all packets in the messages; 0 for a heartbeat."""
+    found = [packet for message in messages if isinstance(message, bytes) for packet in split(message)]
+    assert all(problem is None for _, _, problem in found)
+    return [size for _, size, _ in found]
+
+
+async def test_everything_that_the_exchange_sends_is_received(settings, watcher):
+    subscriptions = {NIFTY: Mode.QUOTE, RELIANCE: Mode.TICKER} | dict.fromkeys(tokens(150), Mode.FULL)
+    async with KiteSimulator(list(subscriptions), rate=20_000) as simulator:
+        it = settings(simulator.feed_url)
+        renew(it, make_kite_access_token())
+        async with running(watcher.feed(it, subscriptions)):
+            await until(lambda: len(packets(watcher.messages)) > 5000)
+            simulator.rate = 0
+            await until(lambda: len(packets(watcher.messages)) == sum(simulator.sent.values()))
+            assert simulator.sent == Counter(packets(watcher.messages))
+    assert {LTP_SIZE, INDEX_QUOTE, FULL} <= {*packets(watcher.messages)}
+    assert watcher.warnings == []
+
+
+async def test_after_a_reset_the_exchange_sends_each_instrument_in_its_mode_again(settings, watcher):
+    subscriptions = {NIFTY: Mode.QUOTE, RELIANCE: Mode.TICKER} | dict.fromkeys(tokens(450), Mode.FULL)
+    expected = [MODE_BITS["quote"], MODE_BITS["ltp"]] + [MODE_BITS["full"]] * 450
+    async with KiteSimulator(list(subscriptions), rate=1000) as simulator:
+        it = settings(simulator.feed_url)
+        renew(it, make_kite_access_token())
+        async with running(watcher.feed(it, subscriptions)):
+            for times in (1, 2):
+                await until(lambda: len(watcher.connected) == times and simulator.connections)  # noqa: B023
+                await until(lambda: simulator.connections[0].modes.tolist() == expected)
+                simulator.reset()
+    assert watcher.warnings[0].startswith("Connection 0 is down: the connection was lost")
+
+
+async def test_a_token_that_was_ended_is_not_offered_again_and_a_fresh_one_is(settings, watcher):
+    async with KiteSimulator(tokens(5), rate=100) as simulator:
+        it = settings(simulator.feed_url)
+        renew(it, make_kite_access_token())
+        async with running(watcher.feed(it, dict.fromkeys(tokens(5), Mode.FULL))):
+            await until(lambda: watcher.first)
+            simulator.rest.active_token = make_kite_access_token()
+            simulator.reset()
+            await until(lambda: len(watcher.warnings) == 2)
+            renew(it, simulator.rest.active_token)
+            await until(lambda: len(watcher.first) == 2)
+    assert "HTTP status 403" in watcher.warnings[1]
+    assert len(watcher.warnings) == 2
+
+
+async def test_instruments_over_the_limit_are_told_and_the_connection_stands(settings, watcher, monkeypatch):
+    monkeypatch.setattr(simulator_module, "MAX_INSTRUMENTS", 60)
+    async with KiteSimulator(tokens(100), rate=1000) as simulator:
+        it = settings(simulator.feed_url)
+        renew(it, make_kite_access_token())
+        async with running(watcher.feed(it, dict.fromkeys(tokens(100), Mode.FULL))):
+            await until(lambda: simulator.connections and simulator.connections[0].subscribed == 60)
+            await until(lambda: watcher.warnings)
+    assert watcher.warnings == ["Kite says on connection 0: Maximum of 60 instruments exceeded."]
+    assert watcher.lost == []
+
+
+async def test_a_connection_that_brings_nothing_but_heartbeats_in_session_is_replaced(settings, watcher, monkeypatch):
+    monkeypatch.setattr(simulator_module, "HEARTBEAT_S", 0.02)
+    async with KiteSimulator(tokens(5), rate=1000) as simulator:
+        it = settings(simulator.feed_url)
+        renew(it, make_kite_access_token())
+        policy = replace(QUICK, silence_s=0.3)
+        subscriptions = dict.fromkeys(tokens(5), Mode.FULL)
+        async with running(watcher.feed(it, subscriptions, policy, packets_due=lambda segments: True)):
+            await until(lambda: watcher.first)
+            assert watcher.lost == []
+            simulator.rate = 0
+            await until(lambda: len(watcher.first) > 1)
+        assert simulator.sent[HEARTBEATS]
+    assert isinstance(watcher.lost[0], SilentFeedError)
+
+
+async def test_no_garbage_ends_a_connection(settings, watcher):
+    async with KiteSimulator(tokens(5), rate=100) as simulator:
+        it = settings(simulator.feed_url)
+        renew(it, make_kite_access_token())
+        async with running(watcher.feed(it, dict.fromkeys(tokens(5), Mode.FULL))):
+            await until(lambda: watcher.first)
+            for kind in GARBAGE:
+                simulator.send_garbage(kind)
+            await until(lambda: sum(len(message) == 400_000 for message in watcher.messages) == 1)
+            simulator.send_text({"type": "message", "data": "the end"})
+            await until(lambda: '{"type": "message", "data": "the end"}' in watcher.messages)
+    assert watcher.lost == watcher.warnings == []
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store import embedded, timescale
 from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
@@ -33,6 +34,13 @@ settings.load_profile("suite")
 os.environ["DATA_SOURCE"] = "dhan"
 
 _numbers = count()
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest) -> Source:
+    """Whose feed it is; tests that do not care ask for both."""
+    named: Source = getattr(request, "param", "dhan")
+    return named
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from dhan_pipeline.feeds.dhan.decode import decode
+from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.feeds.simulator.misbehaviour import SentLog
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started, notes
@@ -62,7 +62,7 @@ Crcs = NDArray[np.uint32]
 
 
 def check(logs: Sequence[SentLog], settings: Settings, database_url: str) -> Report:
-    """Compare the exchange's logs, the journal of capture 0 and the database."""
+    """Compare the exchange's logs, the journal of the capture and the database."""
     report = Report(sockets=len(logs), sent=sum(len(log.crc) for log in logs))
     gaps = _read_gaps(report, database_url)
     _check_received(report, logs, _segments(settings), gaps)
@@ -79,7 +79,7 @@ def _segments(settings: Settings) -> list[tuple[int, Crcs]]:
         if current[connection]:
             segments.append((connection, current.pop(connection)))
 
-    for block in read_blocks(settings.journal_dir, settings.capture):
+    for block in read_blocks(settings.journal_dir, settings.capture_number):
         events = {
             at: note
             for (_, note), at in zip(notes(block), np.flatnonzero(block.connection == NOTE_CONNECTION), strict=True)
@@ -170,8 +170,9 @@ def _read_gaps(report: Report, database_url: str) -> dict[int, list[tuple[int, i
 
 def _check_stored(report: Report, settings: Settings, database_url: str) -> None:
     """Every packet of the journal is stored or rejected, once."""
+    decode = decoder(settings)
     expected = {}
-    for block in read_blocks(settings.journal_dir, settings.capture):
+    for block in read_blocks(settings.journal_dir, settings.capture_number):
         expected[block.block_id] = (block.messages, decode(block.payload, block.offsets, block.text).packets)
     ledger = {
         block_id: (messages, packets)

@@ -15,22 +15,19 @@ from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.reader import list_files, read_blocks
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.sources import SOURCES, Source
+from dhan_pipeline.sources import Source
 from dhan_pipeline_tests.child import PROGRAM, capture, environment, settled, until
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     assert_stored_exactly_once,
     prepare_capture,
     query,
     simulator_of,
 )
 
+pytestmark = BOTH_SOURCES
+
 RATE = 5000.0
-
-
-@pytest.fixture(params=SOURCES)
-def source(request: pytest.FixtureRequest) -> Source:
-    named: Source = request.param
-    return named
 
 
 @pytest.fixture

@@ -12,33 +12,40 @@ import pytest
 
 from dhan_pipeline.feeds.simulator.dhan import MAX_INSTRUMENTS, DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
+from dhan_pipeline.feeds.simulator.kite import KiteSimulator
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.holder import Holder
 from dhan_pipeline.journal.reader import capture_dir, list_files
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.child import Child, capture, settled, until
 from dhan_pipeline_tests.conservation import check
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     SUBSCRIBED,
+    SUBSCRIPTIONS_OF,
     add_instruments,
     assert_stored_exactly_once,
     prepare_capture,
     query,
+    simulator_of,
 )
 
 RATE = 2000.0
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str) -> Settings:
+def settings(tmp_path: Path, database_url: str, source: Source) -> Settings:
     settings = Settings(
         _env_file=None,
+        data_source=source,
         data_dir=tmp_path / "data",
         database_url=database_url,
         dhan_token_file=tmp_path / "token.json",
+        kite_token_file=tmp_path / "token.json",
         feed_silence_s=10.0,
     )
     prepare_capture(settings)
@@ -46,7 +53,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 
 @asynccontextmanager
-async def captured(settings: Settings, simulator: DhanSimulator) -> AsyncIterator[Child]:
+async def captured(settings: Settings, simulator: DhanSimulator | KiteSimulator) -> AsyncIterator[Child]:
     """A capture that has stored something; ended in order where the test did not end it."""
     simulator.rate = RATE
     async with capture(settings, simulator.feed_url) as child:
@@ -67,11 +74,11 @@ async def more(child: Child, ticks: float = RATE / 2) -> None:
     await until(lambda: child.stored >= before + ticks)
 
 
-def assert_conserved(simulator: DhanSimulator, settings: Settings) -> None:
+def assert_conserved(simulator: DhanSimulator | KiteSimulator, settings: Settings) -> None:
     """What the exchange sent is in the journal or in a gap, what is in the journal is stored or rejected, once."""
     report = check(simulator.logs, settings, settings.database_url or "")
     assert report.problems == []
-    assert report.journaled > RATE / 2
+    assert report.packets > RATE / 2
 
 
 def gaps(settings: Settings) -> list[tuple[Any, ...]]:
@@ -80,10 +87,11 @@ def gaps(settings: Settings) -> list[tuple[Any, ...]]:
     return query(settings.database_url, "SELECT cause, detail, recovery FROM feed_gaps ORDER BY started_at, gap_id")
 
 
+@BOTH_SOURCES
 async def test_a_reset_connection_leaves_a_gap_with_its_instruments_and_its_end(
     settings: Settings, database_url: str
 ) -> None:
-    async with DhanSimulator(SUBSCRIBED, rate=RATE, record=True) as simulator, captured(settings, simulator) as child:
+    async with simulator_of(settings, rate=RATE, record=True) as simulator, captured(settings, simulator) as child:
         simulator.reset()
         await until(lambda: child.last_status["gaps"] == 1)
         await more(child)
@@ -94,7 +102,8 @@ async def test_a_reset_connection_leaves_a_gap_with_its_instruments_and_its_end(
     [(instruments, seconds)] = query(
         database_url, "SELECT instruments, extract(epoch FROM ended_at - started_at)::float FROM feed_gaps"
     )
-    assert sorted(instruments) == sorted(SUBSCRIBED)  # type: ignore[call-overload]
+    subscribed = [subscription.instrument_token for subscription in SUBSCRIPTIONS_OF[settings.source]]
+    assert sorted(instruments) == sorted(subscribed)  # type: ignore[call-overload]
     assert 0 < seconds < 30  # type: ignore[operator]
     assert status["gap_open_s"] == 0
     assert status["gap_recent_s"] == pytest.approx(seconds, abs=0.001)
@@ -112,10 +121,11 @@ async def test_a_capture_that_was_stopped_missed_what_came_until_it_was_started_
     assert_conserved(simulator, settings)
 
 
+@BOTH_SOURCES
 async def test_the_gap_after_a_kill_begins_with_the_last_packet_that_was_durable(
     settings: Settings, database_url: str
 ) -> None:
-    async with DhanSimulator(SUBSCRIBED, rate=RATE, record=True) as simulator:
+    async with simulator_of(settings, rate=RATE, record=True) as simulator:
         async with captured(settings, simulator) as child:
             child.process.kill()
             await child.ended()

@@ -14,13 +14,6 @@ from dhan_pipeline_tests.ingest.feed import TOKENS, add_instruments, market_mess
 
 
 @pytest.fixture
-def source(request: pytest.FixtureRequest) -> Source:
-    """Whose feed it is; tests that do not care ask for both."""
-    named: Source = getattr(request, "param", "dhan")
-    return named
-
-
-@pytest.fixture
 def messages(source: Source) -> Callable[..., list[bytes]]:
     """Makes up so many messages of the source, others with another seed."""
     return market_messages if source == "dhan" else kite_feed.market_messages

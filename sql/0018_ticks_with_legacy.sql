@@ -7,6 +7,7 @@ DECLARE
     ours text;
     legacy text;
     more text;
+    reader text;
 BEGIN
     IF to_regclass('legacy_ticks') IS NULL OR EXISTS (
         SELECT FROM pg_depend JOIN pg_rewrite ON pg_rewrite.oid = objid AND classid = 'pg_rewrite'::regclass
@@ -45,6 +46,15 @@ BEGIN
         || ' WHERE instrument_token = instrument_token::bigint';
     COMMENT ON VIEW ticks IS 'One row a packet that carries a price; and, without a tick_id, the rows of the existing system, which are in legacy_ticks';
     COMMENT ON TABLE legacy_ticks IS 'The ticks of the existing system, as they were there under the name ticks: one row an instrument and second';
+
+    -- Who may read the table under its old name goes on reading under it.
+    FOR reader IN
+        SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE format('%I', pg_get_userbyid(grantee)) END
+        FROM pg_class, aclexplode(relacl)
+        WHERE pg_class.oid = 'legacy_ticks'::regclass AND privilege_type = 'SELECT' AND grantee <> relowner
+    LOOP
+        EXECUTE 'GRANT SELECT ON ticks TO ' || reader;
+    END LOOP;
 
     -- Prices are double precision here, and were numeric there: without it, round(last_price, 2) would be an error.
     IF to_regprocedure('round(double precision, integer)') IS NULL THEN

@@ -255,6 +255,15 @@ def test_the_file_for_instruments_works_alone(existing_url: str) -> None:
     ) == [(6,)]
 
 
+def test_who_may_read_ticks_goes_on_reading_them(existing_url: str) -> None:
+    rows(existing_url, "GRANT SELECT ON ticks TO pg_monitor, PUBLIC")
+    migrate(existing_url)
+    may = "has_table_privilege('pg_read_all_settings', 'ticks', '{}')"
+    acl = "SELECT relacl::text FROM pg_class WHERE relname = 'ticks'"
+    assert "pg_monitor=r/" in rows(existing_url, acl)[0][0]
+    assert rows(existing_url, f"SELECT {may.format('SELECT')}, {may.format('INSERT')}") == [(True, False)]
+
+
 def test_foreign_keys_of_integers_to_instruments_stay(existing_url: str) -> None:
     rows(
         existing_url,

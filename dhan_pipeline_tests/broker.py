@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
@@ -22,6 +23,7 @@ from dhan_pipeline.feeds.simulator.correspondence import kite_token_of
 from dhan_pipeline.feeds.simulator.history import BarEdit
 from dhan_pipeline.feeds.simulator.http_server import HttpServer
 from dhan_pipeline.feeds.simulator.kite_history import answers
+from dhan_pipeline.feeds.simulator.kite_packets import SIZES, KitePackets
 from dhan_pipeline.feeds.simulator.kite_rest import KiteRest
 from dhan_pipeline.feeds.simulator.kite_rest import error as kite_error
 from dhan_pipeline.feeds.simulator.market import Market
@@ -61,19 +63,32 @@ def ns(clock_time: str, day: date = DAY) -> int:
     return int(at(clock_time, day).timestamp()) * 1_000_000_000
 
 
-def trade(market: Market, clock: SetClock, times: Sequence[str], events: int = 8) -> Iterator[tuple[int, list[bytes]]]:
+def trade(
+    market: Market, clock: SetClock, times: Sequence[str], events: int = 8, source: Source = "dhan"
+) -> Iterator[tuple[int, list[bytes]]]:
     """So many events at each time: (ns, a message of one full packet for each)."""
     for clock_time in times:
         clock.at = at(clock_time)
         messages: list[bytes] = []
         for index, _ in market.step(events):
-            messages += [packet.tobytes() for packet in market.packets(ResponseCode.FULL, index)]
+            messages += _messages(market, clock, index, source)
         yield clock.now_ns(), messages
 
 
-def snapshot(market: Market) -> list[bytes]:
+def snapshot(market: Market, clock: Clock, source: Source = "dhan") -> list[bytes]:
     """A message of one full packet of each instrument, as a subscription brings it."""
-    return [packet.tobytes() for packet in market.packets(ResponseCode.FULL, np.arange(len(market)))]
+    return _messages(market, clock, np.arange(len(market)), source)
+
+
+def _messages(market: Market, clock: Clock, index: NDArray[np.intp], source: Source) -> list[bytes]:
+    if source == "dhan":
+        return [packet.tobytes() for packet in market.packets(ResponseCode.FULL, index)]
+    kite = KitePackets(market, clock)
+    one = (1).to_bytes(2, "big")
+    return [
+        one + kite.records(SIZES["full"][int(kite.is_index[each])], index[place : place + 1]).tobytes()
+        for place, each in enumerate(index.tolist())
+    ]
 
 
 def of(source: Source, *tokens: int) -> list[int]:
@@ -143,13 +158,16 @@ def running(server: HttpServer) -> Iterator[str]:
 
 @contextmanager
 def serving(
-    settings: Settings, clock: Clock, market: Market | None, tmp_path: Path
+    settings: Settings, clock: Clock, market: Market | None, tmp_path: Path, edits: Sequence[BarEdit] = ()
 ) -> Iterator[tuple[RestServer, Settings]]:
-    """Dhan's server, and the settings with which it is asked; its limits are off."""
+    """Dhan's server, and the settings with which it is asked; its limits are off.
+
+    `edits` say which bars it gives otherwise than they were traded; they are looked at at each request.
+    """
     token_file = tmp_path / "token.json"
     save_token(token_file, make_token(CLIENT_ID, expires_in=1e6, clock=clock), CLIENT_ID)
     rest = RestServer(clock, requests_a_second=10_000, quotes_a_second=10_000)
-    rest.market = market
+    rest.market, rest.history_edits = market, edits
     with running(rest) as url:
         yield rest, settings.model_copy(update={"dhan_api_url": url, "dhan_token_file": token_file})
 
@@ -158,7 +176,7 @@ def serving(
 def serving_kite(
     settings: Settings, clock: Clock, market: Market, tmp_path: Path, edits: Sequence[BarEdit] = ()
 ) -> Iterator[tuple[KiteRest, Settings]]:
-    """Kite's, likewise. `edits` are asked for at each request."""
+    """Kite's, likewise."""
     token_file = tmp_path / "kite_token.json"
     save_kite_token(token_file, make_kite_access_token(expires_in=1e6, clock=clock), API_KEY, clock.now())
     rest = KiteRest(clock, requests_a_second=10_000, quotes_a_second=10_000)
@@ -169,8 +187,8 @@ def serving_kite(
 
 @contextmanager
 def serving_source(
-    settings: Settings, clock: Clock, market: Market, tmp_path: Path
+    settings: Settings, clock: Clock, market: Market, tmp_path: Path, edits: Sequence[BarEdit] = ()
 ) -> Iterator[tuple[Server, Settings]]:
     """That of the settings' source."""
-    with (serving if settings.source == "dhan" else serving_kite)(settings, clock, market, tmp_path) as both:
+    with (serving if settings.source == "dhan" else serving_kite)(settings, clock, market, tmp_path, edits) as both:
         yield both

@@ -65,11 +65,13 @@ class KitePackets:
                 packet[name] = rows[name]
         if "change" in fields:
             packet["change"] = packet["last_price"] - packet["day_close"]
+        traded_s = rows["last_trade_time"].astype(np.int64)
+        traded_s = np.where(traded_s > 0, traded_s - self._market.trade_time_offset_s, 0)
         if "last_trade_time" in fields:
-            traded_s = rows["last_trade_time"].astype(np.int64)
-            packet["last_trade_time"] = np.where(traded_s > 0, traded_s - self._market.trade_time_offset_s, 0)
-        if "exchange_timestamp" in fields:
+            packet["last_trade_time"] = traded_s
             packet["exchange_timestamp"] = self._clock.now_ns() // 1_000_000_000
+        elif "exchange_timestamp" in fields:  # of an index: when it was worked out
+            packet["exchange_timestamp"] = traded_s
         if "depth" in fields:
             for side, levels in (("bid", slice(DEPTH_LEVELS)), ("ask", slice(DEPTH_LEVELS, None))):
                 depth = packet["depth"][:, levels]

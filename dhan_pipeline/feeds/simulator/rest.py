@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -72,7 +73,7 @@ class RestServer(HttpServer):
         """What the profile says of it; with anything else there are neither bars nor quotes."""
         self.market: Market | None = None
         """What bars and quotes are of."""
-        self.history_edits: list[BarEdit] = []
+        self.history_edits: Sequence[BarEdit] = ()
         """Minute bars that are given otherwise than they were traded."""
         self.instead: deque[tuple[HTTPStatus, dict[str, Any] | bytes]] = deque()
         """What the next requests for bars and quotes get instead of an answer, each one of it: see `error`."""

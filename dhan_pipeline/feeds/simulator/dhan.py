@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, ClassVar, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,6 +198,10 @@ class DhanExchange(Exchange[DhanConnection]):
     It knows everything of credentials, requests and limits, and nothing of where packets come from.
     """
 
+    source = "dhan"
+    kinds: ClassVar = {code: code.name.lower() for code in ResponseCode}
+    garbage = GARBAGE
+
     def __init__(
         self,
         current: CurrentPackets,
@@ -246,12 +250,6 @@ class DhanExchange(Exchange[DhanConnection]):
         """Disconnect every client for this reason."""
         await asyncio.gather(*(connection.disconnect(reason_code) for connection in self.connections))
 
-    def send_garbage(self, kind: str, count: int = 1) -> None:
-        """Messages of a `kind` of `misbehaviour.GARBAGE` to every client; counted as heartbeats."""
-        for connection in self.connections:
-            for _ in range(count):
-                connection.send_message(GARBAGE[kind](), ResponseCode.HEARTBEAT)
-
     async def _serve_requests(self, connection: DhanConnection, websocket: ServerConnection) -> int | None:
         """Do what the client asks, until it asks to be disconnected (None) or for too much (the disconnect code)."""
         async for message in websocket:
@@ -297,10 +295,8 @@ class DhanExchange(Exchange[DhanConnection]):
     def _send_snapshot(self, connection: DhanConnection, mode: ResponseCode, index: NDArray[np.intp]) -> None:
         """What a connection gets upon subscribing."""
 
-    async def send_half(self) -> None:
-        """Half a message to every client, and then a reset."""
-        frame = frame_of(torn_packet())
-        await asyncio.gather(*(connection.send_half(frame) for connection in list(self.connections)))
+    def _torn_message(self) -> bytes:
+        return frame_of(torn_packet())
 
     def _refusal(self, query: dict[str, list[str]]) -> tuple[HTTPStatus, str] | None:
         """All four parameters are required; their values are judged after the handshake, with a disconnect code."""

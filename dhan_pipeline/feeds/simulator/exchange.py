@@ -12,10 +12,10 @@ import socket
 import struct
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -35,6 +35,7 @@ from dhan_pipeline.feeds.simulator.misbehaviour import (
     split_frames,
     stack,
 )
+from dhan_pipeline.sources import Source
 
 #: The feed pings this often, and drops a connection that has not answered for this long.
 PING_INTERVAL_S = 10.0
@@ -52,6 +53,9 @@ _HUGE_BYTES = 4 << 20
 
 #: Unsent bytes above which a connection is given no further packets until it has read some.
 HIGH_WATER_BYTES = 4 << 20
+
+#: Under which heartbeats are counted in `sent`, and whatever has no kind.
+HEARTBEAT = 0
 
 #: `websockets` logs every connection at INFO and, at DEBUG, the request with the token in it.
 _websocket_log = logging.getLogger("dhan_pipeline.feeds.simulator.websockets")
@@ -258,6 +262,12 @@ class Exchange(ABC, Generic[C]):
     It knows everything of sockets and of what goes wrong with them, and nothing of a protocol.
     """
 
+    source: ClassVar[Source]
+    kinds: ClassVar[Mapping[int, str]]
+    """Names of what is counted in `sent`."""
+    garbage: ClassVar[Mapping[str, Callable[[], bytes]]]
+    """Messages that no feed should send, by name: each makes the frames of one."""
+
     def __init__(
         self,
         rest: HttpServer,
@@ -316,12 +326,8 @@ class Exchange(ABC, Generic[C]):
         """Do what the client asks for, until one of both ends it."""
 
     @abstractmethod
-    def send_garbage(self, kind: str, count: int = 1) -> None:
-        """Messages of a kind of garbage (`misbehaviour`) to every client."""
-
-    @abstractmethod
-    async def send_half(self) -> None:
-        """Half a message to every client, and then a reset."""
+    def _torn_message(self) -> bytes:
+        """The frame of a message, half of which is sent."""
 
     @abstractmethod
     def _subscriptions_changed(self) -> None:
@@ -393,6 +399,17 @@ class Exchange(ABC, Generic[C]):
     @abstractmethod
     def flush(self) -> None:
         """Send now what is ready to be sent later."""
+
+    def send_garbage(self, kind: str, count: int = 1) -> None:
+        """Messages of a kind of `garbage` to every client; counted as heartbeats."""
+        for connection in self.connections:
+            for _ in range(count):
+                connection.send_message(self.garbage[kind](), HEARTBEAT)
+
+    async def send_half(self) -> None:
+        """Half a message to every client, and then a reset."""
+        frame = self._torn_message()
+        await asyncio.gather(*(connection.send_half(frame) for connection in list(self.connections)))
 
     def reset(self) -> None:
         """Reset every client's TCP connection."""

@@ -15,7 +15,8 @@ from typing import Any
 
 from dhan_pipeline.feeds.simulator.dhan import DhanExchange, DhanSimulator
 from dhan_pipeline.feeds.simulator.exchange import Exchange
-from dhan_pipeline.feeds.simulator.misbehaviour import GARBAGE
+from dhan_pipeline.feeds.simulator.kite import KiteSimulator
+from dhan_pipeline.sources import SOURCES, Source
 
 AnyExchange = Exchange[Any]
 
@@ -25,21 +26,25 @@ FAULTS: dict[str, str] = {
     "vanish": "+ the exchange is gone without a word: no packet, no ping, no answer, to new connections either",
     "slow": "+ bytes trickle, in pieces that end anywhere",
     "slow-reader": "+ nothing is taken that clients send: subscriptions and pongs come late",
-    "stacked": "+ several packets of several kinds come in a message",
+    "stacked": "+ several packets of several kinds come in a message (Dhan only)",
     "reordered": "+ the messages of a burst come in any order",
     "duplicate-snapshot": "+ what is sent upon subscribing is sent twice",
-    "wrong-epoch": "+ trade times are true UTC instead of India's wall clock",
+    "wrong-epoch": "+ trade times are true UTC instead of India's wall clock (Dhan only)",
     "refuse": "+ handshakes are refused with an HTTP status: refuse=429",
     "unreachable": "+ new connections are dropped before the handshake is answered",
     "mute": "+ handshakes are never answered",
     "reset": "TCP reset of every connection",
     "drop": "every connection is closed without a word",
     "close": "every connection is closed with a WebSocket code: close=1011",
-    "disconnect": "every client is disconnected with one of Dhan's codes: disconnect=805",
+    "disconnect": "every client is disconnected with one of Dhan's codes: disconnect=805 (Dhan only)",
     "half": "half a message, and then a reset",
     "huge": "a message that announces 100 MB",
     "garbage": "one message of each kind that no feed should send",
+    "text": "an order, an error and a piece of news in text (Kite only)",
 }
+
+#: Of those, what one broker's feed alone can do.
+_OF_ONE: dict[str, Source] = {"stacked": "dhan", "wrong-epoch": "dhan", "disconnect": "dhan", "text": "kite"}
 
 _VALUES = {"refuse": HTTPStatus.TOO_MANY_REQUESTS, "close": 1011, "disconnect": 805}
 _GRAMMAR = re.compile(
@@ -62,14 +67,21 @@ class Fault:
     every_s: float | None = None
 
 
-def parse_fault(text: str) -> Fault:
-    """The fault that a text says. Raises ValueError with a sentence for a person."""
+def fits(name: str, source: Source) -> bool:
+    """Whether a fault can happen to the feed of that broker."""
+    return _OF_ONE.get(name, source) == source
+
+
+def parse_fault(text: str, sources: Sequence[Source] = SOURCES) -> Fault:
+    """The fault that a text says, of one of these feeds. Raises ValueError with a sentence for a person."""
     found = _GRAMMAR.fullmatch(text)
     if found is None or found["name"] not in FAULTS:
         raise ValueError(
             f"{text} is not a fault: it is NAME[=VALUE][@AT][+FOR][/EVERY], and the names are {', '.join(FAULTS)}"
         )
     name = found["name"]
+    if not any(fits(name, source) for source in sources):
+        raise ValueError(f"{text}: {name} is nothing that {' or '.join(sources)} can do, only {_OF_ONE[name]}")
     if found["value"] is not None and name not in _VALUES:
         raise ValueError(f"{text}: {name} takes no value")
     lasts = FAULTS[name].startswith("+")
@@ -89,9 +101,9 @@ def parse_fault(text: str) -> Fault:
 
 
 async def run(simulator: AnyExchange, faults: Sequence[Fault]) -> None:
-    """Have each fault happen at its time, until cancelled; those that last are then undone."""
+    """Have each fault that fits the feed happen at its time, until cancelled; those that last are then undone."""
     async with asyncio.TaskGroup() as group:
-        for fault in faults:
+        for fault in (fault for fault in faults if fits(fault.name, simulator.source)):
             group.create_task(_repeat(simulator, fault), name=f"fault {fault.name}")
 
 
@@ -208,8 +220,16 @@ async def _huge(simulator: AnyExchange, _: int) -> None:
 
 
 async def _garbage(simulator: AnyExchange, _: int) -> None:
-    for kind in GARBAGE:
+    for kind in simulator.garbage:
         simulator.send_garbage(kind)
+
+
+async def _text(simulator: AnyExchange, _: int) -> None:
+    if not isinstance(simulator, KiteSimulator):
+        raise ValueError("Dhan's feed has no text")
+    simulator.send_text({"type": "order", "data": {"order_id": "220303000308932", "status": "COMPLETE"}})
+    simulator.send_text({"type": "error", "data": "Something went wrong"})
+    simulator.send_text({"type": "message", "data": "The market closes early today"})
 
 
 _BLOWS: dict[str, Callable[[AnyExchange, int], Awaitable[None]]] = {
@@ -220,4 +240,5 @@ _BLOWS: dict[str, Callable[[AnyExchange, int], Awaitable[None]]] = {
     "half": _half,
     "huge": _huge,
     "garbage": _garbage,
+    "text": _text,
 }

@@ -15,11 +15,11 @@ import json
 import random
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,11 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.feeds.kite.wire import FULL, HEARTBEAT_SIZE, LAYOUTS, LENGTH_SIZE, LTP
+from dhan_pipeline.feeds.kite.wire import FULL, HEARTBEAT_SIZE, LAYOUTS, LENGTH_SIZE
 from dhan_pipeline.feeds.simulator import kite_history
 from dhan_pipeline.feeds.simulator.correspondence import dhan_token_of
 from dhan_pipeline.feeds.simulator.exchange import (
+    HEARTBEAT,
     HIGH_WATER_BYTES,
     PING_INTERVAL_S,
     PONG_TIMEOUT_S,
@@ -41,7 +42,7 @@ from dhan_pipeline.feeds.simulator.exchange import (
 from dhan_pipeline.feeds.simulator.kite_packets import SIZES, KitePackets
 from dhan_pipeline.feeds.simulator.kite_rest import KiteRest
 from dhan_pipeline.feeds.simulator.market import Market
-from dhan_pipeline.feeds.simulator.misbehaviour import SentLog, Switches, frame_of
+from dhan_pipeline.feeds.simulator.misbehaviour import KITE_GARBAGE, WHOLE_TEXT, SentLog, Switches, frame_of
 from dhan_pipeline.feeds.simulator.trading import Trading
 
 #: Instruments of a connection: https://kite.trade/docs/connect/v3/websocket/
@@ -53,30 +54,14 @@ PACKETS_A_MESSAGE = 500
 #: Without data, a heartbeat comes this often.
 HEARTBEAT_S = 1.0
 
-#: Under which heartbeats, text and garbage are counted in `sent`.
-HEARTBEAT, TEXT = 0, -1
+#: Under which text is counted in `sent`; data goes by the size of a packet.
+TEXT = -1
 
-_TEXT_FRAME = 0x81
+#: Names of what is counted in `sent`.
+KINDS = {HEARTBEAT: "heartbeat", TEXT: "text"} | {size: layout.name for size, layout in LAYOUTS.items()}
 
 #: Which packets a connection gets of an instrument, as bits of `Connection.modes`: it has one mode at a time.
 MODE_BITS = {"ltp": 1, "quote": 2, "full": 4}
-
-#: Messages that no feed should send, by name: each makes the frame of one.
-GARBAGE: dict[str, Callable[[], bytes]] = {
-    "unknown length": lambda: frame_of(struct.pack(">HH10x", 1, 10)),
-    "short length": lambda: frame_of(struct.pack(">HH3x", 1, 3)),
-    "zero length": lambda: frame_of(struct.pack(">HH", 1, 0)),
-    "long length": lambda: frame_of(struct.pack(">HH8x", 1, 60_000)),
-    "fewer packets": lambda: frame_of(struct.pack(">HHIi", 5, LTP, 738561, 100)),
-    "more bytes": lambda: frame_of(struct.pack(">HHIi", 1, LTP, 738561, 100) + b"rest"),
-    "empty": lambda: frame_of(b""),
-    "half a packet": lambda: frame_of(struct.pack(">HHI", 1, LTP, 738561)),
-    "negative": lambda: frame_of(struct.pack(">HHIi", 1, LTP, 738561, -100)),
-    "unknown instrument": lambda: frame_of(struct.pack(">HHIi", 1, LTP, 7, 100)),
-    "text": lambda: frame_of("\N{BLACK CHESS KNIGHT} { not json".encode(), _TEXT_FRAME),
-    "broken text": lambda: frame_of(b"\xff\xfe no UTF-8 \x80", _TEXT_FRAME),
-    "oversized": lambda: frame_of(bytes(400_000)),
-}
 
 
 @dataclass(slots=True)
@@ -115,7 +100,7 @@ class KiteConnection(Connection):
 
     def send_text(self, content: dict[str, Any]) -> None:
         """A message in JSON, now."""
-        self._write(TEXT, frame_of(json.dumps(content).encode(), _TEXT_FRAME), 1)
+        self._write(TEXT, frame_of(json.dumps(content).encode(), WHOLE_TEXT), 1)
 
     def send_heartbeat(self) -> None:
         """A heartbeat, unless there was something to say."""
@@ -207,6 +192,10 @@ class KiteSimulator(Exchange[KiteConnection]):
     subscribed to; each goes to all of those subscribers. It may be changed at any time.
     """
 
+    source = "kite"
+    kinds: ClassVar = KINDS
+    garbage = KITE_GARBAGE
+
     def __init__(
         self,
         instruments: Sequence[int] | NDArray[np.int64] = (),
@@ -284,17 +273,6 @@ class KiteSimulator(Exchange[KiteConnection]):
         for connection in self.connections:
             connection.send_text(content)
 
-    def send_garbage(self, kind: str, count: int = 1) -> None:
-        """Messages of a `kind` of `GARBAGE` to every client; counted as heartbeats."""
-        for connection in self.connections:
-            for _ in range(count):
-                connection.send_message(GARBAGE[kind](), HEARTBEAT)
-
-    async def send_half(self) -> None:
-        """Half a message to every client, and then a reset."""
-        frame = frame_of(struct.pack(">HH", 1, FULL) + bytes(FULL))
-        await asyncio.gather(*(connection.send_half(frame) for connection in list(self.connections)))
-
     def _refusal(self, query: dict[str, list[str]]) -> tuple[HTTPStatus, str] | None:
         api_key, token = (query.get(name, [""])[0] for name in ("api_key", "access_token"))
         if self.rest.judge(api_key, token):
@@ -311,6 +289,9 @@ class KiteSimulator(Exchange[KiteConnection]):
             self._random,
             log,
         )
+
+    def _torn_message(self) -> bytes:
+        return frame_of(struct.pack(">HH", 1, FULL) + bytes(FULL))
 
     async def _serve(self, connection: KiteConnection, websocket: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -366,7 +347,3 @@ class KiteSimulator(Exchange[KiteConnection]):
             await asyncio.sleep(HEARTBEAT_S)
             for connection in self.connections:
                 connection.send_heartbeat()
-
-
-#: Names of what is counted in `sent`.
-KINDS = {HEARTBEAT: "heartbeat", TEXT: "text"} | {size: layout.name for size, layout in LAYOUTS.items()}

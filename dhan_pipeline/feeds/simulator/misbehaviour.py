@@ -14,12 +14,16 @@ from typing import Any
 from zlib import crc32
 
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.kite.wire import LTP
 from dhan_pipeline.instruments import ExchangeSegment
 
 #: Most packets that are stacked in a message, while they are.
 HIGHEST_STACK = 20
 
-_WHOLE_BINARY, _WHOLE_TEXT, _FIRST_PART, _LAST_PART = 0x82, 0x81, 0x02, 0x80
+#: First byte of a frame that is a whole text message.
+WHOLE_TEXT = 0x81
+
+_WHOLE_BINARY, _FIRST_PART, _LAST_PART = 0x82, 0x02, 0x80
 _WHOLE, _OPCODE = 0x80, 0x0F
 
 
@@ -143,7 +147,12 @@ def _ticker(price: float = 100.0, code: int = ResponseCode.TICKER, length: int =
     return struct.pack("<BHBIfI", code, length, segment, 2885, price, 0)
 
 
-#: Messages that no feed should send, by name: each makes the frames of one, without the instrument it might be about.
+def _ltp(price: int = 100, count: int = 1, token: int = 738561) -> bytes:
+    return struct.pack(">HHIi", count, LTP, token, price)
+
+
+#: Messages that Dhan's feed should not send, by name: each makes the frames of one. The instrument that one might be
+#: about need not exist.
 GARBAGE: dict[str, Callable[[], bytes]] = {
     "unknown code": lambda: frame_of(_ticker(code=99)),
     "zero length": lambda: frame_of(struct.pack("<BHBI", 99, 0, 1, 2885)),
@@ -156,10 +165,29 @@ GARBAGE: dict[str, Callable[[], bytes]] = {
     "negative": lambda: frame_of(_ticker(-100.0)),
     "unknown instrument": lambda: frame_of(_ticker(segment=ExchangeSegment.MCX_COMM)),
     "unknown segment": lambda: frame_of(_ticker(segment=200)),
-    "text": lambda: frame_of("\N{BLACK CHESS KNIGHT} { not json".encode(), _WHOLE_TEXT),
-    "broken text": lambda: frame_of(b"\xff\xfe no UTF-8 \x80", _WHOLE_TEXT),
+    "text": lambda: frame_of("\N{BLACK CHESS KNIGHT} { not json".encode(), WHOLE_TEXT),
+    "broken text": lambda: frame_of(b"\xff\xfe no UTF-8 \x80", WHOLE_TEXT),
     "oversized": lambda: frame_of(bytes(400_000)),
     "fragmented": lambda: frame_of(_ticker()[:5], _FIRST_PART) + frame_of(_ticker()[5:], _LAST_PART),
+}
+
+#: The same of Kite's feed.
+KITE_GARBAGE: dict[str, Callable[[], bytes]] = {
+    "unknown length": lambda: frame_of(struct.pack(">HH10x", 1, 10)),
+    "short length": lambda: frame_of(struct.pack(">HH3x", 1, 3)),
+    "zero length": lambda: frame_of(struct.pack(">HH", 1, 0)),
+    "long length": lambda: frame_of(struct.pack(">HH8x", 1, 60_000)),
+    "fewer packets": lambda: frame_of(_ltp(count=5)),
+    "more bytes": lambda: frame_of(_ltp() + b"rest"),
+    "empty": lambda: frame_of(b""),
+    "half a packet": lambda: frame_of(_ltp()[:8]),
+    "negative": lambda: frame_of(_ltp(-100)),
+    "unknown instrument": lambda: frame_of(_ltp(token=7)),
+    "unknown segment": lambda: frame_of(_ltp(token=(2885 << 8) + 200)),
+    "text": lambda: frame_of("\N{BLACK CHESS KNIGHT} { not json".encode(), WHOLE_TEXT),
+    "broken text": lambda: frame_of(b"\xff\xfe no UTF-8 \x80", WHOLE_TEXT),
+    "oversized": lambda: frame_of(bytes(400_000)),
+    "fragmented": lambda: frame_of(_ltp()[:5], _FIRST_PART) + frame_of(_ltp()[5:], _LAST_PART),
 }
 
 #: What a client must not take: it announces 100 MB.

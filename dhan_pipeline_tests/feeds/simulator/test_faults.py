@@ -15,12 +15,23 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 
 from dhan_pipeline.feeds.dhan.framing import split
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
+from dhan_pipeline.feeds.kite.wire import QUOTE
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
-from dhan_pipeline.feeds.simulator.faults import FAULTS, Fault, happening, parse_fault, run
-from dhan_pipeline.feeds.simulator.misbehaviour import GARBAGE, Switches, frame_of, payload_of, split_frames
+from dhan_pipeline.feeds.simulator.faults import FAULTS, Fault, fits, happening, parse_fault, run
+from dhan_pipeline.feeds.simulator.kite import KiteSimulator
+from dhan_pipeline.feeds.simulator.misbehaviour import (
+    GARBAGE,
+    KITE_GARBAGE,
+    Switches,
+    frame_of,
+    payload_of,
+    split_frames,
+)
 from dhan_pipeline.feeds.simulator.tokens import make_token
-from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.instruments import ExchangeSegment, KiteSegment, generate_instrument_token, make_kite_token
 from dhan_pipeline.sessions import IST_OFFSET_S
+from dhan_pipeline_tests.child import until
+from dhan_pipeline_tests.feeds.simulator.talking import kite_client
 
 CLIENT = "1100000001"
 TOKENS = [generate_instrument_token(ExchangeSegment.NSE_EQ, number) for number in range(1, 51)]
@@ -51,7 +62,7 @@ def exchange(rate: float = 5000.0) -> DhanSimulator:
     return DhanSimulator(TOKENS, rate=rate, record=True)
 
 
-def logged(simulator: DhanSimulator, number: int = 0) -> list[int]:
+def logged(simulator: DhanSimulator | KiteSimulator, number: int = 0) -> list[int]:
     return list(simulator.logs[number].crc)
 
 
@@ -291,6 +302,12 @@ def test_what_is_no_fault_is_refused_in_words(text: str, reason: str) -> None:
         parse_fault(text)
 
 
+def test_what_the_feed_cannot_do_is_refused_in_words() -> None:
+    assert parse_fault("stacked", ["kite", "dhan"]) == Fault("stacked", for_s=10)
+    with pytest.raises(ValueError, match="disconnect=805: disconnect is nothing that kite can do, only dhan"):
+        parse_fault("disconnect=805", ["kite"])
+
+
 @asynccontextmanager
 async def timetable(simulator: DhanSimulator, *texts: str) -> AsyncIterator[None]:
     running = asyncio.create_task(run(simulator, [parse_fault(text) for text in texts]))
@@ -372,10 +389,100 @@ async def test_an_exchange_that_vanished_twice_is_back_after_the_longer_time() -
         assert websocket.close_code == 1006
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [name for name in FAULTS if fits(name, "dhan")])
 async def test_every_fault_of_the_list_can_happen(name: str) -> None:
     async with exchange() as simulator, client(simulator) as websocket:
         await websocket.recv()
         async with happening(simulator, parse_fault(name)):
             pass
     assert simulator.faults == Switches()
+
+
+KITE_TOKENS = [make_kite_token(KiteSegment.NSE, number) for number in range(1, 51)]
+
+
+@asynccontextmanager
+async def kite(rate: float = 5000.0) -> AsyncIterator[tuple[KiteSimulator, ClientConnection]]:
+    """Kite's exchange, and a client that is subscribed to everything."""
+    simulator = KiteSimulator(KITE_TOKENS, rate=rate, record=True, packets_a_message=20)
+    async with simulator, kite_client(simulator) as websocket:
+        await websocket.send(json.dumps({"a": "subscribe", "v": KITE_TOKENS}))
+        yield simulator, websocket
+
+
+@pytest.mark.parametrize("name", [name for name in FAULTS if fits(name, "kite")])
+async def test_every_fault_that_fits_can_happen_to_kite(name: str) -> None:
+    async with kite() as (simulator, websocket):
+        await websocket.recv()
+        async with happening(simulator, parse_fault(name, ["kite"])):
+            pass
+    assert simulator.faults == Switches()
+
+
+@pytest.mark.parametrize("switches", [(), ("slow",), ("reordered",)])
+async def test_kites_log_has_every_message_in_order(switches: tuple[str, ...]) -> None:
+    async with kite() as (simulator, websocket):
+        for name in switches:
+            setattr(simulator.faults, name, True)
+        reading = asyncio.create_task(everything(websocket))
+        await until(lambda: simulator.sent.total() > 3000)
+        for kind in KITE_GARBAGE:
+            simulator.send_garbage(kind)
+        simulator.rate = 0
+        simulator.flush()
+        simulator.faults.slow = False
+        await until(lambda: not simulator.connections[0]._waiting)
+        await simulator.connections[0].close(1000)
+        received = await reading
+    assert [crc32(message) for message in received] == logged(simulator)
+    assert len(received) > 100
+
+
+@pytest.mark.parametrize("blow", ["reset", "drop", "half", "close=1011", "huge"])
+async def test_what_ends_kites_connection_leaves_an_exact_beginning_of_the_log(blow: str) -> None:
+    async with kite() as (simulator, websocket):
+        reading = asyncio.create_task(everything(websocket))
+        await until(lambda: simulator.sent.total() > 500)
+        async with happening(simulator, parse_fault(blow)), asyncio.timeout(10):
+            received = [crc32(message) for message in await reading]
+        assert websocket.close_code == {"close=1011": 1011}.get(blow, 1006)
+    log = logged(simulator)
+    assert received == log[: len(received)]
+    if blow in ("close=1011", "drop"):
+        assert received == log
+
+
+async def test_while_kite_stalls_nothing_comes_not_even_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhan_pipeline.feeds.simulator.kite.HEARTBEAT_S", 0.01)
+    async with kite(rate=0) as (simulator, websocket):
+        await websocket.recv()
+        async with happening(simulator, parse_fault("stall")):
+            await asyncio.wait_for(await websocket.ping(), 10)
+            sent = simulator.sent.copy()
+            await asyncio.sleep(0.1)  # some heartbeats long
+            assert simulator.sent == sent
+        await until(lambda: simulator.sent.total() > sent.total())
+
+
+async def test_kite_says_in_text_what_is_no_data() -> None:
+    async with kite(rate=0) as (simulator, websocket):
+        while simulator.sent[QUOTE] < len(KITE_TOKENS):
+            await websocket.recv()
+        async with happening(simulator, parse_fault("text")):
+            said: list[str] = []
+            async for message in websocket:
+                said += [message] if isinstance(message, str) else []
+                if len(said) == 3:
+                    break
+    assert [json.loads(message)["type"] for message in said] == ["order", "error", "message"]
+
+
+async def test_of_a_timetable_what_fits_the_feed_happens() -> None:
+    async with kite(rate=0) as (simulator, websocket):
+        running = asyncio.create_task(run(simulator, [parse_fault(text) for text in ("stacked", "text")]))
+        async with asyncio.timeout(10):
+            while not isinstance(await websocket.recv(), str):
+                pass
+        assert simulator.faults == Switches()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

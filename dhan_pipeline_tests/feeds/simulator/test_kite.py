@@ -20,7 +20,8 @@ from dhan_pipeline.feeds.kite.wire import FULL, INDEX_FULL, INDEX_QUOTE, LTP, QU
 from dhan_pipeline.feeds.simulator import kite
 from dhan_pipeline.feeds.simulator.correspondence import dhan_token_of
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
-from dhan_pipeline.feeds.simulator.kite import HEARTBEAT, KINDS, TEXT, KiteSimulator
+from dhan_pipeline.feeds.simulator.exchange import HEARTBEAT
+from dhan_pipeline.feeds.simulator.kite import KINDS, TEXT, KiteSimulator
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_access_token
 from dhan_pipeline.instruments import KiteSegment, make_kite_token

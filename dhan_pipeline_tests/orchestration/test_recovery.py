@@ -24,9 +24,10 @@ from dhan_pipeline.orchestration.recovery import (
     reconciliation_schedule,
 )
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import capture_number
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.partitions import ensure_partitions
-from dhan_pipeline_tests.broker import RELIANCE, TCS, at, insert_instruments, ns, serving, trade
+from dhan_pipeline_tests.broker import RELIANCE, TCS, at, insert_instruments, ns, of, serving, trade
 from dhan_pipeline_tests.feeds.simulator.trading import SetClock
 
 DAY, TOMORROW = date(2026, 11, 20), date(2026, 11, 21)
@@ -159,6 +160,25 @@ def test_the_sensor_says_why_it_does_nothing(
     assert said in look(broker[1].model_copy(update=changes), clock, instance)
 
 
+def test_a_broker_that_cannot_be_asked_holds_up_its_own_gaps_only(
+    broker: tuple[RestServer, Settings], conn: connection, clock: SetClock, instance: dg.DagsterInstance
+) -> None:
+    both = broker[1].model_copy(update={"data_source": "kite,dhan", "kite_token_file": Path("/nowhere/token.json")})
+    tokens = of("kite", RELIANCE)
+    insert_instruments(conn, tokens)
+    gap = Gap(1, 0, ns("09:22:40"), Cause.RESET, "", tuple(tokens), ns("09:24:10"))
+    with conn, conn.cursor() as cursor:
+        apply_notes(cursor, capture_number("kite", 0), [(1, gap)])
+    assert "KITE_ACCESS_TOKEN" in look(both, clock, instance)
+    note_gap(conn)
+    assert look(both, clock, instance) == ""
+    result = run(both, clock, instance)
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "KITE_ACCESS_TOKEN" in str(failure.step_failure_data.user_failure_data)
+    assert "1 gap was recovered" in "".join(record.message for record in instance.all_logs(result.run_id))
+    assert "KITE_ACCESS_TOKEN" in look(both, clock, instance)
+
+
 def test_a_recovery_that_is_not_done_fails_and_shows_what_it_did(
     broker: tuple[RestServer, Settings], conn: connection, clock: SetClock, instance: dg.DagsterInstance
 ) -> None:
@@ -200,9 +220,11 @@ def test_each_night_the_day_before_is_compared_if_it_has_ticks(
     result = at_night(settings, clock)
     assert isinstance(result, dg.RunRequest)
     assert result.partition_key == str(DAY)
+    assert isinstance(at_night(settings.model_copy(update={"data_source": "kite,dhan"}), clock), dg.RunRequest)
     for broken, why in (
         (settings.model_copy(update={"dhan_token_file": Path("/nowhere/token.json")}), "DHAN_ACCESS_TOKEN"),
         (settings.model_copy(update={"database_url": "postgresql://127.0.0.1:1/none"}), "cannot be asked"),
+        (settings.of("kite"), "KITE_ACCESS_TOKEN"),
     ):
         result = at_night(broken, clock)
         assert isinstance(result, dg.SkipReason)

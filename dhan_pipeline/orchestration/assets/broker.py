@@ -17,6 +17,7 @@ import dagster as dg
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.broker_bars import EXPIRED, Fetch, fetch_day
+from dhan_pipeline.instruments import source_of
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, of_each_source, picture, severity, table
 from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
@@ -180,6 +181,7 @@ def _renew_candles(database_url: str, day: date, clock: Clock, warn: Callable[[s
 
 
 def _reconciliation_metadata(result: Reconciliation, known: dict[int, Contract]) -> Metadata:
+    several = len({source_of(token) for token in known}) > 1
     metadata: Metadata = {
         "dagster/row_count": len(result.differences),
         "instruments": result.instruments,
@@ -197,12 +199,15 @@ def _reconciliation_metadata(result: Reconciliation, known: dict[int, Contract])
     if len(result.differences):
         fields = [(name, f"{bare:,}", f"{explained:,}") for name, (bare, explained) in result.by_field().items()]
         metadata["differences"] = table(("field", "unexplained", "explained"), fields, numbers=True)
-        worst = [
-            (known[token].symbol if token in known else str(token), f"{bare:,}", f"{every:,}")
-            for token, bare, every in result.worst()
-        ]
+        worst = [(_name(token, known, several), f"{bare:,}", f"{every:,}") for token, bare, every in result.worst()]
         metadata["instruments_with_most"] = table(("instrument", "unexplained", "all"), worst, numbers=True)
     return metadata
+
+
+def _name(token: int, known: dict[int, Contract], several: bool) -> str:
+    """The instrument's symbol; where there are several sources, with its source before it."""
+    symbol = known[token].symbol if token in known else str(token)
+    return f"{source_of(token)} {symbol}" if several else symbol
 
 
 def _result(outcome: CheckOutcome) -> dg.AssetCheckResult:

@@ -10,6 +10,7 @@ import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.feeds.simulator.history import BarEdit
+from dhan_pipeline.feeds.simulator.kite_rest import KiteRest
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.rest import RestServer, error
 from dhan_pipeline.gaps import Cause, Gap
@@ -20,7 +21,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
-from dhan_pipeline_tests.broker import DAY, RELIANCE, TCS, at, insert_instruments, ns, serving, trade
+from dhan_pipeline_tests.broker import DAY, RELIANCE, TCS, at, insert_instruments, ns, of, serving, serving_kite, trade
 from dhan_pipeline_tests.feeds.simulator.trading import SetClock
 from dhan_pipeline_tests.orchestration.materialising import metadata, why_failed
 
@@ -175,3 +176,60 @@ def test_without_credentials_it_fails_with_a_sentence(
 ) -> None:
     poor = broker[1].model_copy(update={"dhan_token_file": Path("/nowhere/token.json")})
     assert "DHAN_ACCESS_TOKEN" in why_failed(materialize(poor, clock, instance))
+
+
+@pytest.fixture
+def both_brokers(
+    broker: tuple[RestServer, Settings], clock: SetClock, conn: connection, tmp_path: Path
+) -> Iterator[tuple[RestServer, KiteRest, Settings]]:
+    """Kite beside Dhan, over the same market; and candles of ours of Kite's instruments, as Dhan's."""
+    rest, settings = broker
+    assert rest.market
+    kite_tokens = of("kite", RELIANCE, TCS)
+    insert_instruments(conn, kite_tokens)
+    with conn, conn.cursor() as cursor:
+        for token, kite_token in zip((RELIANCE, TCS), kite_tokens, strict=True):
+            cursor.execute(
+                "INSERT INTO candles_1m (instrument_token, time, open, high, low, close, volume, ticks, touches_gap, "
+                "starts_late, source) SELECT %s, time, open, high, low, close, volume, ticks, touches_gap, "
+                "starts_late, source FROM candles_1m WHERE instrument_token = %s",
+                (kite_token, token),
+            )
+    both = settings.model_copy(update={"data_source": "kite,dhan"})
+    subscribe(both.of("kite"), *kite_tokens)
+    wrong = [BarEdit(TCS, ns("09:27") // 10**9, "close", 1.0)]
+    with serving_kite(both, clock, rest.market, tmp_path, wrong) as (kite, online):
+        yield rest, kite, online
+
+
+def test_both_brokers_are_asked_for_their_own_bars_and_compared_in_one_day(
+    both_brokers: tuple[RestServer, KiteRest, Settings], clock: SetClock, instance: dg.DagsterInstance
+) -> None:
+    rest, kite, settings = both_brokers
+    result = materialize(settings, clock, instance)
+    assert result.success
+    fetched = metadata(result, "broker_candles")
+    assert (rest.asked.total(), kite.asked.total()) == (4, 4)
+    assert fetched["dagster/row_count"] == fetched["dhan/row_count"] + fetched["kite/row_count"]
+    assert (fetched["dhan/instruments"], fetched["kite/instruments"], fetched["kite/failed"]) == (2, 2, 0)
+    assert judged(result, "bars_fetched").passed
+    compared = metadata(result, "candle_reconciliation")
+    assert (compared["instruments"], compared["bars_that_differ"], compared["instruments_left_out"]) == (4, 1, 0)
+    assert compared["instruments_with_most"].splitlines()[2] == "| kite S11536 | 1 | 2 |"
+
+
+def test_what_one_broker_gives_is_kept_and_compared_where_the_other_cannot_be_asked(
+    both_brokers: tuple[RestServer, KiteRest, Settings], clock: SetClock, instance: dg.DagsterInstance
+) -> None:
+    rest, kite, settings = both_brokers
+    poor = settings.model_copy(update={"kite_token_file": Path("/nowhere/token.json")})
+    nobody = poor.model_copy(update={"dhan_token_file": Path("/nowhere/token.json")})
+    assert "DHAN_ACCESS_TOKEN" in why_failed(materialize(nobody, clock, instance))
+    result = materialize(poor, clock, instance)
+    assert result.success
+    assert (rest.asked.total(), kite.asked.total()) == (4, 0)
+    check = judged(result, "bars_fetched")
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "KITE_ACCESS_TOKEN" in (check.description or "")
+    compared = metadata(result, "candle_reconciliation")
+    assert (compared["instruments"], compared["bars_that_differ"], compared["instruments_left_out"]) == (2, 0, 2)

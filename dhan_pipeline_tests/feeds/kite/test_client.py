@@ -31,8 +31,8 @@ from dhan_pipeline.feeds.kite.framing import split
 from dhan_pipeline.feeds.kite.wire import FULL, INDEX_QUOTE
 from dhan_pipeline.feeds.kite.wire import LTP as LTP_SIZE
 from dhan_pipeline.feeds.simulator import kite as simulator_module
-from dhan_pipeline.feeds.simulator.kite import GARBAGE, MODE_BITS, KiteSimulator
-from dhan_pipeline.feeds.simulator.kite import HEARTBEAT as HEARTBEATS
+from dhan_pipeline.feeds.simulator.exchange import HEARTBEAT as HEARTBEATS
+from dhan_pipeline.feeds.simulator.kite import MODE_BITS, KiteSimulator
 from dhan_pipeline.feeds.simulator.tokens import API_KEY, make_kite_access_token
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import KiteSegment, make_kite_token
@@ -502,7 +502,7 @@ async def test_no_garbage_ends_a_connection(settings, watcher):
         renew(it, make_kite_access_token())
         async with running(watcher.feed(it, dict.fromkeys(tokens(5), Mode.FULL))):
             await until(lambda: watcher.first)
-            for kind in GARBAGE:
+            for kind in simulator.garbage:
                 simulator.send_garbage(kind)
             await until(lambda: sum(len(message) == 400_000 for message in watcher.messages) == 1)
             simulator.send_text({"type": "message", "data": "the end"})

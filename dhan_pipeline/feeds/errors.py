@@ -6,16 +6,16 @@
     └── SourceError
         ├── CredentialsError             permanent: a person has to mend the token file or the settings
         │   ├── TokenExpiredError        permanent: the same, the token's time is over
-        │   ├── TokenRejectedError       permanent: REST does not take the token (DH-901, DH-906, 807-810)
+        │   ├── TokenRejectedError       permanent: REST does not take it (DH-901, DH-906, 807-810; TokenException)
         │   └── TokenError               permanent: no new token could be made, or the one there is not be judged
         │       └── TokenLostError       permanent: one was made and could not be kept
         ├── SubscriptionLimitError       permanent: more instruments than the account's connections take
         ├── RestError                    a request to REST failed (`code`); permanent unless it says otherwise
-        │   ├── BusyError                retryable: too many requests (DH-904, 805, HTTP 429)
+        │   ├── BusyError                retryable: too many requests (DH-904, 805; HTTP 429)
         │   ├── UnavailableError         retryable: no answer, an empty one, or a fault of the server's
-        │   ├── BadRequestError          permanent: there is no such instrument, page or range (DH-905)
+        │   ├── BadRequestError          permanent: no such instrument, page or range (DH-905; InputException)
         │   ├── NoDataError              permanent: there is nothing to give (DH-907); `history` makes no bars of it
-        │   ├── NoDataPlanError          permanent: the account has no data APIs (DH-902, 806)
+        │   ├── NoDataPlanError          permanent: the account has no data APIs (DH-902, 806; PermissionException)
         │   ├── AnswerError              permanent: the answer is not what the documentation says
         │   └── RequestsUsedUpError      permanent until tomorrow: as many requests as a day has were made
         └── FeedError                    retryable: the connection was lost, or could not be made
@@ -81,11 +81,11 @@ class RestError(SourceError):
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
         self.code = code
-        """Dhan's error code (`DH-905`, `805`) or `HTTP 502`; "" if there was none."""
+        """Dhan's error code (`DH-905`, `805`), Kite's (`InputException`), or `HTTP 502`; "" if there was none."""
 
 
 class BusyError(RestError):
-    """More requests than Dhan takes, and waiting did not help."""
+    """More requests than the broker takes, and waiting did not help."""
 
     retryable = True
     cause = Cause.LIMIT
@@ -98,11 +98,11 @@ class UnavailableError(RestError):
 
 
 class BadRequestError(RestError):
-    """Dhan takes no such request: the instrument, its type or the range is none that it knows."""
+    """The broker takes no such request: the instrument, its type or the range is none that it knows."""
 
 
 class NoDataError(RestError):
-    """Dhan has nothing of the kind."""
+    """The broker has nothing of the kind."""
 
 
 class NoDataPlanError(RestError):
@@ -116,7 +116,7 @@ class AnswerError(RestError):
 
 
 class RequestsUsedUpError(RestError):
-    """As many requests as Dhan takes in a day were made."""
+    """As many requests as the broker takes in a day were made."""
 
     cause = Cause.LIMIT
 

@@ -15,7 +15,7 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.masters import download_master, parse_master
-from dhan_pipeline.orchestration.metadata import Metadata
+from dhan_pipeline.orchestration.metadata import Metadata, of_each_source
 from dhan_pipeline.orchestration.names import OWNERS, REFERENCE
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.sessions import IST
@@ -128,10 +128,4 @@ def _subscriptions(settings: Settings, on: date, context: dg.AssetExecutionConte
 def _of_each_source(settings: Settings, work: Callable[[Settings], Metadata]) -> dg.MaterializeResult[None]:
     with explained():
         parts = {source: work(settings.of(source)) for source in settings.sources}
-    if len(parts) == 1:
-        return dg.MaterializeResult(metadata=parts[settings.source])
-    metadata: Metadata = {"dagster/row_count": 0}
-    for source, part in parts.items():
-        metadata["dagster/row_count"] += part["dagster/row_count"]
-        metadata |= {f"{source}/{name.removeprefix('dagster/')}": value for name, value in part.items()}
-    return dg.MaterializeResult(metadata=metadata)
+    return dg.MaterializeResult(metadata=of_each_source(parts))

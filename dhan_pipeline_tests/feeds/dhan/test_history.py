@@ -35,7 +35,7 @@ from dhan_pipeline.feeds.errors import (
     UnavailableError,
 )
 from dhan_pipeline.feeds.history import BrokerBars
-from dhan_pipeline.feeds.rest import Pacer, RestPolicy
+from dhan_pipeline.feeds.rest import RestPolicy
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.history import intraday
 from dhan_pipeline.feeds.simulator.market import Market
@@ -519,43 +519,11 @@ async def test_no_more_is_asked_in_a_day_than_dhan_takes(tmp_path: Path) -> None
         assert client.requests_today == 1
 
 
-async def test_turns_come_in_order_and_never_closer_than_the_interval() -> None:
-    loop = asyncio.get_running_loop()
-    pacer = Pacer(0.02, SetClock())
-    turns: list[tuple[int, float]] = []
-
-    async def take(number: int) -> None:
-        await pacer.turn()
-        turns.append((number, loop.time()))
-        if number == 1:
-            pacer.rest(0.1)
-
-    await asyncio.gather(*map(take, range(4)))
-    assert [number for number, _ in turns] == [0, 1, 2, 3]
-    waits = np.diff([at for _, at in turns])
-    assert (waits > [0.019, 0.099, 0.019]).all()
-    assert pacer.today == 4
-
-
-async def test_a_task_that_is_cancelled_in_the_queue_holds_nobody_up() -> None:
-    pacer = Pacer(0.05, SetClock())
-    await pacer.turn()
-    waiting = [asyncio.ensure_future(pacer.turn()) for _ in range(3)]
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    waiting[1].cancel()
-    await waiting[2]
-    assert waiting[0].cancelled()
-
-
 def test_the_default_pace_is_within_dhan_s_limits() -> None:
     policy = LIMITS
     assert 5 * policy.data_interval_s > 1
     assert policy.quote_interval_s > 1
     assert policy.requests_a_day == 100_000
-    longest = [policy.pause_s(failures) for failures in range(1, policy.busy_tries)]
-    assert sum(longest) > 60
-    assert max(longest) <= policy.longest_pause_s
 
 
 async def test_a_bar_is_asked_for_no_earlier_than_it_is_given(tmp_path: Path) -> None:

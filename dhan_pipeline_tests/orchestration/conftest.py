@@ -171,9 +171,9 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def execute(pipeline: Pipeline, *complete_hours: str) -> dg.ExecuteInProcessResult:
-    job = pipeline.definitions(*complete_hours).resolve_job_def("ingest_job")
-    return job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
+def execute(pipeline: Pipeline, *complete_hours: str, job: str = "ingest_job") -> dg.ExecuteInProcessResult:
+    ingest_job = pipeline.definitions(*complete_hours).resolve_job_def(job)
+    return ingest_job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
 
 
 def stop_when(pipeline: Pipeline, condition: Callable[[], object]) -> Callable[[], None]:

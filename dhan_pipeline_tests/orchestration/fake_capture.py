@@ -62,7 +62,7 @@ def main() -> None:
     if mode == "refuse":
         print("Process 42 captures already.", file=sys.stderr)
         sys.exit(1)
-    say("started", capture=int(os.environ["CAPTURE"]), source="dhan", pid=os.getpid())
+    say("started", capture=int(os.environ["CAPTURE"]), source=os.environ["DATA_SOURCE"], pid=os.getpid())
     status()
     for hour in sys.argv[1:]:
         say("hour_complete", hour=hour)

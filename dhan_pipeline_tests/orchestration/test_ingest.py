@@ -20,6 +20,7 @@ from dhan_pipeline.orchestration.names import (
     STOP_AT_TAG,
     STOP_TAG,
     TICKS,
+    live_feed_key,
 )
 from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
 from dhan_pipeline.store.engine import create_database
@@ -190,6 +191,28 @@ def test_live_checks_are_reported_at_once_when_their_state_changes_and_else_seld
     with meanwhile(stop_when(pipeline, lambda: len(live(pipeline)) == len(LIVE_CHECKS))):
         execute(pipeline)
     assert [e.passed for e in checks(pipeline, LIVE_FEED, "connected")] == [True, True]  # at its start, at its stop
+
+
+def test_the_capture_of_one_of_two_sources_is_told_which_and_reports_checks_of_its_own(pipeline: Pipeline) -> None:
+    both = Pipeline(pipeline.settings.model_copy(update={"data_source": "kite,dhan"}), pipeline.instance)
+    kite = live_feed_key("kite", both.settings.sources)
+    with meanwhile(stop_when(both, lambda: checks(both, kite, "connected") and told(both, "started as"))):
+        result = execute(both, job="ingest_job_kite")
+    assert result.success
+    assert checks(both, kite, "connected")
+    assert not checks(both, LIVE_FEED, "connected")
+    assert not checks(both, live_feed_key("dhan", both.settings.sources), "connected")
+
+
+def test_an_hour_waits_for_what_the_other_capture_has_yet_to_store_but_not_for_ever(
+    pipeline: Pipeline, record_hour: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Pipeline(pipeline.settings.model_copy(update={"data_source": "kite,dhan"}), pipeline.instance)
+    record_hour(HOUR, blocks_lost=1)
+    monkeypatch.setattr(ingest, "OTHERS_S", 0.3)
+    with meanwhile(stop_when(both, lambda: HOUR in materialized(both))):
+        execute(both, HOUR, job="ingest_job_dhan")
+    assert [evaluation.passed for evaluation in checks(both, TICKS, "conservation")] == [False]
 
 
 def test_asked_to_stop_it_lets_the_capture_flush_and_succeeds(pipeline: Pipeline) -> None:

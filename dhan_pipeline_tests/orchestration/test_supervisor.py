@@ -162,9 +162,9 @@ class TestTheSensor:
     """The thin shell, over runs in a real instance."""
 
     @staticmethod
-    def evaluate(pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
+    def evaluate(pipeline: Pipeline, name: str = "ingest_supervisor") -> dg.RunRequest | dg.SkipReason:
         definitions = pipeline.definitions()
-        sensor = definitions.get_repository_def().get_sensor_def("ingest_supervisor")
+        sensor = definitions.get_repository_def().get_sensor_def(name)
         with dg.build_sensor_context(
             instance=pipeline.instance, resources={"settings": pipeline.settings, "clock": NOON}
         ) as context:
@@ -196,6 +196,22 @@ class TestTheSensor:
         assert isinstance(request, dg.RunRequest)
         assert request.run_key == "0:2026-11-22#1"
         assert request.tags == {"dhan/session": "2026-11-22", "dhan/attempt": "1"}
+
+    def test_each_of_two_sources_has_runs_of_its_own(self, pipeline: Pipeline) -> None:
+        both = Pipeline(pipeline.settings.model_copy(update={"data_source": "kite,dhan"}), pipeline.instance)
+        subscription = Subscription(738561, Mode.FULL, "RELIANCE")
+        write_subscriptions(both.settings.of("kite").subscriptions_path, [subscription])
+        request = self.evaluate(both, "ingest_supervisor_kite")
+        assert isinstance(request, dg.RunRequest)
+        assert request.run_key == "16:2026-11-22#1"
+        job = both.definitions().resolve_job_def("ingest_job_kite")
+        alive = both.instance.create_run_for_job(job, tags=job.tags, status=dg.DagsterRunStatus.STARTED)
+        waits = self.evaluate(both, "ingest_supervisor_kite")
+        assert isinstance(waits, dg.SkipReason)
+        assert alive.run_id[:8] in (waits.skip_message or "")
+        other = self.evaluate(both, "ingest_supervisor_dhan")
+        assert isinstance(other, dg.SkipReason)
+        assert "No subscriptions" in (other.skip_message or "")
 
     def test_counts_attempts_of_this_session_only(self, subscribed: Pipeline) -> None:
         succeeded = dg.DagsterRunStatus.SUCCESS

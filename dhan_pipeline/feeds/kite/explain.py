@@ -23,13 +23,12 @@ def explain(frame: bytes) -> list[ExplainedPacket]:
         row: ExplainedField = {"offset": 0, "field": "packets", "raw": count, "meaning": f"{count} packets follow"}
         packets.append({"kind": "count", "offset": 0, "size": COUNT_SIZE, "error": None, "rows": [row]})
     for start, size, error in split(frame):
-        if size == 0:
-            if len(frame) == HEARTBEAT_SIZE:
-                packets.append(_unread("heartbeat", frame, 0, HEARTBEAT_SIZE, None))
-        elif error is None:
-            packets.append(_packet(frame, start, size))
-        else:
+        if error is not None:
             packets.append(_unread("unknown", frame, start, size, error))
+        elif size:
+            packets.append(_packet(frame, start, size))
+        elif len(frame) == HEARTBEAT_SIZE:
+            packets.append(_unread("heartbeat", frame, 0, HEARTBEAT_SIZE, None))
     return packets
 
 

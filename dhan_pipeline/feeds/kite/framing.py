@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dhan_pipeline.feeds.kite.wire import COUNT_SIZE, HEARTBEAT_SIZE, LAYOUTS, LENGTH_SIZE, LTP
 
 #: A packet's place in its buffer: start and size without the length before it, and why it cannot be read (None if it
-#: can). The size of a heartbeat is 0, and nothing else's is. What cannot be read begins with its length.
+#: can). The size of a heartbeat is 0, and of nothing else that can be read. What cannot begins with its length.
 Packet = tuple[int, int, str | None]
 
 

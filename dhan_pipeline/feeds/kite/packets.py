@@ -147,7 +147,12 @@ def _level(data: bytes, at: int, divisor: int, decimals: int) -> KiteDepthLevel:
 def _price(name: str, wire: int, divisor: int, decimals: int) -> float | None:
     if wire < 0:
         raise PacketError(f"{name} of {wire} is impossible")
-    price = round(wire / divisor, decimals)
+    price = _rounded(wire / divisor, decimals)
     if name == "average_traded_price" and price != wire / divisor:
-        price = round(wire / divisor, AVERAGE_DECIMALS)
+        price = _rounded(wire / divisor, AVERAGE_DECIMALS)
     return price or None
+
+
+def _rounded(price: float, decimals: int) -> float:
+    """As the batch path rounds, to the last bit."""
+    return float(round(price * 10**decimals) / 10**decimals)

@@ -176,12 +176,23 @@ def test_each_of_two_sources_has_a_capture_a_supervisor_and_checks_of_its_own() 
     assert names(build_defs(location="ingest", settings=settings)) == jobs | {
         f"ingest_supervisor_{source}" for source in settings.sources
     }
+    everything = names(both)
+    assert {"token_refresh_job", "token_check_job", "shadow_job", "shadow_sensor"} <= everything
+    assert everything.isdisjoint({"ingest_job", "ingest_supervisor", dg.AssetKey("live_feed")})
     captures = {both.resolve_job_def(name).tags["dhan/capture"] for name in jobs}
     assert captures == {"0", "16"}
     graph = both.resolve_asset_graph()
     for source in settings.sources:
         key = dg.AssetKey(f"live_feed_{source}")
         assert {check.name for check in graph.asset_check_keys if check.asset_key == key} == ASSETS["live_feed"][4]
+
+
+def test_of_a_token_that_only_a_login_makes_it_is_looked_whether_it_is_good() -> None:
+    kite = build_defs(
+        settings=Settings(_env_file=None, data_source="kite", database_url="postgresql://127.0.0.1:1/none")
+    )
+    assert {"token_check_job", "token_check_schedule"} <= names(kite)
+    assert names(kite).isdisjoint({"token_refresh_job", "token_refresh_schedule", "shadow_job"})
 
 
 def test_an_ingest_run_says_which_capture_it_keeps() -> None:

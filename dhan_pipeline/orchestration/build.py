@@ -42,7 +42,7 @@ from dhan_pipeline.orchestration.timescale import (
     tick_storage_job,
     tick_storage_schedule,
 )
-from dhan_pipeline.orchestration.tokens import token_refresh_job, token_refresh_schedule
+from dhan_pipeline.orchestration.tokens import TOKEN_JOBS, TOKEN_SCHEDULES
 from dhan_pipeline.settings import Settings
 
 Location = Literal["ingest", "dhan_pipeline"]
@@ -105,7 +105,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             retention_job,
             reconciliation_job,
             gap_recovery_job,
-            token_refresh_job,
+            *(TOKEN_JOBS[source] for source in settings.sources),
             event_log_job,
             tick_storage_job,
         ],
@@ -115,7 +115,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             archive_schedule,
             reconciliation_schedule,
             retention_schedule,
-            token_refresh_schedule,
+            *(TOKEN_SCHEDULES[source] for source in settings.sources),
             event_log_schedule,
             tick_storage_schedule,
         ],

@@ -121,9 +121,10 @@ class Generator:
         before = sum(ring.sent for ring in self._rings), sum(ring.volume_sent for ring in self._rings)
         cpu_s = time.process_time()
         started = last = time.perf_counter()
-        while last - started < seconds:
+        end = started + seconds
+        while last < end:
             await asyncio.sleep(SLICE_S)
-            now = min(time.perf_counter(), started + seconds)
+            now = min(time.perf_counter(), end)
             if any(socket.transport.get_write_buffer_size() > HIGH_WATER_BYTES for socket in self._sockets):
                 continue
             for ring, socket in zip(self._rings, self._sockets, strict=True):

@@ -9,7 +9,9 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from psycopg2.extensions import connection
 from websockets.exceptions import ConnectionClosedError
@@ -17,6 +19,7 @@ from websockets.sync.client import connect
 
 from dhan_pipeline.cli import capture
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
+from dhan_pipeline.feeds.simulator.correspondence import kite_token_of
 from dhan_pipeline.feeds.simulator.dhan import choose_instruments
 from dhan_pipeline.feeds.simulator.faults import FAULTS
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
@@ -119,7 +122,7 @@ def test_help_names_every_command_that_there_is(here: Here) -> None:
     [
         (("teleport",), "No such command 'teleport'"),
         (("decode",), "Missing argument 'HEX'"),
-        (("decode", "--source", "other", "00"), "other is not a source that exists; use dhan."),
+        (("decode", "--source", "other", "00"), "other is not a source that exists; use dhan or kite."),
         (("ingest", "--for", "soon"), "Invalid value for '--for'"),
         (("simulate", "--listen", "8765"), "8765 is not HOST:PORT"),
         (("simulate", "--rest", "127.0.0.1:70000"), "127.0.0.1:70000 is not HOST:PORT"),
@@ -493,6 +496,38 @@ def test_the_exchange_says_where_it_listens_and_stops_when_asked(master: Path, f
         assert re.fullmatch(r"rest_url: http://127\.0\.0\.1:\d+\n", process.stdout.readline())
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_the_exchange_of_both_brokers_is_two_and_the_same_instruments_trade(master: Path, folder: Path) -> None:
+    arguments = ["simulate", "--source", "kite,dhan", "--instruments", "4", "--master", str(master), "--json"]
+    for option in ("--listen", "--rest"):
+        arguments += [option, "127.0.0.1:0"]
+    for source in ("kite", "dhan"):
+        arguments += ["--token-file", f"{source}_token.json"]
+    with running(*arguments, cwd=folder) as process:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        kite, dhan = facts["kite"], facts["dhan"]
+        assert list(facts) == ["kite", "dhan"]
+        assert list(kite) == ["feed_url", "rest_url", "api_key", "api_secret", "access_token"]
+        assert len({urlsplit(of[name]).port for of in (kite, dhan) for name in ("feed_url", "rest_url")}) == 4
+        token = json.loads((folder / "kite_token.json").read_text())["access_token"]
+        assert set(json.loads((folder / "dhan_token.json").read_text())) >= {"access_token", "client_id"}
+        lines = httpx.get(f"{kite['rest_url']}/instruments", trust_env=False).text.splitlines()
+        dump = {int(line.partition(",")[0]) for line in lines[1:]}
+        tokens = [kite_token_of(token) for token in choose_instruments(master, 4)]
+        assert dump.issuperset(tokens)
+        for given in (token, kite["access_token"]):
+            with connect(f"{kite['feed_url']}?api_key={kite['api_key']}&access_token={given}") as socket_:
+                socket_.send(json.dumps({"a": "subscribe", "v": tokens}))
+                first = socket_.recv()
+                assert isinstance(first, bytes)
+                assert first[:2] == bytes.fromhex("0004")
+        process.send_signal(signal.SIGTERM)
+        summary, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+        assert json.loads(summary)["dhan"] == {"sent": {}, "skipped": 0}
+        assert json.loads(summary)["kite"]["sent"]["quote"] >= 2
 
 
 @pytest.mark.parametrize("option", ["--listen", "--rest"])

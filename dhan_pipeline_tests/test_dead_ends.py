@@ -75,6 +75,16 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         (("simulate", "--fault", "reset+3"), "reset passes at once"),
         (("simulate", "--fault", "refuse=7"), "7 is not an HTTP status"),
         (("simulate", "--listen", "127.0.0.1:²"), "127.0.0.1:² is not HOST:PORT"),
+        (
+            ("simulate", "--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"),
+            "it is given once for each source at most",
+        ),
+        (
+            ("simulate", "--source", "kite", "--fault", "disconnect"),
+            "disconnect is nothing that kite can do, only dhan",
+        ),
+        (("simulate", "--source", "dhan,kite,dhan"), "dhan,kite,dhan names a source twice"),
+        (("simulate", "--source", "kite", "--from-journal", "."), "only Dhan's recordings can be sent again"),
         (("simulate", "--seed", "-1"), "Invalid value for '--seed'"),
         (("simulate", "--rate", "nan"), "Invalid value for '--rate'"),
         (("simulate", "--rate", "inf"), "Invalid value for '--rate'"),
@@ -475,7 +485,9 @@ def test_a_download_that_cannot_be_kept_is_said(pages: str, here: Here) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_an_exchange_that_cannot_open_is_said(arguments: tuple[str, ...], said: str, here: Here, master: Path) -> None:
-    addresses = ("--listen", "127.0.0.1:0", "--rest", "127.0.0.1:0", "--master", str(master))
+    addresses = ("--rest", "127.0.0.1:0", "--master", str(master))
+    if "--listen" not in arguments:
+        addresses += ("--listen", "127.0.0.1:0")
     assert re.fullmatch(said, sentence(here("simulate", *addresses, *arguments)))
 
 

@@ -73,22 +73,26 @@ def parse_interval(day: str | None, since: str | None, until: str | None) -> tup
 
 
 def read_recording(journal_dir: Path, start_ns: int, end_ns: int) -> Recording:
-    """What was received from `start_ns` on and before `end_ns`, over all captures, read while it is asked for.
+    """What was received from `start_ns` on and before `end_ns`, over all captures of Dhan, read while it is asked for.
 
     Raises PipelineError where there is nothing.
     """
     from dhan_pipeline.feeds.simulator.recording import merge
     from dhan_pipeline.journal.reader import captures, hours
+    from dhan_pipeline.sources import source_of_capture
 
-    numbers = captures(journal_dir)
-    if not numbers:
+    held = captures(journal_dir)
+    if not held:
         raise PipelineError(f"There is no journal in {journal_dir}: it is a folder of captures, such as data/journal.")
+    numbers = [number for number in held if source_of_capture(number) == "dhan"]
+    if not numbers:
+        raise PipelineError(f"The journal in {journal_dir} is Kite's, and only Dhan's can be sent again.")
     messages = merge([_read_capture(journal_dir, capture, start_ns, end_ns) for capture in numbers])
     first = next(messages, None)
     if first is None:
         keys = sorted(key for capture in numbers for key in hours(journal_dir, capture))
-        held = f"its hours are {keys[0]} to {keys[-1]}" if keys else "it is empty"
-        raise PipelineError(f"The journal in {journal_dir} has no packets of that time: {held}.")
+        has = f"its hours are {keys[0]} to {keys[-1]}" if keys else "it is empty"
+        raise PipelineError(f"The journal in {journal_dir} has no packets of that time: {has}.")
     last_ns = max(_last_received_ns(journal_dir, capture, start_ns, end_ns) for capture in numbers)
     first_ns = int(first.received_ns[0])
     return Recording(chain([first], messages), first_ns, max(first_ns, last_ns))

@@ -5,8 +5,8 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +15,10 @@ from typer.core import TyperCommand
 
 from dhan_pipeline.cli.common import LONGEST_S, JsonOption, SourcesOption, parse_sources, until_signal
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.sources import Source
 
 if TYPE_CHECKING:
-    from dhan_pipeline.feeds.simulator.dhan import DhanExchange, Options
-    from dhan_pipeline.feeds.simulator.faults import Fault
+    from dhan_pipeline.feeds.simulator.faults import AnyExchange, Fault
 
 InstrumentsOption = Annotated[int, typer.Option("--instruments", min=1, max=25_000, help="How many instruments trade.")]
 RateOption = Annotated[
@@ -76,6 +76,9 @@ def demo(
         print(json.dumps(result))
 
 
+#: How long the tokens of the simulated brokers last, in seconds.
+_TOKEN_LASTS_S = 30 * 86_400
+
 #: Options of `simulate` that say what the synthetic market is, and those that say how a recording is sent.
 _OF_MARKET = {"instruments": "--instruments", "rate": "--rate", "seed": "--seed"}
 _OF_RECORDING = {
@@ -93,11 +96,22 @@ def simulate(
     ctx: typer.Context,
     source: SourcesOption = "dhan",
     listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where the feed listens; port 0 takes a free one.")
-    ] = "127.0.0.1:8765",
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where the feed listens; port 0 takes a free one. Of both brokers: once for each, in their order, or"
+            " the second takes a free one.",
+            show_default="127.0.0.1:8765",
+        ),
+    ] = None,
     rest: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where REST listens: scrip master, tokens, profile.")
-    ] = "127.0.0.1:0",
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where REST listens: instruments, tokens, profile, bars. Of both brokers: once for each.",
+            show_default="127.0.0.1:0",
+        ),
+    ] = None,
     instruments: Annotated[
         str,
         typer.Option(metavar="N or FILE", help="How many instruments trade, or a file of resolved subscriptions."),
@@ -106,10 +120,17 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same market.")] = 0,
     master: Annotated[
         Path | None,
-        typer.Option(help="The scrip master to trade and to serve; without it, a synthetic one, or none of a journal."),
+        typer.Option(
+            help="The scrip master of Dhan's to trade and to serve, to Kite's clients as its dump; without it, a"
+            " synthetic one, or none of a journal."
+        ),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="Write a token that the exchange accepts to this file.")
+        list[Path] | None,
+        typer.Option(
+            metavar="<path>",
+            help="Write a token that the exchange accepts to this file. Of both brokers: once for each.",
+        ),
     ] = None,
     fault: Annotated[
         list[str] | None,
@@ -141,30 +162,30 @@ def simulate(
     once: Annotated[bool, typer.Option("--once", help="End when the recording has ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the exchange: a server that speaks the broker's wire protocol over a synthetic market, or a recording."""
-    parse_sources(source)
+    """Run the exchange: a server that speaks the broker's wire protocol over a synthetic market, or a recording.
+
+    With both brokers, the same trades go out over both wires.
+    """
+    sources = parse_sources(source)
     unfit = _OF_RECORDING if from_journal is None else _OF_MARKET
     for name, option in unfit.items():
         given = ctx.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":
             why = "goes with --from-journal only" if from_journal is None else "does not go with --from-journal"
             raise typer.BadParameter(f"it {why}", param_hint=option)
-    faults = [_fault(text) for text in fault or ()]
-    from dhan_pipeline.feeds.dhan.auth import save_token
-    from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
+    faults = [_fault(text, sources) for text in fault or ()]
+    for option, places in (("--listen", listen), ("--rest", rest), ("--token-file", token_file)):
+        if len(places or ()) > len(sources):
+            raise typer.BadParameter("it is given once for each source at most", param_hint=option)
+    addresses = _addresses(sources, listen or ["127.0.0.1:8765"], rest or ["127.0.0.1:0"])
 
-    host, port = _host_port(listen, "--listen")
-    rest_host, rest_port = _host_port(rest, "--rest")
-    options: Options = {"host": host, "port": port, "rest_host": rest_host, "rest_port": rest_port}
-
-    def make_token_file() -> None:
-        if token_file:
-            try:
-                save_token(token_file, make_token(CLIENT_ID, expires_in=30 * 86_400), CLIENT_ID)
-            except OSError as error:
-                raise PipelineError(f"The token file {token_file} cannot be written: {error.strerror}.") from error
+    def write_token_files() -> None:
+        for name, path in zip(sources, token_file or (), strict=False):
+            _write_token_file(name, path)
 
     if from_journal is not None:
+        if sources != ("dhan",):
+            raise typer.BadParameter("only Dhan's recordings can be sent again", param_hint="--source")
         from dhan_pipeline.cli.recorded import follow, parse_interval, read_recording
         from dhan_pipeline.feeds.simulator.replay import SETTLED_S, DhanReplay
 
@@ -178,14 +199,14 @@ def simulate(
                 master.open("rb").close()
             except OSError as error:
                 raise PipelineError(f"The scrip master {master} cannot be read: {error.strerror}.") from error
-        options["master_csv"] = master
-        make_token_file()
+        write_token_files()
         replay = DhanReplay(
             recording.messages,
             speed=factor,
             settled_s=None if at_once else SETTLED_S,
             shift_times=shift_times,
-            **options,
+            master_csv=master,
+            **addresses["dhan"],
         )
 
         async def watch(stop: asyncio.Event) -> None:
@@ -193,13 +214,14 @@ def simulate(
                 replay.begin()
             await follow(replay, recording, stop, once=once)
 
-        _serve(replay, faults, as_json, watch)
+        _serve({"dhan": replay}, faults, as_json, watch)
         if replay.failure is not None:
             raise PipelineError(f"The recording cannot be read on: {replay.failure}.") from replay.failure
         return
 
     from dhan_pipeline.clock import Clock
-    from dhan_pipeline.feeds.simulator.dhan import DhanSimulator, choose_instruments
+    from dhan_pipeline.feeds.simulator.dhan import choose_instruments
+    from dhan_pipeline.feeds.simulator.exchanges import make_exchanges
     from dhan_pipeline.feeds.simulator.master import write_synthetic_master
     from dhan_pipeline.sessions import IST
     from dhan_pipeline.subscriptions import read_subscriptions
@@ -209,7 +231,7 @@ def simulate(
             raise typer.BadParameter("at least one instrument has to trade", param_hint="--instruments")
     elif not Path(instruments).exists():
         raise typer.BadParameter(f"{instruments} is neither a number nor a file", param_hint="--instruments")
-    make_token_file()
+    write_token_files()
     with tempfile.TemporaryDirectory() as folder:
         if master is None:
             master = Path(folder) / "scrip_master.csv"
@@ -218,44 +240,114 @@ def simulate(
             tokens = choose_instruments(master, int(instruments))
         else:
             tokens = [subscription.instrument_token for subscription in read_subscriptions(Path(instruments))]
-        options["master_csv"] = master
-        _serve(DhanSimulator(tokens, rate=rate, seed=seed, **options), faults, as_json)
+        try:
+            if "dhan" in sources:
+                addresses["dhan"]["master_csv"] = master
+            if "kite" in sources:
+                from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
+
+                addresses["kite"]["dump_csv"] = Path(folder) / "kite_instruments.csv"
+                write_synthetic_dump(addresses["kite"]["dump_csv"], master)
+            exchanges = make_exchanges(sources, tokens, rate=rate, seed=seed, options=addresses)
+        except ValueError as error:
+            raise PipelineError(f"Kite cannot trade these instruments: {error}.") from error
+        _serve(exchanges, faults, as_json)
+
+
+def _addresses(sources: Sequence[Source], listen: Sequence[str], rest: Sequence[str]) -> dict[Source, dict[str, Any]]:
+    """Where the exchange of each source listens. What is not said is a free port beside the last that was."""
+
+    def places(said: Sequence[str], option: str) -> list[tuple[str, int]]:
+        found = [_host_port(value, option) for value in said]
+        return found + [(found[-1][0], 0)] * (len(sources) - len(found))
+
+    ends = zip(sources, places(listen, "--listen"), places(rest, "--rest"), strict=True)
+    return {
+        source: {"host": host, "port": port, "rest_host": rest_host, "rest_port": rest_port}
+        for source, (host, port), (rest_host, rest_port) in ends
+    }
+
+
+def _write_token_file(source: Source, path: Path) -> None:
+    from dhan_pipeline.feeds.dhan.auth import save_token
+    from dhan_pipeline.feeds.kite.auth import save_kite_token
+    from dhan_pipeline.feeds.simulator.tokens import API_KEY, CLIENT_ID, make_kite_access_token, make_token
+
+    try:
+        if source == "dhan":
+            save_token(path, make_token(CLIENT_ID, expires_in=_TOKEN_LASTS_S), CLIENT_ID)
+        else:
+            save_kite_token(path, make_kite_access_token(expires_in=_TOKEN_LASTS_S), API_KEY)
+    except OSError as error:
+        raise PipelineError(f"The token file {path} cannot be written: {error.strerror}.") from error
+
+
+def _credentials(source: Source) -> dict[str, str]:
+    """Of an account that there is only here: with them, tokens are made as with the broker."""
+    from dhan_pipeline.feeds.simulator.tokens import (
+        API_KEY,
+        API_SECRET,
+        CLIENT_ID,
+        PIN,
+        TOTP_SECRET,
+        make_kite_access_token,
+    )
+
+    if source == "dhan":
+        return {"client_id": CLIENT_ID, "pin": PIN, "totp_secret": TOTP_SECRET}
+    token = make_kite_access_token(expires_in=_TOKEN_LASTS_S)
+    return {"api_key": API_KEY, "api_secret": API_SECRET, "access_token": token}
 
 
 def _serve(
-    exchange: "DhanExchange",
+    exchanges: "Mapping[Source, AnyExchange]",
     faults: "list[Fault]",
     as_json: bool,
     watch: Callable[[asyncio.Event], Awaitable[None]] | None = None,
 ) -> None:
-    """Run the exchange until a signal, and say where it is and what it has sent. `watch` goes on beside it."""
+    """Run the exchanges until a signal, and say where they are and what they have sent. `watch` goes on beside them."""
     import uvloop
 
     from dhan_pipeline.feeds.simulator import faults as misbehaviour
-    from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET
 
     async def run(stop: asyncio.Event) -> None:
-        try:
-            async with exchange:
-                facts = {"feed_url": exchange.feed_url, "rest_url": exchange.rest_url}
-                # Of an account that there is only here: with them, tokens are made as with the broker.
-                facts |= {"client_id": CLIENT_ID, "pin": PIN, "totp_secret": TOTP_SECRET}
-                lines = [f"{name}: {fact}" for name, fact in facts.items()]
-                print(json.dumps(facts) if as_json else "\n".join(lines), flush=True)
-                beside = [asyncio.ensure_future(misbehaviour.run(exchange, faults))]
-                if watch is not None:
-                    beside.append(asyncio.ensure_future(watch(stop)))
-                await stop.wait()
-                for task in beside:
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
-        except OSError as error:
-            raise PipelineError(f"The exchange cannot listen: {error.strerror}.") from error
+        async with AsyncExitStack() as listening:
+            facts: dict[Source, dict[str, str]] = {}
+            for source, exchange in exchanges.items():
+                try:
+                    await listening.enter_async_context(exchange)
+                except OSError as error:
+                    raise PipelineError(f"The exchange cannot listen: {error.strerror}.") from error
+                facts[source] = {"feed_url": exchange.feed_url, "rest_url": exchange.rest_url, **_credentials(source)}
+            if as_json:
+                print(json.dumps(_of_one_or_each(facts)), flush=True)
+            else:
+                for source, of_it in facts.items():
+                    prefix = f"{source}_" if len(facts) > 1 else ""
+                    print("\n".join(f"{prefix}{name}: {fact}" for name, fact in of_it.items()), flush=True)
+            beside = [asyncio.ensure_future(misbehaviour.run(exchange, faults)) for exchange in exchanges.values()]
+            if watch is not None:
+                beside.append(asyncio.ensure_future(watch(stop)))
+            await stop.wait()
+            for task in beside:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     uvloop.run(until_signal(run))
-    sent = {code.name.lower(): count for code, count in exchange.sent.items()}
-    print(json.dumps({"sent": sent, "skipped": exchange.skipped}), file=sys.stdout if as_json else sys.stderr)
+    sent = {
+        source: {
+            "sent": {exchange.kinds[kind]: count for kind, count in exchange.sent.items()},
+            "skipped": exchange.skipped,
+        }
+        for source, exchange in exchanges.items()
+    }
+    print(json.dumps(_of_one_or_each(sent)), file=sys.stdout if as_json else sys.stderr)
+
+
+def _of_one_or_each(said: Mapping[Source, Any]) -> Any:
+    """What one exchange says, or what each of several says, by its source."""
+    return said if len(said) > 1 else next(iter(said.values()))
 
 
 def _speed(text: str) -> float | None:
@@ -271,11 +363,11 @@ def _speed(text: str) -> float | None:
     return factor
 
 
-def _fault(text: str) -> "Fault":
+def _fault(text: str, sources: Sequence[Source]) -> "Fault":
     from dhan_pipeline.feeds.simulator.faults import parse_fault
 
     try:
-        return parse_fault(text)
+        return parse_fault(text, sources)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--fault") from None
 

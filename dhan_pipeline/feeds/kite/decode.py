@@ -81,11 +81,13 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
     for mode, kinds in _MODES.items():
         if found.isdisjoint(kinds):
             continue
-        position = every if alike else np.isin(size, kinds).nonzero()[0]
-        starts, sizes = start[position], size[position]
+        position, starts, sizes, messages = every, start, size, message
+        if not alike:
+            position = np.isin(size, kinds).nonzero()[0]
+            starts, sizes, messages = start[position], size[position], message[position]
         rows, index = _rows(payload, starts, sizes, mode)
         tokens = rows["instrument_token"].astype(np.int64)
-        ticks.append(RawTicks(mode, position, message[position], tokens, _columns(rows, index, mode), starts, sizes))
+        ticks.append(RawTicks(mode, position, messages, tokens, _columns(rows, index, mode), starts, sizes))
     control = {name: (size == kind).nonzero()[0] for name, kind in _CONTROL.items() if kind in found}
     return Decoded(payload, message, ticks, _NOTHING, _NOTHING, control, rejected)
 

@@ -21,7 +21,7 @@ from dhan_pipeline.store.copy import tick_copy
 from dhan_pipeline.ticks import NULL_INT, Decoded, Enriched
 from dhan_pipeline_tests.feeds.kite.packed import HEARTBEAT, message, pack, packets
 
-BOUNDED = settings(max_examples=200)
+BOUNDED = settings(max_examples=100)
 
 #: The largest message that a connection takes, and the most packets that a block can number.
 LARGEST_BYTES = 512 << 10
@@ -116,7 +116,7 @@ def enrich_messages(decoded: Decoded, state: MarketState, messages: int) -> Enri
     return enrich(decoded, np.array([BLOCK_ID]), np.array([0, messages]), received_ns, INDEX, state)
 
 
-@settings(BOUNDED, max_examples=100)
+@BOUNDED
 @given(st.lists(st.lists(hostile, max_size=6), min_size=1, max_size=3))
 @example([[message(pack(32, KNOWN[6], last_price=5), pack(184, KNOWN[0], last_price=5))]])
 def test_hostile_blocks_are_enriched_or_rejected_and_what_becomes_rows_is_sane(days: list[list[bytes]]) -> None:

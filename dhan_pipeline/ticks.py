@@ -187,7 +187,7 @@ class TickBatch:
 
     Times are int64 microseconds since the Unix epoch, UTC. Columns that are NULL in every row of the mode are absent,
     and so are those that follow from others (`enrich.DERIVED`). `tradable` is bool; `mode` is not in `columns`.
-    Quantities may be views of the wire, unsigned and as narrow: widen them before subtracting.
+    Quantities may be views of the wire, unsigned, as narrow and in its byte order: widen them before subtracting.
     """
 
     mode: Mode

@@ -45,9 +45,6 @@ MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
 _DAY_US = 24 * HOUR_US
 
-#: In `GapTimes`: the gap concerns every instrument.
-EVERY = -1
-
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
@@ -72,7 +69,6 @@ class GapTimes:
     """Times in which packets may have been missed, in Unix microseconds, UTC; shape (gaps and instruments,)."""
 
     instrument_token: Ints
-    """Or `EVERY`."""
     start_us: Ints
     end_us: Ints
 
@@ -237,12 +233,9 @@ class _Pairs:
 
 
 def _pairs(gaps: GapTimes, instruments: Ints) -> _Pairs:
-    every = np.flatnonzero(gaps.instrument_token == EVERY)
-    token = np.append(gaps.instrument_token, np.tile(instruments, len(every)))
-    gap = np.append(np.arange(len(gaps.instrument_token)), every.repeat(len(instruments)))
-    number = instruments.searchsorted(token).clip(max=len(instruments) - 1)
-    known = instruments[number] == token
-    return _Pairs(number[known], gaps.start_us[gap[known]], gaps.end_us[gap[known]])
+    number = instruments.searchsorted(gaps.instrument_token).clip(max=len(instruments) - 1)
+    known = instruments[number] == gaps.instrument_token
+    return _Pairs(number[known], gaps.start_us[known], gaps.end_us[known])
 
 
 def _across(pairs: _Pairs, number: Ints, received: Ints, last: Ints, hour_us: int) -> Bools:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dhan_pipeline.candles import EVERY, HOUR_US, LATE_US, MINUTE_US, Bars, Earlier, GapTimes, minute_bars
+from dhan_pipeline.candles import HOUR_US, LATE_US, MINUTE_US, Bars, Earlier, GapTimes, minute_bars
 from dhan_pipeline.sessions import day_start_ns, parse_hour_key
 from dhan_pipeline.ticks import NULL_INT
 
@@ -253,7 +253,6 @@ def test_a_packet_without_a_price_is_no_trade() -> None:
         ((7, 30.0, 70.0), [True, True, False]),
         ((7, 125.0, 170.0), [False, False, True]),  # in a minute without a bar, whose volume is in the next
         ((7, 70.0, 170.0), [False, True, True]),
-        ((EVERY, 70.0, 80.0), [False, True, False]),
         ((8, 70.0, 80.0), [False, False, False]),
         ((7, -900.0, -800.0), [False, False, False]),  # ended before what was heard of it last
         ((7, -900.0, -400.0), [False, False, False]),  # with what was heard of it last
@@ -340,7 +339,7 @@ def naive(ticks: list[dict[str, Any]], before: Earlier, gaps: GapTimes, hour: in
         bar["oi"] = bar["oi"] if t["oi"] is None else t["oi"]
         bar["late"] |= first_print and known > 0
         for concerned, start, end in of_gaps:
-            if concerned in (token, EVERY):
+            if concerned == token:
                 bar["gap"] |= start < minute + MINUTE_US and end > minute
                 bar["gap"] |= traded > 0 and start < at and end > previous
     return [
@@ -395,7 +394,7 @@ HEARD = st.lists(
     max_size=3,
 )
 GAPS = st.lists(
-    st.tuples(st.sampled_from([7, 8, 9, EVERY]), SECONDS, st.sampled_from([0.0, 0.25, 30.0, 90.0, 700.0, 4000.0])).map(
+    st.tuples(st.sampled_from([7, 8, 9]), SECONDS, st.sampled_from([0.0, 0.25, 30.0, 90.0, 700.0, 4000.0])).map(
         lambda gap: (gap[0], gap[1], gap[1] + gap[2])
     ),
     max_size=3,

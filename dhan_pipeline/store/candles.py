@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from psycopg2 import sql
 from psycopg2.extensions import connection, cursor
 
-from dhan_pipeline.candles import EVERY, LATE_S, Bars, Earlier, GapTimes, minute_bars
+from dhan_pipeline.candles import LATE_S, Bars, Earlier, GapTimes, minute_bars
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.history import SETTLED_AFTER_S
 from dhan_pipeline.sessions import HOUR_NS, day_start_ns, hour_key, hour_start_ns, parse_hour_key
+from dhan_pipeline.sources import source_of_capture
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.ledger import hour_bounds
 from dhan_pipeline.store.partitions import instant
@@ -113,11 +114,12 @@ _MAY_BE_ABSENT = ("volume", "turnover", "oi")
 # is no bar.
 _STAND_INS = """
 WITH gaps AS (
-    SELECT concerned, greatest(started_at, %(start)s) AS start, least(ended_at, %(end)s) AS until
+    SELECT concerned, capture < 16 AS of_dhan, greatest(started_at, %(start)s) AS start,
+        least(ended_at, %(end)s) AS until
     FROM feed_gaps LEFT JOIN LATERAL unnest(instruments) AS concerned ON true
     WHERE started_at < %(end)s AND (ended_at IS NULL OR ended_at > %(start)s)
 ), minutes AS (
-    SELECT DISTINCT concerned, minute
+    SELECT DISTINCT concerned, of_dhan, minute
     FROM gaps, generate_series(date_trunc('minute', start), until, interval '1 minute') AS minute WHERE minute < until
 ), wanted AS (
     SELECT concerned AS instrument_token, minute AS time FROM minutes WHERE concerned IS NOT NULL
@@ -126,7 +128,7 @@ WITH gaps AS (
     UNION
     SELECT instrument_token, time FROM broker_candles
     WHERE minutes = 1 AND time >= %(start)s AND time < %(end)s
-        AND time IN (SELECT minute FROM minutes WHERE concerned IS NULL)
+        AND (time, instrument_token >= 4294967296) IN (SELECT minute, of_dhan FROM minutes WHERE concerned IS NULL)
 ), stand_ins AS (
     SELECT instrument_token, time, open, high, low, close,
         CASE WHEN NOT is_index(instrument_token) THEN volume END AS volume, oi
@@ -232,7 +234,8 @@ def read_hour(
     start_ns = parse_hour_key(hour) - _LATE_NS
     end_ns = start_ns + HOUR_NS + 2 * _LATE_NS
     ticks = read_records(conn, _TICKS, (instant(start_ns), instant(end_ns), parts, parts, part), _TICK_COLUMNS)
-    return ticks, _earlier(conn, start_ns, ticks), _gaps(conn, day_start_ns(start_ns), end_ns)
+    gaps = _gaps(conn, day_start_ns(start_ns), end_ns, np.unique(ticks["instrument_token"]))
+    return ticks, _earlier(conn, start_ns, ticks), gaps
 
 
 def replace_bars(cur: cursor, hour: str, parts: Iterable[Bars]) -> CandleHour:
@@ -339,9 +342,12 @@ def _earlier(conn: connection, begins_ns: int, ticks: dict[str, NDArray[Any]]) -
     return Earlier(tokens, day_and_volume >> _VOLUME_BITS, volume, received, seen, printed)
 
 
-def _gaps(conn: connection, start_ns: int, end_ns: int) -> GapTimes:
+def _gaps(conn: connection, start_ns: int, end_ns: int, tokens: NDArray[np.int64]) -> GapTimes:
+    """The gaps between two instants. One that names no instrument concerns all tokens of its capture's source."""
     gaps = read_gaps(conn, start_ns, end_ns)
-    concerned = [gap.instruments if len(gap.instruments) else np.array([EVERY]) for gap in gaps]
+    is_dhan = tokens >= 1 << 32
+    of_source = {"dhan": tokens[is_dhan], "kite": tokens[~is_dhan]}
+    concerned = [gap.instruments if len(gap.instruments) else of_source[source_of_capture(gap.capture)] for gap in gaps]
     counts = [len(tokens) for tokens in concerned]
     ends_ns = [end_ns if gap.ended_ns is None else gap.ended_ns for gap in gaps]
     return GapTimes(

@@ -57,11 +57,13 @@ def store(conn: connection, rows: Sequence[Row], mode: str = "full") -> None:
         )
 
 
-def store_gap(conn: connection, start: datetime, end: datetime | None, *tokens: int, gap_id: int = 1) -> None:
+def store_gap(
+    conn: connection, start: datetime, end: datetime | None, *tokens: int, gap_id: int = 1, capture: int = 0
+) -> None:
     with conn, conn.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO feed_gaps VALUES (0, %s, 0, %s::bigint[], %s, %s, 'stall', '', '')",
-            (gap_id, list(tokens), start, end),
+            "INSERT INTO feed_gaps VALUES (%s, %s, 0, %s::bigint[], %s, %s, 'stall', '', '')",
+            (capture, gap_id, list(tokens), start, end),
         )
 
 
@@ -252,6 +254,20 @@ def test_a_gap_that_lasts_and_names_no_instrument_concerns_all_from_then_on(conn
         (SHARE, at("10:00")): (0, False, "ticks"),
         (SHARE, at("10:59")): (77, True, "rest"),
         (INDEX, at("10:58")): (None, True, "rest"),  # an index is not traded
+    }
+
+
+def test_a_gap_of_one_broker_s_feed_concerns_none_of_the_other_s_instruments(conn: connection) -> None:
+    kite = 738561
+    store(conn, [tick("10:00:01", 100), tick("10:00:02", 100, token=kite)])
+    store_gap(conn, at("10:00:00"), at("10:03:00"), capture=16)
+    for token in (SHARE, kite):
+        store_broker_bar(conn, "10:02", token)
+    rebuild(conn, TEN)
+    assert {(row[0], row[1], row[10], row[12]) for row in candles(conn)} == {
+        (SHARE, at("10:00"), False, "ticks"),
+        (kite, at("10:00"), True, "ticks"),
+        (kite, at("10:02"), True, "rest"),
     }
 
 

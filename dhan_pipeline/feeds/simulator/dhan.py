@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from dhan_pipeline.feeds.simulator.misbehaviour import GARBAGE, SentLog, Switche
 from dhan_pipeline.feeds.simulator.rest import RestServer
 from dhan_pipeline.feeds.simulator.trading import Trading
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Limits of the live feed: https://dhanhq.co/docs/v2/live-market-feed/
 MAX_CONNECTIONS = 5
@@ -418,9 +421,14 @@ def choose_instruments(master_csv: Path, count: int) -> list[int]:
 
     Raises ScripMasterError where the file is none.
     """
+    tokens: list[int] = choose_rows(master_csv, count)["instrument_token"].tolist()
+    return tokens
+
+
+def choose_rows(master_csv: Path, count: int) -> "pd.DataFrame":
+    """The rows of the same instruments, as `parse_dhan_csv` gives them."""
     from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv  # and with it pandas, which a server needs not
 
     rows = parse_dhan_csv(master_csv).rows.sort_values("expiry", kind="stable", na_position="first")
     rank = rows.groupby("exchange_segment").cumcount().to_numpy()
-    tokens: list[int] = rows["instrument_token"].to_numpy()[np.argsort(rank, kind="stable")[:count]].tolist()
-    return tokens
+    return rows.iloc[np.argsort(rank, kind="stable")[:count]]

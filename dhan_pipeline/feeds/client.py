@@ -263,7 +263,8 @@ class Feed(ABC):
             await asyncio.sleep(delay_s)
 
     def _last_sign_ns(self, connection: FeedConnection, error: FeedError) -> int:
-        at = connection.message_at if isinstance(error, SilentFeedError) else connection.heard_at
+        of_data = isinstance(error, SilentFeedError) and error.of_data
+        at = connection.message_at if of_data else connection.heard_at
         age_s = asyncio.get_running_loop().time() - at
         return self._clock.now_ns() - int(age_s * 1e9 * self._clock.speed)
 

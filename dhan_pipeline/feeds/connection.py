@@ -265,11 +265,12 @@ class FeedConnection:
                 due_since = None
                 heard_at = socket.heard_at
             ends_at = heard_at + (policy.silence_s if due_since is not None else unheard_s)
-            if self._wire.heartbeat_size and socket.heard_at + unheard_s < ends_at:
+            of_data = not self._wire.heartbeat_size or ends_at < socket.heard_at + unheard_s
+            if not of_data:
                 heard_at, ends_at = socket.heard_at, socket.heard_at + unheard_s
             left_s = ends_at - loop.time()
             if left_s <= 0 and suspected:
-                raise SilentFeedError(f"nothing came for {loop.time() - heard_at:.0f} s")
+                raise SilentFeedError(f"nothing came for {loop.time() - heard_at:.0f} s", of_data=of_data)
             suspected = left_s <= 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GRACE_S if suspected else min(left_s, _WATCH_S)):

@@ -145,6 +145,11 @@ class SilentFeedError(FeedError):
 
     cause = Cause.STALL
 
+    def __init__(self, message: str, *, of_data: bool = True) -> None:
+        super().__init__(message)
+        self.of_data = of_data
+        """Whether it is data that did not come. Else not even a heartbeat did, and until the last there was no data."""
+
 
 class ServerClosedError(FeedError):
     """The server closed the connection."""

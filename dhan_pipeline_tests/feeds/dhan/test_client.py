@@ -323,7 +323,7 @@ async def test_another_connection_is_opened_for_what_the_first_cannot_hold(setti
 
 async def test_the_session_is_ended_with_a_word_to_the_server(settings, exchange, watcher):
     async with running(watcher.feed(settings(exchange.url))):
-        await until(lambda: exchange.open)
+        await until(lambda: watcher.connected)
     await until(lambda: not exchange.open)
     assert exchange.requests == [(0, 12, 0)]
 

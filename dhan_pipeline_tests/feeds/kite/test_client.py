@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+import time
 import traceback
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
@@ -334,6 +335,23 @@ async def test_a_connection_without_heartbeats_is_replaced(settings, exchange, w
     async with running(watcher.feed(settings(exchange.url), policy=policy)):
         await until(lambda: len(watcher.connected) > 1)
     assert isinstance(watcher.lost[0], SilentFeedError)
+
+
+async def test_a_loss_begins_after_the_last_heartbeat_where_those_ended(settings, exchange, watcher):
+    signs: list[int] = []
+    policy = replace(QUICK, heartbeat_silence_s=0.2)
+    feed = watcher.feed(settings(exchange.url), policy=policy)
+    feed._on_down = lambda connection, reason, since_ns: signs.append(since_ns)
+    async with running(feed):
+        await until(lambda: exchange.open)
+        await exchange.open[0].send(LTP)
+        await until(lambda: watcher.first)
+        started = now_s()
+        await until(lambda: now_s() - started > 0.1)
+        before_ns = time.time_ns()
+        await exchange.open[0].send(HEARTBEAT)
+        await until(lambda: signs)
+    assert signs[0] > before_ns - 50_000_000  # two clocks tell it
 
 
 async def test_heartbeats_are_a_sign_of_life_when_no_packets_are_due(settings, exchange, watcher):

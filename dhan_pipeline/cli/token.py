@@ -107,7 +107,7 @@ def _one_of(source: str | None) -> Settings:
 
 
 def _report(settings: Settings, *, alone: bool) -> dict[str, Any]:
-    """What the broker says of its token. Alone, one that is missing is an error; else the other is asked all the same."""
+    """What the broker says of its token. Alone, one that is missing is an error; else the other is asked, too."""
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.feeds.errors import CredentialsError
 

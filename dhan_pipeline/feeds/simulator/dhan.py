@@ -426,9 +426,12 @@ def choose_instruments(master_csv: Path, count: int) -> list[int]:
 
 
 def choose_rows(master_csv: Path, count: int) -> "pd.DataFrame":
-    """The rows of the same instruments, as `parse_dhan_csv` gives them."""
+    """The rows of the same instruments, as `parse_dhan_csv` gives them. No index has a name that another has, too."""
     from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv  # and with it pandas, which a server needs not
 
-    rows = parse_dhan_csv(master_csv).rows.sort_values("expiry", kind="stable", na_position="first")
+    rows = parse_dhan_csv(master_csv).rows
+    is_index = rows["exchange_segment"] == ExchangeSegment.IDX_I.name
+    rows = rows[~is_index | ~rows["trading_symbol"].where(is_index).duplicated(keep=False)]
+    rows = rows.sort_values("expiry", kind="stable", na_position="first")
     rank = rows.groupby("exchange_segment").cumcount().to_numpy()
     return rows.iloc[np.argsort(rank, kind="stable")[:count]]

@@ -308,7 +308,7 @@ class KiteSimulator(Exchange[KiteConnection]):
             index = self._known(listed)
             if action not in ("subscribe", "unsubscribe", "mode") or mode not in MODE_BITS:
                 return False
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return False
         self.flush()  # the first packet is newer than what was prepared
         if action == "unsubscribe":

@@ -218,7 +218,10 @@ async def test_what_does_not_exist_meets_silence_and_what_is_not_subscribed_gets
         '{"a":"subscribe","v":[[738561]]}',
         '{"a":"mode","v":[["full"],[738561]]}',
         '{"a":["mode"],"v":[738561]}',
+        '{"a":"subscribe","v":[1e999]}',
+        10_000 * "[",
     ],
+    ids=lambda message: message[:40],
 )
 async def test_what_cannot_be_understood_is_answered_in_text_and_the_connection_stays(message: str) -> None:
     async with KiteSimulator([RELIANCE], rate=0) as simulator, kite_client(simulator) as websocket:

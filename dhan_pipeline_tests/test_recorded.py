@@ -106,6 +106,14 @@ def test_where_there_is_nothing_that_is_said(tmp_path: Path, journal_dir: Path) 
         read_recording(journal_dir, NINE + 5 * HOUR_NS, 1 << 61)
 
 
+def test_of_both_brokers_what_dhan_sent_is_sent_again(tmp_path: Path) -> None:
+    record(tmp_path, 16, [(NINE + 1, bytes.fromhex("0001 0008 000b4501 00008660"))])
+    with pytest.raises(PipelineError, match=r"is Kite's, and only Dhan's can be sent again\."):
+        read_recording(tmp_path, 0, 1 << 61)
+    record(tmp_path, 0, [(NINE + 2, b"a")])
+    assert found(tmp_path) == [b"a"]
+
+
 def test_a_time_is_said_as_a_day_or_as_two_instants() -> None:
     day_ns = 24 * HOUR_NS
     midnight = NINE - 9 * HOUR_NS

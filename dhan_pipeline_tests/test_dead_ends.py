@@ -84,7 +84,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             "disconnect is nothing that kite can do, only dhan",
         ),
         (("simulate", "--source", "dhan,kite,dhan"), "dhan,kite,dhan names a source twice"),
-        (("simulate", "--source", "kite", "--from-journal", "."), "only Dhan's recordings can be sent again"),
+        (("simulate", "--source", "dhan,kite", "--from-journal", "."), "of one broker at a time"),
         (("simulate", "--seed", "-1"), "Invalid value for '--seed'"),
         (("simulate", "--rate", "nan"), "Invalid value for '--rate'"),
         (("simulate", "--rate", "inf"), "Invalid value for '--rate'"),

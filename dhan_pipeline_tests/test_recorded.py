@@ -106,12 +106,33 @@ def test_where_there_is_nothing_that_is_said(tmp_path: Path, journal_dir: Path) 
         read_recording(journal_dir, NINE + 5 * HOUR_NS, 1 << 61)
 
 
-def test_of_both_brokers_what_dhan_sent_is_sent_again(tmp_path: Path) -> None:
-    record(tmp_path, 16, [(NINE + 1, bytes.fromhex("0001 0008 000b4501 00008660"))])
-    with pytest.raises(PipelineError, match=r"is Kite's, and only Dhan's can be sent again\."):
+def test_of_both_brokers_what_one_of_them_sent_is_sent_again(tmp_path: Path) -> None:
+    record(tmp_path, 16, [(NINE + 1, b"k")])
+    with pytest.raises(PipelineError, match=r"has nothing of dhan: choose another --source\."):
         read_recording(tmp_path, 0, 1 << 61)
-    record(tmp_path, 0, [(NINE + 2, b"a")])
-    assert found(tmp_path) == [b"a"]
+    record(tmp_path, 0, [(NINE + 2, b"d")])
+    assert found(tmp_path) == [b"d"]
+    assert [piece.payload for piece in read_recording(tmp_path, 0, 1 << 61, "kite").messages] == [b"k"]
+
+
+def test_the_program_sends_what_kite_sent(tmp_path: Path) -> None:
+    sent = [bytes.fromhex(f"0001 0008 000b4501 {price:08x}") for price in range(34_400, 34_420)]
+    record(tmp_path / "journal", 16, [(NINE + n, message) for n, message in enumerate(sent)])
+    arguments = ["--source", "kite", "--from-journal", str(tmp_path / "journal"), "--speed", "max", "--once", "--json"]
+    with running("simulate", *arguments, "--listen", "127.0.0.1:0", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        with connect(
+            f"{facts['feed_url']}?api_key={facts['api_key']}&access_token={facts['access_token']}"
+        ) as websocket:
+            websocket.send('{"a":"subscribe","v":[738561, 265]}')
+            received = [message for message in websocket if len(message) > 1]
+        assert received == sent
+        summary, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert json.loads(summary)["sent"]["ltp"] == 20
+    assert "The recording has ended: 20 packets in it, 20 sent to clients." in said
+    assert "Nothing was recorded of 1 of the 2 instruments asked for: INDICES 1." in said
 
 
 def test_a_time_is_said_as_a_day_or_as_two_instants() -> None:

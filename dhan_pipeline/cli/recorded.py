@@ -14,8 +14,10 @@ import typer
 from dhan_pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
+    from dhan_pipeline.feeds.simulator.kite_replay import KiteReplay
     from dhan_pipeline.feeds.simulator.recording import Messages
     from dhan_pipeline.feeds.simulator.replay import DhanReplay
+    from dhan_pipeline.sources import Source
 
 #: How often it is said how far the recording has come, in seconds.
 _SAY_EVERY_S = 5.0
@@ -72,8 +74,8 @@ def parse_interval(day: str | None, since: str | None, until: str | None) -> tup
     return start_ns, end_ns
 
 
-def read_recording(journal_dir: Path, start_ns: int, end_ns: int) -> Recording:
-    """What was received from `start_ns` on and before `end_ns`, over all captures of Dhan, read while it is asked for.
+def read_recording(journal_dir: Path, start_ns: int, end_ns: int, source: "Source" = "dhan") -> Recording:
+    """What a source sent from `start_ns` on and before `end_ns`, over all its captures, read while it is asked for.
 
     Raises PipelineError where there is nothing.
     """
@@ -84,9 +86,9 @@ def read_recording(journal_dir: Path, start_ns: int, end_ns: int) -> Recording:
     held = captures(journal_dir)
     if not held:
         raise PipelineError(f"There is no journal in {journal_dir}: it is a folder of captures, such as data/journal.")
-    numbers = [number for number in held if source_of_capture(number) == "dhan"]
+    numbers = [number for number in held if source_of_capture(number) == source]
     if not numbers:
-        raise PipelineError(f"The journal in {journal_dir} is Kite's, and only Dhan's can be sent again.")
+        raise PipelineError(f"The journal in {journal_dir} has nothing of {source}: choose another --source.")
     messages = merge([_read_capture(journal_dir, capture, start_ns, end_ns) for capture in numbers])
     first = next(messages, None)
     if first is None:
@@ -98,7 +100,7 @@ def read_recording(journal_dir: Path, start_ns: int, end_ns: int) -> Recording:
     return Recording(chain([first], messages), first_ns, max(first_ns, last_ns))
 
 
-async def follow(replay: "DhanReplay", recording: Recording, stop: asyncio.Event, *, once: bool) -> None:
+async def follow(replay: "DhanReplay | KiteReplay", recording: Recording, stop: asyncio.Event, *, once: bool) -> None:
     """Say how far the recording has come, and what it came to. Where it cannot be read on, and with `once`, stop."""
     _say(f"The recording is from {_ist(recording.first_ns)} to {_ist(recording.last_ns)}.")
     if not replay.begun.is_set():
@@ -127,7 +129,7 @@ async def follow(replay: "DhanReplay", recording: Recording, stop: asyncio.Event
         stop.set()
 
 
-def _summary(replay: "DhanReplay") -> Iterator[str]:
+def _summary(replay: "DhanReplay | KiteReplay") -> Iterator[str]:
     from dhan_pipeline.feeds.simulator.replay import in_words
 
     yield f"The recording has ended: {replay.played:,} packets in it, {replay.sent.total():,} sent to clients."

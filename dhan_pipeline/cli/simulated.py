@@ -122,7 +122,7 @@ def simulate(
         Path | None,
         typer.Option(
             help="The scrip master of Dhan's to trade and to serve, to Kite's clients as its dump; without it, a"
-            " synthetic one, or none of a journal."
+            " synthetic one. With a journal, the broker's own list of instruments, or none."
         ),
     ] = None,
     token_file: Annotated[
@@ -180,33 +180,38 @@ def simulate(
     addresses = _addresses(sources, listen or ["127.0.0.1:8765"], rest or ["127.0.0.1:0"])
 
     def write_token_files() -> None:
-        for name, path in zip(sources, token_file or (), strict=False):
-            _write_token_file(name, path)
+        for of, path in zip(sources, token_file or (), strict=False):
+            _write_token_file(of, path)
 
     if from_journal is not None:
-        if sources != ("dhan",):
-            raise typer.BadParameter("only Dhan's recordings can be sent again", param_hint="--source")
+        if len(sources) > 1:
+            raise typer.BadParameter("a recording is sent again of one broker at a time", param_hint="--source")
+        (name,) = sources
         from dhan_pipeline.cli.recorded import follow, parse_interval, read_recording
-        from dhan_pipeline.feeds.simulator.replay import SETTLED_S, DhanReplay
+        from dhan_pipeline.feeds.simulator.kite_replay import KiteReplay
+        from dhan_pipeline.feeds.simulator.player import SETTLED_S
+        from dhan_pipeline.feeds.simulator.replay import DhanReplay
 
         if any(fault.name == "wrong-epoch" for fault in faults):
             raise typer.BadParameter("wrong-epoch does not go with --from-journal", param_hint="--fault")
         interval = parse_interval(day, since, until)
         factor = _speed(speed)
-        recording = read_recording(from_journal, *interval)
+        recording = read_recording(from_journal, *interval, name)
         if master is not None:
             try:
                 master.open("rb").close()
             except OSError as error:
-                raise PipelineError(f"The scrip master {master} cannot be read: {error.strerror}.") from error
+                which = "scrip master" if name == "dhan" else "instruments dump"
+                raise PipelineError(f"The {which} {master} cannot be read: {error.strerror}.") from error
         write_token_files()
-        replay = DhanReplay(
+        replay_of: type[DhanReplay] | type[KiteReplay] = DhanReplay if name == "dhan" else KiteReplay
+        addresses[name]["master_csv" if name == "dhan" else "dump_csv"] = master
+        replay = replay_of(
             recording.messages,
             speed=factor,
             settled_s=None if at_once else SETTLED_S,
             shift_times=shift_times,
-            master_csv=master,
-            **addresses["dhan"],
+            **addresses[name],
         )
 
         async def watch(stop: asyncio.Event) -> None:
@@ -214,7 +219,7 @@ def simulate(
                 replay.begin()
             await follow(replay, recording, stop, once=once)
 
-        _serve({"dhan": replay}, faults, as_json, watch)
+        _serve({name: replay}, faults, as_json, watch)
         if replay.failure is not None:
             raise PipelineError(f"The recording cannot be read on: {replay.failure}.") from replay.failure
         return

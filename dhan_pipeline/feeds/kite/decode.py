@@ -72,7 +72,7 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
     packets of full mode have a trade time. There are no state updates: previous close is a field of quotes. The arrays
     may be read-only views of `payload`.
     """
-    start, size, message, rejected = _packets(payload, offsets, text)
+    start, size, message, rejected = split_packets(payload, offsets, text)
     first = size[:1].tolist()
     alike = np.count_nonzero(size == first) == len(size)
     found = set(first if alike else np.unique(size).tolist())
@@ -92,7 +92,9 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
     return Decoded(payload, message, ticks, _NOTHING, _NOTHING, control, rejected)
 
 
-def _packets(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None) -> tuple[Ints, Ints, Ints, list[Rejection]]:
+def split_packets(
+    payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None
+) -> tuple[Ints, Ints, Ints, list[Rejection]]:
     """Start, size and message of every packet, in arrival order; and the rejected ones."""
     begin = offsets[:-1]
     octets = np.frombuffer(payload or b"\0", np.uint8)

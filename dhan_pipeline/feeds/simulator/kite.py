@@ -15,11 +15,12 @@ import json
 import random
 import struct
 import time
+from abc import abstractmethod
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ from dhan_pipeline.feeds.simulator.exchange import (
     Exchange,
     Websocket,
 )
-from dhan_pipeline.feeds.simulator.kite_packets import SIZES, KitePackets
+from dhan_pipeline.feeds.simulator.kite_packets import KitePackets
 from dhan_pipeline.feeds.simulator.kite_rest import KiteRest
 from dhan_pipeline.feeds.simulator.market import Market
 from dhan_pipeline.feeds.simulator.misbehaviour import KITE_GARBAGE, WHOLE_TEXT, SentLog, Switches, frame_of
@@ -64,6 +65,19 @@ KINDS = {HEARTBEAT: "heartbeat", TEXT: "text"} | {size: layout.name for size, la
 MODE_BITS = {"ltp": 1, "quote": 2, "full": 4}
 
 
+class CurrentRecords(Protocol):
+    """What is known of each instrument now. Instruments go by their index."""
+
+    def __len__(self) -> int:
+        """How many there are places for."""
+
+    def sized(self, mode: str, index: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp]]]:
+        """Where among the instruments those are whose packets have this size in this mode."""
+
+    def records(self, size: int, index: NDArray[np.intp]) -> NDArray[Any]:
+        """The current packets of these instruments, each with its length before it: of this size, all of them."""
+
+
 @dataclass(slots=True)
 class _Prepared:
     """Packets of one size, each with its length before it, that are to be sent when their events are due."""
@@ -82,13 +96,13 @@ class KiteConnection(Connection):
         self,
         websocket: Websocket,
         api_key: str,
-        packets: KitePackets,
+        packets: CurrentRecords,
         packets_a_message: int,
         faults: Switches,
         randomness: random.Random,
         log: SentLog | None,
     ) -> None:
-        super().__init__(websocket, api_key, len(packets.tokens), faults, randomness, log)
+        super().__init__(websocket, api_key, len(packets), faults, randomness, log)
         self._packets = packets
         self._packets_a_message = packets_a_message
         self._prepared: list[_Prepared] = []
@@ -96,7 +110,9 @@ class KiteConnection(Connection):
 
     def send(self, mode: str, index: NDArray[np.intp]) -> None:
         """The current packets of these instruments, now."""
-        self._send([(size, self._packets.records(size, index[at]).tobytes()) for size, at in self._sized(mode, index)])
+        self._send(
+            [(size, self._packets.records(size, index[at]).tobytes()) for size, at in self._packets.sized(mode, index)]
+        )
 
     def send_text(self, content: dict[str, Any]) -> None:
         """A message in JSON, now."""
@@ -113,7 +129,7 @@ class KiteConnection(Connection):
         modes = self.modes[index]
         for mode, bit in MODE_BITS.items():
             (chosen,) = np.nonzero(modes == bit)
-            for size, at in self._sized(mode, index[chosen]):
+            for size, at in self._packets.sized(mode, index[chosen]):
                 moved = chosen[at]
                 records = self._packets.records(size, index[moved])
                 self._prepared.append(_Prepared(size, records.tobytes(), event + moved))
@@ -135,11 +151,6 @@ class KiteConnection(Connection):
                 self.log.skipped_ns.extend([time.time_ns()] * packets)
         else:
             self._send(due)
-
-    def _sized(self, mode: str, index: NDArray[np.intp]) -> Iterable[tuple[int, NDArray[np.intp]]]:
-        """Where among the instruments those are whose packets have this size in this mode."""
-        sizes = np.array(SIZES[mode])[self._packets.is_index[index].astype(np.intp)]
-        return [(size, np.flatnonzero(sizes == size)) for size in np.unique(sizes).tolist()]
 
     def _send(self, parts: Iterable[tuple[int, bytes]]) -> None:
         """Packets of several sizes, put together into messages."""
@@ -172,7 +183,7 @@ def _message(count: int, records: Sequence[bytes]) -> bytes:
 
 
 class Options(TypedDict, total=False):
-    """What every exchange takes; see `KiteSimulator`."""
+    """What every exchange takes; see `KiteExchange`."""
 
     host: str
     port: int
@@ -185,11 +196,10 @@ class Options(TypedDict, total=False):
     record: bool
 
 
-class KiteSimulator(Exchange[KiteConnection]):
-    """Kite's live feed over a synthetic market, and a few pages of its REST API. An async context manager.
+class KiteExchange(Exchange[KiteConnection]):
+    """Kite's live feed and a few pages of its REST API, on this machine. An async context manager.
 
-    `rate` events a second (real seconds, whatever the clock's speed) happen over the instruments that anybody is
-    subscribed to; each goes to all of those subscribers. It may be changed at any time.
+    It knows everything of credentials, requests and limits, and nothing of where packets come from.
     """
 
     source = "kite"
@@ -198,75 +208,45 @@ class KiteSimulator(Exchange[KiteConnection]):
 
     def __init__(
         self,
-        instruments: Sequence[int] | NDArray[np.int64] = (),
+        current: CurrentRecords,
         *,
-        rate: float = 2000.0,
         seed: int = 0,
         clock: Clock | None = None,
-        trading: Trading | None = None,
-        **options: Unpack[Options],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        rest_host: str | None = None,
+        rest_port: int = 0,
+        dump_csv: Path | None = None,
+        packets_a_message: int = PACKETS_A_MESSAGE,
+        ping_interval: float | None = PING_INTERVAL_S,
+        pong_timeout: float = PONG_TIMEOUT_S,
+        record: bool = False,
     ) -> None:
-        """Make the market of these tokens of Kite's, or show one that another exchange lets trade. Nothing listens yet.
+        """Nothing listens yet.
 
         A port of 0 takes a free one. `dump_csv` is the instruments dump that REST serves. A message has
-        `packets_a_message` packets at most. With `record`, `logs` keeps what each socket was given.
+        `packets_a_message` packets at most. With `record`, `logs` keeps what each socket was given. `seed` is that of
+        the faults.
         """
         clock = clock or Clock()
-        self._leads = trading is None
-        if trading is None:
-            tokens = [dhan_token_of(token) for token in np.asarray(instruments, np.int64).tolist()]
-            trading = Trading(Market(tokens, seed=seed, clock=clock), rate, clock)
-        self.trading = trading
-        self.trading.stages.append(self)
-        self.market = trading.market
-        self.packets = KitePackets(self.market, clock)
-        host = options.get("host", "127.0.0.1")
-        self.rest = KiteRest(
-            clock, options.get("dump_csv"), options.get("rest_host") or host, options.get("rest_port", 0)
-        )
+        self.rest = KiteRest(clock, dump_csv, rest_host or host, rest_port)
         """Its REST face."""
-        self.rest.give = kite_history.answers(self.market, clock)
         super().__init__(
             self.rest,
             seed=seed,
             clock=clock,
             host=host,
-            port=options.get("port", 0),
-            ping_interval=options.get("ping_interval", PING_INTERVAL_S),
-            pong_timeout=options.get("pong_timeout", PONG_TIMEOUT_S),
-            record=options.get("record", False),
+            port=port,
+            ping_interval=ping_interval,
+            pong_timeout=pong_timeout,
+            record=record,
         )
-        self._packets_a_message = options.get("packets_a_message", PACKETS_A_MESSAGE)
+        self._current = current
+        self._packets_a_message = packets_a_message
 
-    @property
-    def rate(self) -> float:
-        """Events a second."""
-        return self.trading.rate
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        self.trading.rate = rate
-
-    def flush(self) -> None:
-        """Send now what the market is ahead by. With a rate of 0 before, clients then have its last state."""
-        self.trading.flush()
-
-    def wanted(self) -> NDArray[np.bool_]:
-        """Which of the market's instruments any client is subscribed to."""
-        wanted = np.zeros(len(self.market), np.uint8)
-        for connection in self.connections:
-            wanted |= connection.modes
-        return wanted > 0
-
-    def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
-        """Encode what the clients are to get of these instruments, which the events from `event` on have moved."""
-        for connection in self.connections:
-            connection.prepare(index, event)
-
-    def release(self, events: int) -> None:
-        """Send what the events before `events` brought."""
-        for connection in self.connections:
-            connection.release(events)
+    @abstractmethod
+    def _index_of(self, tokens: Sequence[int]) -> NDArray[np.intp]:
+        """Index of those of the instruments that exist."""
 
     def send_text(self, content: dict[str, Any]) -> None:
         """A message in JSON to every client: an order's postback, an error, or a message of the broker's."""
@@ -283,7 +263,7 @@ class KiteSimulator(Exchange[KiteConnection]):
         return KiteConnection(
             websocket,
             query["api_key"][0],
-            self.packets,
+            self._current,
             self._packets_a_message,
             self.faults,
             self._random,
@@ -333,7 +313,80 @@ class KiteSimulator(Exchange[KiteConnection]):
 
     def _known(self, listed: Iterable[Any]) -> NDArray[np.intp]:
         """Those instruments that exist, each once. Raises ValueError and TypeError for what are no numbers."""
-        found = (self.packets.index_of.get(int(token)) for token in dict.fromkeys(listed))
+        return self._index_of([int(token) for token in dict.fromkeys(listed)])
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            for connection in self.connections:
+                connection.send_heartbeat()
+
+
+class KiteSimulator(KiteExchange):
+    """The exchange over a synthetic market.
+
+    `rate` events a second (real seconds, whatever the clock's speed) happen over the instruments that anybody is
+    subscribed to; each goes to all of those subscribers. It may be changed at any time.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[int] | NDArray[np.int64] = (),
+        *,
+        rate: float = 2000.0,
+        seed: int = 0,
+        clock: Clock | None = None,
+        trading: Trading | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        """Make the market of these tokens of Kite's, or show one that another exchange lets trade. Nothing listens yet.
+
+        The options are those of `KiteExchange`.
+        """
+        clock = clock or Clock()
+        self._leads = trading is None
+        if trading is None:
+            tokens = [dhan_token_of(token) for token in np.asarray(instruments, np.int64).tolist()]
+            trading = Trading(Market(tokens, seed=seed, clock=clock), rate, clock)
+        self.trading = trading
+        self.trading.stages.append(self)
+        self.market = trading.market
+        self.packets = KitePackets(self.market, clock)
+        super().__init__(self.packets, seed=seed, clock=clock, **options)
+        self.rest.give = kite_history.answers(self.market, clock)
+
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.trading.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self.trading.rate = rate
+
+    def flush(self) -> None:
+        """Send now what the market is ahead by. With a rate of 0 before, clients then have its last state."""
+        self.trading.flush()
+
+    def wanted(self) -> NDArray[np.bool_]:
+        """Which of the market's instruments any client is subscribed to."""
+        wanted = np.zeros(len(self.market), np.uint8)
+        for connection in self.connections:
+            wanted |= connection.modes
+        return wanted > 0
+
+    def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
+        """Encode what the clients are to get of these instruments, which the events from `event` on have moved."""
+        for connection in self.connections:
+            connection.prepare(index, event)
+
+    def release(self, events: int) -> None:
+        """Send what the events before `events` brought."""
+        for connection in self.connections:
+            connection.release(events)
+
+    def _index_of(self, tokens: Sequence[int]) -> NDArray[np.intp]:
+        found = map(self.packets.index_of.get, tokens)
         return np.array([index for index in found if index is not None], np.intp)
 
     def _subscriptions_changed(self) -> None:
@@ -341,9 +394,3 @@ class KiteSimulator(Exchange[KiteConnection]):
 
     def _work(self) -> Iterable[Awaitable[None]]:
         return (self.trading.run(), self._keep_alive()) if self._leads else (self._keep_alive(),)
-
-    async def _keep_alive(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            for connection in self.connections:
-                connection.send_heartbeat()

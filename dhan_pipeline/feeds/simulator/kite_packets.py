@@ -40,6 +40,14 @@ class KitePackets:
         self._scale = 10.0 ** decimals_of(self.tokens)
         self._steps = DIVISOR_TABLE.take(self.tokens & 0xFF) / self._scale
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def sized(self, mode: str, index: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp]]]:
+        """Where among the instruments those are whose packets have this size in this mode."""
+        sizes = np.array(SIZES[mode])[self.is_index[index].astype(np.intp)]
+        return [(size, np.flatnonzero(sizes == size)) for size in np.unique(sizes).tolist()]
+
     def records(self, size: int, index: NDArray[np.intp]) -> NDArray[Any]:
         """The current packets of these instruments, each with its length before it: of this size, all of them."""
         rows = self._market.packets(ResponseCode.FULL, index)

@@ -8,11 +8,10 @@ a message of its own, with the bytes that were recorded.
 Nothing is skipped: while a client has too much to read, everybody waits, and what is late by then comes at once.
 """
 
-import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -22,34 +21,19 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.decode import TEXT
 from dhan_pipeline.feeds.dhan.wire import LAYOUTS, ResponseCode
 from dhan_pipeline.feeds.simulator.dhan import MODE_BITS, DhanConnection, DhanExchange, Options
-from dhan_pipeline.feeds.simulator.exchange import HIGH_WATER_BYTES
 from dhan_pipeline.feeds.simulator.latest import SENT_MODES, Latest, framed
-from dhan_pipeline.feeds.simulator.misbehaviour import frame_of
+from dhan_pipeline.feeds.simulator.misbehaviour import WHOLE_TEXT, frame_of
+from dhan_pipeline.feeds.simulator.player import SETTLED_S, Player
 from dhan_pipeline.feeds.simulator.recording import ABOUT_INSTRUMENTS, Messages, Packets, packets_of
-from dhan_pipeline.feeds.simulator.trading import SLICE_S
-from dhan_pipeline.instruments import split_instrument_token
+from dhan_pipeline.instruments import source_of, split_instrument_token, split_kite_token
 
 log = logging.getLogger(__name__)
-
-#: Packets that are sent at once, at most: other tasks wait for them.
-_BURST = 2048
-
-#: How long subscriptions must have rested before the recording begins: a client sends many, over several connections.
-SETTLED_S = 1.0
-
-#: How often a client that has too much to read is looked at.
-_PATIENCE_S = 0.001
-
-#: No recording is longer, and a time that is so much later is still a time: a speed may be any number.
-_LONGEST_NS = 2.0**62
-
-_TEXT_FRAME = 0x81
 
 #: Packets that go to everybody and have a layout.
 _FOR_ALL = (ResponseCode.HEARTBEAT, ResponseCode.MARKET_STATUS)
 
 
-class DhanReplay(DhanExchange):
+class DhanReplay(Player[DhanConnection, Packets], DhanExchange):
     """The exchange over a recording. `begin` lets it begin; by itself it does so once clients have subscribed."""
 
     def __init__(
@@ -74,30 +58,11 @@ class DhanReplay(DhanExchange):
         self._latest = Latest()
         clock = clock or Clock()
         super().__init__(self._latest, seed=seed, clock=clock, **options)
-        self.begun = asyncio.Event()
-        """Set once the recording runs."""
-        self.ended = asyncio.Event()
-        """Set once all of it was sent and every client has taken it; also where it cannot be read on."""
-        self.failure: Exception | None = None
-        """Why it could not be read on."""
-        self.at_ns: int | None = None
-        """When the last packet that was sent had been received: ns since the Unix epoch, UTC. None before the first."""
-        self.played = 0
-        """Packets of the recording that were sent to whoever wanted them."""
-        self._recording = map(packets_of, recording)
-        self._speed = speed
-        self._settled_s = settled_s
+        self._play_from(map(packets_of, recording), speed, settled_s, now_s)
         self._shift_times = shift_times
-        self._now_s = now_s
-        self._began_s = 0.0
-        self._first_ns = 0
         self._asked: NDArray[np.bool_] = np.zeros(len(self._latest), np.bool_)
-        self._settling: asyncio.TimerHandle | None = None
         self._told = False
-
-    def begin(self) -> None:
-        """Let the recording run from now on, whoever listens."""
-        self.begun.set()
+        self._index: NDArray[np.int32] = np.empty(0, np.int32)
 
     def flush(self) -> None:
         """Nothing is ready before it is due."""
@@ -108,18 +73,13 @@ class DhanReplay(DhanExchange):
         return int(np.count_nonzero(self._asked))
 
     @property
+    def _asked_for(self) -> bool:
+        return bool(self._asked.any())
+
+    @property
     def missing(self) -> NDArray[np.int64]:
         """Tokens of those of them of which nothing has been recorded until now."""
         return self._latest.tokens[np.flatnonzero(self._asked & ~self._latest.recorded)]
-
-    async def aclose(self) -> None:
-        """Close every connection (1001, going away) and stop listening."""
-        if self._settling is not None:
-            self._settling.cancel()
-        await super().aclose()
-
-    def _work(self) -> Iterable[Awaitable[None]]:
-        return (self._run(),)
 
     def _index_of(self, tokens: Sequence[int]) -> NDArray[np.intp]:
         return self._enter(np.array(tokens, np.int64)).astype(np.intp)
@@ -138,13 +98,7 @@ class DhanReplay(DhanExchange):
         subscribed = [connection for connection in self.connections if connection.subscribed]
         for connection in subscribed:
             self._asked |= connection.modes > 0
-        if self._settled_s is None or self.begun.is_set():
-            return
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
-        if subscribed:
-            self._settling = asyncio.get_running_loop().call_later(self._settled_s, self.begin)
+        self._settle(bool(subscribed))
 
     def _enter(self, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
         """Index of each instrument, with a place for it everywhere."""
@@ -159,62 +113,13 @@ class DhanReplay(DhanExchange):
         """Seconds (int, or an array of them) by which the trade times of what was received then move."""
         return (self._clock.now_ns() - received_ns) // 1_000_000_000 if self._shift_times else 0
 
-    async def _run(self) -> None:
-        try:
-            await self._play()
-            while any(client.is_open and client.unsent_bytes for client in self.connections):  # noqa: ASYNC110
-                await asyncio.sleep(_PATIENCE_S)
-        except Exception as error:
-            self.failure = error
-        self.ended.set()
+    def _enter_piece(self, piece: Packets) -> None:
+        self._enter(piece.instruments)
+        self._index = self._latest.lookup(piece.token)
 
-    async def _play(self) -> None:
-        """Send the recording, a piece ahead of which is read in a thread."""
-        ahead = self._read()
-        try:
-            await self.begun.wait()
-            while (packets := await ahead) is not None:
-                ahead = self._read()
-                if len(packets):
-                    await self._play_piece(packets)
-        finally:
-            ahead.cancel()
-
-    def _read(self) -> "asyncio.Future[Packets | None]":
-        return asyncio.ensure_future(asyncio.to_thread(next, self._recording, None))
-
-    async def _play_piece(self, packets: Packets) -> None:
-        self._enter(packets.instruments)
-        index = self._latest.lookup(packets.token)
-        if self.at_ns is None:
-            self._began_s = self._now_s()
-            self._first_ns = int(packets.received_ns[0])
-        at = 0
-        while at < len(packets):
-            while not self._may_send():  # noqa: ASYNC110
-                await asyncio.sleep(_PATIENCE_S)
-            until = min(self._due(packets.received_ns), at + _BURST)
-            if until > at:
-                self._send(_Burst(packets, index, at, until, self._shift(packets.received_ns[at:until])))
-                self.at_ns = int(packets.received_ns[until - 1])
-                at = until
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(SLICE_S)
-
-    def _may_send(self) -> bool:
-        """Whether every client has read enough. Where their reading sets the pace, one has to be there."""
-        listening = [connection for connection in self.connections if connection.is_open]
-        if self._speed is None and not any(connection.subscribed for connection in listening):
-            return not self._asked.any()
-        return all(connection.unsent_bytes <= HIGH_WATER_BYTES for connection in listening)
-
-    def _due(self, received_ns: NDArray[np.int64]) -> int:
-        """How many of these are due."""
-        if self._speed is None:
-            return len(received_ns)
-        passed_ns = int(min((self._now_s() - self._began_s) * self._speed * 1e9, _LONGEST_NS))
-        return int(received_ns.searchsorted(self._first_ns + passed_ns, "right"))
+    def _play_part(self, piece: Packets, at: int, until: int) -> int:
+        self._send(_Burst(piece, self._index, at, until, self._shift(piece.received_ns[at:until])))
+        return until
 
     def _send(self, burst: "_Burst") -> None:
         for code in ABOUT_INSTRUMENTS:
@@ -342,7 +247,7 @@ class _Burst:
     def _frame_of(self, place: int) -> bytes:
         start = int(self._start[place])
         message = self._payload[start : start + int(self._size[place])]
-        return frame_of(message, _TEXT_FRAME) if self.code[place] == TEXT else frame_of(message)
+        return frame_of(message, WHOLE_TEXT) if self.code[place] == TEXT else frame_of(message)
 
 
 _NOWHERE: NDArray[np.intp] = np.empty(0, np.intp)
@@ -355,6 +260,7 @@ def _grown(values: NDArray[Any], size: int) -> NDArray[Any]:
 
 def in_words(tokens: NDArray[np.int64]) -> str:
     """Some of the instruments, for a person."""
-    shown = map(split_instrument_token, tokens[:3].tolist())
-    names = [f"{segment.name} {security_id}" for segment, security_id in shown]
+    split = {"dhan": split_instrument_token, "kite": split_kite_token}
+    shown = [split[source_of(token)](token) for token in tokens[:3].tolist()]
+    names = [f"{segment.name} {number}" for segment, number in shown]
     return ", ".join(names) + (f" and {len(tokens) - 3:,} more" if len(tokens) > 3 else "")

@@ -2,11 +2,14 @@
 
 import re
 
-#: What a secret looks like wherever it turns up: a JSON web token, a parameter of a URL, a password in one.
+#: What a secret looks like wherever it turns up: a JSON web token, Kite's header, a parameter, a password in a URL.
 _SECRETS = (
     (re.compile(r"\beyJ[\w-]*\.[\w-]+\.[\w-]*"), "***"),
+    (re.compile(r"(?i)\b(token \w{6,}:)\w{6,}"), r"\1***"),
     (
-        re.compile(r"(?i)(?<!instrument_)((?:token|pin|totp|totp_secret|password)(?:=|[\"']: ?)[\"']?)[^\s&\"',;}]+"),
+        re.compile(
+            r"(?i)(?<!instrument_)((?:token|pin|totp|secret|password|checksum)(?:=|%3D|[\"']: ?)[\"']?)[^\s&\"',;}]+"
+        ),
         r"\1***",
     ),
     (re.compile(r"(://[^\s/:@]*:)(?!password@)\S*@"), r"\1***@"),

@@ -12,6 +12,11 @@ from dhan_pipeline.errors import redacted
         ('{"totp": "123456"}', '{"totp": "***"}'),
         ("?pin=1234&totp=567890", "?pin=***&totp=***"),
         ("DHAN_TOTP_SECRET=JBSWY3DP", "DHAN_TOTP_SECRET=***"),
+        ("wss://feed/?api_key=k1&access_token=abc", "wss://feed/?api_key=k1&access_token=***"),
+        ("next=%3Frequest_token%3Dabc&v=3", "next=%3Frequest_token%3D***&v=3"),
+        ("{'Authorization': 'token k1k1k1k1:abcdef'}", "{'Authorization': 'token k1k1k1k1:***'}"),
+        ("api_key=k1&request_token=abc&checksum=def", "api_key=k1&request_token=***&checksum=***"),
+        ('KITE_API_SECRET=abc {"api_secret": "abc"}', 'KITE_API_SECRET=*** {"api_secret": "***"}'),
         ("postgresql://user:pa@ss/word@host:5432/db is away", "postgresql://user:***@host:5432/db is away"),
     ],
 )

@@ -43,11 +43,14 @@ class Receiver:
         clock: Clock,
         on_block: Callable[[Block], None],
         on_open: Callable[[], None] = lambda: None,
+        heartbeat_size: int = 0,
     ) -> None:
         """`on_block` is called in the journal's thread with each block that is durable.
 
         `on_open` is called in the event loop when a message begins a block: it wants to be flushed some time later.
+        Messages of `heartbeat_size` bytes, or less, are kept as all others, and are no sign of data.
         """
+        self._heartbeat_size = heartbeat_size
         self._journal = journal
         self._clock = clock
         self._on_block = on_block
@@ -67,14 +70,16 @@ class Receiver:
 
     @property
     def last_message_ns(self) -> int:
-        """Receive time of the feed's last message since the start; 0 before the first."""
+        """Receive time of the feed's last message since the start, heartbeats aside; 0 before the first."""
         return self._last_message_ns
 
     def receive(self, payload: bytes | str, connection: int, count: int = 1) -> None:
         """Stamp what arrived at once, `count` messages of equal size, and add it to the open block."""
         # The bytes as they came, also where they are no UTF-8.
         data = payload.encode(errors="surrogateescape") if isinstance(payload, str) else payload
-        self._last_message_ns = self._add(data, isinstance(payload, str), connection, count)
+        now_ns = self._add(data, isinstance(payload, str), connection, count)
+        if len(data) > self._heartbeat_size * count:
+            self._last_message_ns = now_ns
 
     def note(self, note: Note) -> None:
         """Add a note to the open block."""

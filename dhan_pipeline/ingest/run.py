@@ -146,9 +146,11 @@ class Ingest:
                     f"The clock says {clock.now():%Y-%m-%d %H:%M:%S} UTC, which is before the journal's last message;"
                     " set the clock, or choose another data directory."
                 )
-            self._receiver = Receiver(self._journal, clock, self._on_block, self._flush_later)
+            feed = feed_of(settings)
+            heartbeat_size = feed.wire.heartbeat_size
+            self._receiver = Receiver(self._journal, clock, self._on_block, self._flush_later, heartbeat_size)
             self._connects: Counter[int] = Counter()
-            self._feed = feed_of(settings)(
+            self._feed = feed(
                 settings,
                 subscriptions,
                 self._receiver.receive,
@@ -176,7 +178,7 @@ class Ingest:
                 self._journal.previous or Cause.RESTART,
                 last_gap_id,
             )
-            self._pauses = PauseWatch(SHORTEST_PAUSE_S, clock.speed)
+            self._pauses = PauseWatch(SHORTEST_PAUSE_S, clock.speed, heartbeat_size)
             self._end: Cause | None = None
             self._flush_timer: asyncio.TimerHandle | None = None
             self._backlog = Backlog(

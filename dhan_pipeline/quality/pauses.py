@@ -29,8 +29,12 @@ class PauseWatch:
     A connection whose messages are rare by habit has no pauses: nobody can tell one from a quiet minute.
     """
 
-    def __init__(self, shortest_s: float, speed: float = 1.0) -> None:
-        """`shortest_s`: real seconds below which nothing counts. `speed`: that of the clock of the receive times."""
+    def __init__(self, shortest_s: float, speed: float = 1.0, heartbeat_size: int = 0) -> None:
+        """`shortest_s`: real seconds below which nothing counts. `speed`: that of the clock of the receive times.
+
+        Messages of `heartbeat_size` bytes, or less, are what comes in a pause; 0: there are none of the kind.
+        """
+        self._heartbeat_size = heartbeat_size
         self._shortest_s = shortest_s
         self._speed = speed
         self._habits: dict[int, _Habit] = {}
@@ -40,8 +44,12 @@ class PauseWatch:
 
     def see(self, block: Block) -> Iterator[tuple[int, int, int]]:
         """The pauses that end in the block: connection, last message before and first one after (ns, UTC)."""
-        self._waiting.append((block.connection, block.received_ns))
-        if not self._may_end_a_pause(block) and block.last_received_ns < self._look_ns:
+        of_block, at_ns = block.connection, block.received_ns
+        if self._heartbeat_size:
+            data = np.diff(block.offsets) > self._heartbeat_size
+            of_block, at_ns = of_block[data], at_ns[data]
+        self._waiting.append((of_block, at_ns))
+        if not self._may_end_a_pause(of_block, at_ns) and block.last_received_ns < self._look_ns:
             return
         self._look_ns = block.last_received_ns + int(_LOOK_S * 1e9 * self._speed)
         connections, times = map(np.concatenate, zip(*self._waiting, strict=True))
@@ -52,13 +60,13 @@ class PauseWatch:
             for since_ns, until_ns in habit.pauses(received_ns, self._shortest_s, self._speed):
                 yield connection, since_ns, until_ns
 
-    def _may_end_a_pause(self, block: Block) -> bool:
-        """Whether a connection is heard again after some time. It takes account of the block."""
-        numbers, found = block.connection.tobytes(), False
+    def _may_end_a_pause(self, connection: NDArray[np.uint8], received_ns: NDArray[np.int64]) -> bool:
+        """Whether a connection is heard again after some time. It takes account of the messages."""
+        numbers, found = connection.tobytes(), False
         for number in set(numbers):
-            first_ns = int(block.received_ns[numbers.index(number)])
+            first_ns = int(received_ns[numbers.index(number)])
             found |= first_ns - self._last_ns.get(number, first_ns) >= self._shortest_s * 1e9 * self._speed
-            self._last_ns[number] = int(block.received_ns[numbers.rindex(number)])
+            self._last_ns[number] = int(received_ns[numbers.rindex(number)])
         return found
 
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from dhan_pipeline.feeds.connection import MAX_MESSAGE_BYTES
+from dhan_pipeline.feeds.dhan.client import WIRE
 from dhan_pipeline.feeds.dhan.decode import decode
 from dhan_pipeline.feeds.dhan.wire import ResponseCode
 from dhan_pipeline.ingest.capture import Receiver
@@ -41,6 +41,21 @@ def capture(journal: JournalWriter) -> Capture:
 
 def messages(block: Block) -> list[bytes]:
     return [block.payload[start:end] for start, end in pairwise(block.offsets.tolist())]
+
+
+def test_a_heartbeat_is_kept_and_is_no_sign_of_data(journal: JournalWriter) -> None:
+    blocks: list[Block] = []
+    clock = HandClock()
+    receiver = Receiver(journal, clock, blocks.append, heartbeat_size=1)
+    receiver.receive(b"data", 0)
+    came_ns = receiver.last_message_ns
+    clock.at_ns += SECOND_NS
+    receiver.receive(b"\0", 0)
+    receiver.receive(b"\0\0\0", 0, 3)
+    assert receiver.last_message_ns == came_ns > 0
+    receiver.close()
+    receiver.run()
+    assert [message for block in blocks for message in messages(block)] == [b"data", *[b"\0"] * 4]
 
 
 def test_messages_are_written_as_they_came_with_time_and_connection(capture: Capture, settings: Settings) -> None:
@@ -169,8 +184,8 @@ def test_every_block_that_a_message_begins_is_told_as_open(capture: Capture) -> 
     [
         (packet(ResponseCode.HEARTBEAT, EQUITY), 70_000),
         (b"", 140_000),
-        (packet(ResponseCode.HEARTBEAT, EQUITY) * (MAX_MESSAGE_BYTES // 8), 3),
-        (b"\xff" * (MAX_MESSAGE_BYTES - 1), 3),
+        (packet(ResponseCode.HEARTBEAT, EQUITY) * (WIRE.max_message_bytes // 8), 3),
+        (b"\xff" * (WIRE.max_message_bytes - 1), 3),
     ],
     ids=["smallest packets", "empty messages", "largest messages", "largest unreadable messages"],
 )

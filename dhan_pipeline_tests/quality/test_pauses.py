@@ -1,6 +1,7 @@
 """Pauses of a lively connection are found, and nothing else: over streams of receive times, cut into blocks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,3 +114,18 @@ def test_with_a_clock_that_runs_fast_seconds_are_those_of_the_machine() -> None:
     steady = np.arange(0, 3600, 6.0)
     assert pauses(PauseWatch(5.0, speed=60.0), [*steady, 3600 + 240]) == []
     assert pauses(PauseWatch(5.0, speed=60.0), [*steady, 3600 + 360]) == [(0, 3594.0, 3960.0)]
+
+
+@pytest.mark.parametrize("in_block", [1, 7])
+def test_heartbeats_do_not_hide_a_pause_of_data(in_block: int) -> None:
+    data, beats = np.arange(0, 60, 0.1), np.arange(60, 72, 2.5)
+    times = START_NS + (np.concatenate([data, beats, 72 + np.arange(0, 10, 0.1)]) * SECOND_NS).astype(np.int64)
+    size = np.full(len(times), 100)
+    size[len(data) : len(data) + len(beats)] = 1
+    found: list[tuple[int, int, int]] = []
+    watch = PauseWatch(5.0, heartbeat_size=1)
+    for start in range(0, len(times), in_block):
+        block = make_block(times[start : start + in_block].tolist(), [0] * len(times[start : start + in_block]))
+        offsets = np.concatenate(([0], size[start : start + in_block].cumsum()))
+        found += watch.see(replace(block, offsets=offsets))
+    assert [(since - START_NS, until - START_NS) for _, since, until in found] == [(59_900_000_000, 72_000_000_000)]

@@ -18,6 +18,7 @@ from dhan_pipeline.orchestration.names import (
     ATTEMPT_TAG,
     CAPTURE_TAG,
     NEEDS_PERSON_TAG,
+    ROLE_TAG,
     SESSION_TAG,
     STOP_AT_TAG,
     STOP_TAG,
@@ -105,9 +106,9 @@ def decide(now_s: float, in_session: bool, subscribed: bool, runs: Sequence[Inge
         return Decision("skip", f"Run {alive[0].run_id[:8]} is {alive[0].status.value}.")
     newest = runs[0] if runs else None
     if newest and newest.status == Status.CANCELED and not newest.stop_asked:
-        return Decision("skip", "A person stopped the last ingest run; launch ingest_job to capture again.")
+        return Decision("skip", "A person stopped the last ingest run; launch its job to capture again.")
     if newest and newest.needs_person:
-        return Decision("skip", f"{newest.needs_person.rstrip('.')}. Once that is mended, launch ingest_job.")
+        return Decision("skip", f"{newest.needs_person.rstrip('.')}. Once that is mended, launch its job.")
     failures = _failures_in_a_row(runs)
     if newest and newest.ended_s and failures:
         wait_s = newest.ended_s + min(2.0**failures, MAX_BACKOFF_S) - now_s
@@ -162,7 +163,7 @@ def build_supervisor(settings: Settings, source: Source, ingest_job: dg.JobDefin
             now_s=now_s,
             in_session=capture_expected(settings, clock),
             subscribed=settings.subscriptions_path.exists(),
-            runs=_ingest_runs(context.instance, ingest_job.name, capture, session, unlocked_s),
+            runs=_ingest_runs(context.instance, capture, session, unlocked_s),
         )
         if decision.action == "launch":
             return dg.RunRequest(
@@ -190,10 +191,10 @@ def _carry_out(instance: dg.DagsterInstance, decision: Decision) -> None:
                 instance.report_run_failed(run, decision.reason)
 
 
-def _ingest_runs(
-    instance: dg.DagsterInstance, job_name: str, capture: str, session: str, unlocked_s: float | None
-) -> list[IngestRun]:
-    records = instance.get_run_records(dg.RunsFilter(job_name=job_name, tags={CAPTURE_TAG: capture}), limit=RECENT_RUNS)
+def _ingest_runs(instance: dg.DagsterInstance, capture: str, session: str, unlocked_s: float | None) -> list[IngestRun]:
+    # Not by the job, whose name is another where a second source is captured since, or no more.
+    filters = dg.RunsFilter(tags={ROLE_TAG: "ingest", CAPTURE_TAG: capture})
+    records = instance.get_run_records(filters, limit=RECENT_RUNS)
     runs = []
     for record in records:
         run, tags = record.dagster_run, record.dagster_run.tags

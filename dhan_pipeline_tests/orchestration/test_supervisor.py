@@ -147,7 +147,7 @@ def test_a_person_who_starts_the_job_again_lifts_the_hold() -> None:
 def test_a_failure_that_only_a_person_can_mend_is_not_repeated_until_one_has_acted() -> None:
     no_plan = run(Status.FAILURE, ended_s=NOW - 3600, needs_person="The account has no data plan.")
     decision = in_session(no_plan)
-    assert decision == Decision("skip", "The account has no data plan. Once that is mended, launch ingest_job.")
+    assert decision == Decision("skip", "The account has no data plan. Once that is mended, launch its job.")
     # A person launched the job, and it failed for another reason.
     assert in_session(failed(10), no_plan).action == "launch"
     assert in_session(run(Status.STARTED, started_s=NOW - 1), no_plan).action == "skip"
@@ -212,6 +212,18 @@ class TestTheSensor:
         other = self.evaluate(both, "ingest_supervisor_dhan")
         assert isinstance(other, dg.SkipReason)
         assert "No subscriptions" in (other.skip_message or "")
+
+    def test_a_second_source_leaves_the_runs_of_the_first_as_they_are(self, subscribed: Pipeline) -> None:
+        alive = self.create_run(subscribed, dg.DagsterRunStatus.STARTED)
+        both = Pipeline(subscribed.settings.model_copy(update={"data_source": "kite,dhan"}), subscribed.instance)
+        waits = self.evaluate(both, "ingest_supervisor_dhan")
+        assert isinstance(waits, dg.SkipReason)
+        assert alive.run_id[:8] in (waits.skip_message or "")
+        both.instance.delete_run(alive.run_id)
+        self.create_run(subscribed, dg.DagsterRunStatus.CANCELED)
+        stopped = self.evaluate(both, "ingest_supervisor_dhan")
+        assert isinstance(stopped, dg.SkipReason)
+        assert "A person stopped" in (stopped.skip_message or "")
 
     def test_counts_attempts_of_this_session_only(self, subscribed: Pipeline) -> None:
         succeeded = dg.DagsterRunStatus.SUCCESS

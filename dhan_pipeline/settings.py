@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dhan_pipeline.sources import CAPTURES, SOURCES, Source, capture_number
@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,  # one that does not exist would be warned of
     )
 
-    data_source: str = "kite"
+    data_source: Literal["kite", "dhan", "kite,dhan", "dhan,kite"] = "kite"
     """The broker whose feed is captured: `kite` or `dhan`; or both, `kite,dhan`."""
 
     data_dir: Path = Path("data")
@@ -119,14 +119,6 @@ class Settings(BaseSettings):
     shadow_agree_warn: float = Field(default=0.99, ge=0, le=1)
     shadow_agree_error: float = Field(default=0.95, ge=0, le=1)
     """Share of an hour's seconds in which both brokers say the same of an instrument."""
-
-    @field_validator("data_source")
-    @classmethod
-    def _known_sources(cls, value: str) -> str:
-        names = [name.strip() for name in value.split(",")]
-        if not set(names) <= set(SOURCES) or len(set(names)) < len(names):
-            raise ValueError(f"{value} is none of kite, dhan, and both: kite,dhan")
-        return ",".join(names)
 
     @property
     def sources(self) -> tuple[Source, ...]:

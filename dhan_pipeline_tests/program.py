@@ -20,7 +20,8 @@ def environment(**settings: object) -> dict[str, str]:
     """Ours, with these settings and no others; the source is Dhan, where they do not say."""
     names = {name.upper() for name in Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    return kept | {"COLUMNS": "100", "DATA_SOURCE": "dhan"} | {name.upper(): str(value) for name, value in settings.items()}
+    given = {name.upper(): str(value) for name, value in settings.items()}
+    return kept | {"COLUMNS": "100", "DATA_SOURCE": "dhan"} | given
 
 
 def command(*arguments: str) -> list[str]:
@@ -65,7 +66,7 @@ class Here:
             patch.chdir(self._folder)
             for name in Settings.model_fields:
                 patch.delenv(name.upper(), raising=False)
-            for name, value in {"columns": 100, **settings}.items():
+            for name, value in {"columns": 100, "data_source": "dhan", **settings}.items():
                 patch.setenv(name.upper(), str(value))
             patch.setattr(sys, "argv", ["dhan-pipeline", *arguments])
             self._capsys.readouterr()

@@ -213,7 +213,7 @@ def test_the_embedded_database_is_started_named_and_stopped(open_dir: Path, fold
             r"postgresql://postgres:\S+@127\.0\.0\.1:\d+/\w+\n", run("db", "url", cwd=folder, **data).stdout
         )
         migrated = run("migrate", cwd=folder, **data)
-        assert migrated.stdout.startswith("0001_instruments\n")
+        assert migrated.stdout.startswith("add_dhan_security_id\n")
         assert run("migrate", cwd=folder, **data).stdout == "The schema is up to date.\n"
         asked = run("db", "psql", cwd=folder, stdin="SELECT count(*) + 41 FROM ticks;", **data)
         assert re.search(r"^ +41$", asked.stdout, re.MULTILINE), asked.stderr
@@ -241,7 +241,7 @@ def test_migrate_dry_run_prints_sql_and_runs_nothing(postgres_url: str, folder: 
     assert dry.returncode == 0
     assert "-- 0001_instruments.sql" in dry.stdout
     assert "CREATE TABLE IF NOT EXISTS ticks" in dry.stdout
-    assert run("migrate", cwd=folder, database_url=url).stdout.startswith("0001_instruments\n")
+    assert run("migrate", cwd=folder, database_url=url).stdout.startswith("add_dhan_security_id\n")
     assert run("migrate", "--dry-run", cwd=folder, database_url=url).stdout == ""
 
 

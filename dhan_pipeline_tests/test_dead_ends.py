@@ -109,7 +109,7 @@ def test_wrong_usage_is_said_and_exits_2(arguments: tuple[str, ...], said: str, 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("data_source", "kite"),
+        ("data_source", "nobody"),
         ("dhan_trade_time_offset_s", "half an hour"),
         ("dhan_trade_time_offset_s", "1" + 30 * "0"),
         ("dhan_trade_time_offset_s", "-86401"),
@@ -377,9 +377,12 @@ def subscribe(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", r"The list of subscriptions data/subscriptions\.csv is empty\."),
-        ("exchange_segment,security_id\nNSE_EQ,1\n", r"data/subscriptions\.csv, line 2: not a resolved subscription\."),
-        ("\0\xff\0", r".*data/subscriptions\.csv.*\."),
+        ("", r"The list of subscriptions data/subscriptions_dhan\.csv is empty\."),
+        (
+            "exchange_segment,security_id\nNSE_EQ,1\n",
+            r"data/subscriptions_dhan\.csv, line 2: not a resolved subscription\.",
+        ),
+        ("\0\xff\0", r".*data/subscriptions_dhan\.csv.*\."),
     ],
     ids=["empty", "columns", "binary"],
 )

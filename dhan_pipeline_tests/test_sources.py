@@ -23,7 +23,7 @@ def test_no_other_number_is_a_capture_s(capture: int) -> None:
 
 
 def test_settings_of_two_sources_are_those_of_each() -> None:
-    both = Settings(_env_file=None, data_source="kite, dhan", capture=2, metrics_port=9000, dhan_trade_time_offset_s=7)
+    both = Settings(_env_file=None, data_source="kite,dhan", capture=2, metrics_port=9000, dhan_trade_time_offset_s=7)
     assert both.sources == ("dhan", "kite")
     with pytest.raises(ValueError, match="too many values"):
         _ = both.source

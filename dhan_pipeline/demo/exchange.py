@@ -64,7 +64,7 @@ def exchange(
     with services.run("exchange", *command) as running:
         running.wait_until(lambda: all(listens(feed_port[source]) for source in sources))
         yield Settings(
-            data_source=",".join(sources),
+            data_source="dhan,kite" if len(sources) > 1 else sources[0],
             data_dir=data_dir,
             database_url=database_url,
             dhan_feed_url=f"ws://127.0.0.1:{feed_port['dhan']}",

@@ -209,9 +209,9 @@ class _Supervision:
             case {"event": "hour_measured", "measures": HourMeasures() as measures}:
                 if not _is_worth_telling(measures):
                     self._sealed.discard(measures.hour)
-                elif self._others and measures.blocks < measures.journal_blocks and self._waits(measures.hour):
-                    self._again[measures.hour, False] = time.monotonic() + RETRY_S
-                elif not self._safely(f"reporting the hour {measures.hour}", lambda: self._seal(measures)):
+                elif self._waits(measures) or not self._safely(
+                    f"reporting the hour {measures.hour}", lambda: self._seal(measures)
+                ):
                     self._again[measures.hour, False] = time.monotonic() + RETRY_S
             case {"event": "gaps_measured", "hour": str(hour), "gaps": gaps}:
                 if not self._safely(f"reporting the gaps of {hour}", lambda: self._report_gaps(hour, gaps)):
@@ -233,10 +233,12 @@ class _Supervision:
             case _:
                 self._log(logging.INFO, f"The capture says: {event}")
 
-    def _waits(self, hour: str) -> bool:
+    def _waits(self, measures: HourMeasures) -> bool:
         """Whether to leave an hour to the other captures for a while: each has its own last blocks to store."""
-        self._waited[hour] += 1
-        return self._waited[hour] * RETRY_S <= OTHERS_S
+        if not self._others or measures.blocks >= measures.journal_blocks:
+            return False
+        self._waited[measures.hour] += 1
+        return self._waited[measures.hour] * RETRY_S <= OTHERS_S
 
     def _report_what_is_due(self) -> None:
         now = time.monotonic()

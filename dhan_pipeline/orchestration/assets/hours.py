@@ -1,4 +1,4 @@
-"""The feed now, and the hours that were captured: `live_feed` (one a source, where there are several), `raw_packets`, `ticks`.
+"""The feed now, one a source, and the hours that were captured: `live_feed`, `raw_packets`, `ticks`.
 
 Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work, and the
 reports of the running capture (`ingest.py`), which materialises the same hourly assets when an hour is complete.

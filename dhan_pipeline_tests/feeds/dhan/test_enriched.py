@@ -222,7 +222,12 @@ def test_what_cannot_be_a_row_is_said(cache: InstrumentsCache) -> None:
 
 
 def test_a_tick_that_a_script_makes_up_may_lack_what_it_likes(cache: InstrumentsCache) -> None:
-    header: dict[str, Any] = {"message_length": 162, "exchange_segment": "NSE_EQ", "exchange_segment_code": 1, "security_id": "1"}
+    header: dict[str, Any] = {
+        "message_length": 162,
+        "exchange_segment": "NSE_EQ",
+        "exchange_segment_code": 1,
+        "security_id": "1",
+    }
     tick = made(dhan_tick_to_enriched(DhanTick(response_code=8, last_price=101.0, **header), cache, AT))
     assert (tick.last_price, tick.oi, tick.volume_traded, tick.order_imbalance) == (101.0, None, None, None)
     assert tick.bid_prices == (None,) * 5

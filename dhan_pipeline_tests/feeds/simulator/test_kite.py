@@ -263,7 +263,9 @@ async def test_a_heartbeat_of_one_byte_comes_where_there_is_nothing_to_say(monke
 
 
 @pytest.mark.parametrize(
-    ("api_key", "token"), [(API_KEY, "nonsense"), ("another", None), (API_KEY, make_kite_access_token(expires_in=-1))]
+    ("api_key", "token"),
+    [(API_KEY, "nonsense"), ("another", None), (API_KEY, make_kite_access_token(expires_in=-1))],
+    ids=["no token", "another app", "expired"],
 )
 async def test_wrong_credentials_are_refused_at_the_handshake(api_key: str, token: str | None) -> None:
     async with KiteSimulator([RELIANCE]) as simulator:

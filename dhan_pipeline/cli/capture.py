@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import select
 import sys
@@ -27,6 +28,8 @@ from dhan_pipeline.cli.common import (
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.errors import PipelineError, redacted
 from dhan_pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _STDOUT = 1
 
@@ -67,15 +70,20 @@ def ingest(
         if supervised:
             _stop_when_stdin_closes(stop)
         captures = [capture(settings.of(source), stop) for source in settings.sources]
-        for outcome in await asyncio.gather(*captures, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        outcomes = await asyncio.gather(*captures, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for other in failures[1:]:
+            log.error("%s", (explain(other) if isinstance(other, Exception) else None) or other)
+        if failures:
+            raise failures[0]
 
-    async def capture(settings: Settings, stop: asyncio.Event) -> None:
+    async def capture(of_one: Settings, stop: asyncio.Event) -> None:
+        several = len(settings.sources) > 1
+        tell = (lambda event: emit({**event, "source": of_one.source})) if several else emit
         try:
-            capture = Ingest(settings, database_url, emit, Clock())
+            capture = Ingest(of_one, database_url, tell, Clock())
             try:
-                with serving(settings, capture.metrics):
+                with serving(of_one, capture.metrics):
                     await capture.run(stop)
             finally:
                 capture.close()
@@ -139,8 +147,9 @@ class _Lines:
 
 def _print_status(event: dict[str, Any]) -> None:
     if event["event"] == "status":
+        whose = f"{event['source']}:" if "source" in event else ""
         print(
-            f"{event['messages_per_second']:>9,.0f} messages/s  {event['ticks']:>12,} ticks stored  "
+            f"{whose}{event['messages_per_second']:>9,.0f} messages/s  {event['ticks']:>12,} ticks stored  "
             f"{event['rejected']:>6,} rejected  p50 {event['latency_p50_ms'] or 0:.0f} ms  "
             f"p99 {event['latency_p99_ms'] or 0:.0f} ms  backlog {event['backlog_seconds']:.1f} s",
             file=sys.stderr,

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import CAPTURES, SOURCES, capture_number, source_of_capture
@@ -37,3 +38,8 @@ def test_settings_of_two_sources_are_those_of_each() -> None:
 
 def test_one_source_has_the_metrics_port_that_was_set() -> None:
     assert Settings(_env_file=None, data_source="kite", metrics_port=9000).of("kite").metrics_port == 9000
+
+
+def test_the_second_source_always_has_a_port_for_its_metrics() -> None:
+    with pytest.raises(ValidationError, match="metrics_port"):
+        Settings(_env_file=None, data_source="kite,dhan", metrics_port=65_535)

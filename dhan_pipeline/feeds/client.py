@@ -257,7 +257,7 @@ class Feed(ABC):
                 if isinstance(error, TooManyInstrumentsError):
                     await self._reduce(connection)
                 then = self._react(error, connection, credentials) or f"Trying again in {delay_s:.1f} s."
-                self._warn(f"Connection {connection.number} is down: {error}. {then}")
+                self._warn(f"{self.broker}'s connection {connection.number} is down: {error}. {then}")
                 if not up and isinstance(error, FeedRefusedError | HandshakeError):
                     self._ask_why()
             await asyncio.sleep(delay_s)

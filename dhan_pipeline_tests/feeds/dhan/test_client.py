@@ -231,7 +231,7 @@ async def test_after_a_reset_everything_is_subscribed_again(settings, token_file
             await until(lambda: watcher.lost)
             await until(lambda: simulator.connections and simulator.connections[0].subscribed == 250)
     assert watcher.connected == [0, 0]
-    assert watcher.warnings[0].startswith("Connection 0 is down: the connection was lost")
+    assert watcher.warnings[0].startswith("Dhan's connection 0 is down: the connection was lost")
 
 
 async def test_after_a_close_with_1011_everything_is_subscribed_again(settings, token_file, watcher):
@@ -356,7 +356,7 @@ async def test_a_handshake_refused_as_unauthorised_waits_for_another_token(setti
         save_token(token_file, "second", CLIENT_ID)
         await until(lambda: watcher.connected)
     assert exchange.tokens == ["first", "second"]
-    assert watcher.warnings[0].startswith("Connection 0 is down: Dhan refused the connection (HTTP status 401).")
+    assert watcher.warnings[0].startswith("Dhan's connection 0 is down: Dhan refused the connection (HTTP status 401).")
 
 
 async def test_too_many_connections_stop_all_connections_for_the_rest(settings, exchange, watcher):

@@ -210,7 +210,7 @@ async def test_so_many_attempts_in_a_row_may_fail(
     )
     with pytest.raises(FeedError, match="503"):
         await client.start()
-    assert caplog.text.count("Connection 0 is down") == attempts
+    assert caplog.text.count("Dhan's connection 0 is down") == attempts
 
 
 async def test_the_first_wait_is_as_long_as_told(

@@ -285,7 +285,7 @@ class Listener:
 
     @property
     def losses(self) -> int:
-        return sum("Connection 0 is down" in warning for warning in self.warnings)
+        return sum("Dhan's connection 0 is down" in warning for warning in self.warnings)
 
 
 @asynccontextmanager

@@ -289,8 +289,8 @@ async def test_a_refused_token_is_not_offered_again_and_a_fresh_one_is(settings,
         await until(lambda: watcher.connected)
     assert exchange.tokens == ["first", "second"]
     assert watcher.warnings == [
-        f"Connection 0 is down: Kite refused the connection (HTTP status {status.value}). Waiting for another token in"
-        f" the token file {it.kite_token_file}."
+        f"Kite's connection 0 is down: Kite refused the connection (HTTP status {status.value}). Waiting for another"
+        f" token in the token file {it.kite_token_file}."
     ]
 
 
@@ -468,7 +468,7 @@ async def test_after_a_reset_the_exchange_sends_each_instrument_in_its_mode_agai
                 await until(lambda: len(watcher.connected) == times and simulator.connections)  # noqa: B023
                 await until(lambda: simulator.connections[0].modes.tolist() == expected)
                 simulator.reset()
-    assert watcher.warnings[0].startswith("Connection 0 is down: the connection was lost")
+    assert watcher.warnings[0].startswith("Kite's connection 0 is down: the connection was lost")
 
 
 async def test_a_token_that_was_ended_is_not_offered_again_and_a_fresh_one_is(settings, watcher):

@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     """`amqp://user:password@host:5672/vhost`, or `amqps://…` for TLS. For `transport` rabbitmq and the workers."""
 
     metrics_port: int | None = Field(default=None, ge=0, le=65_534)
-    """Where the capture or a worker shows its metrics to Prometheus; 0: any free port. Unset: nowhere. Where both brokers
-    are captured, Kite's are on the next one."""
+    """Where the capture or a worker shows its metrics to Prometheus; 0: any free port. Unset: nowhere. Of two brokers,
+    Kite's are on the next one."""
     metrics_host: str = "127.0.0.1"
     """Address that the metrics are shown on."""
 

@@ -24,6 +24,20 @@ BEGIN
         RAISE EXCEPTION 'The table ticks would be renamed legacy_ticks, but there is a legacy_ticks already. Rename that one, then migrate again.';
     END IF;
 
+    -- Before anything of it is renamed: what a later file would stumble over. Whatever is ours has a comment.
+    SELECT string_agg(name, ', ') INTO in_the_way
+    FROM unnest(ARRAY[
+        'archived_days', 'broker_candles', 'broker_fetches', 'candle_differences', 'candles_1m', 'candles_5m',
+        'candles_15m', 'candles_1d', 'candles_60m', 'candles_live_1m', 'candles_live_5m', 'candles_live_15m', 'candles_live_60m',
+        'captures', 'feed_gaps', 'gap_quotes', 'gap_recoveries', 'hour_digests', 'ingest_ledger', 'instrument_lives',
+        'instrument_versions', 'live_bars_1m', 'redrives', 'rejected_packets', 'shadow_comparisons', 'tick_rows',
+        'ticks_with_symbols'
+    ]) AS name
+    WHERE to_regclass(name) IS NOT NULL AND obj_description(to_regclass(name), 'pg_class') IS NULL;
+    IF in_the_way IS NOT NULL THEN
+        RAISE EXCEPTION 'This database has tables or views of yours with names of ours: %. Rename them, then migrate again.', in_the_way;
+    END IF;
+
     SELECT string_agg(DISTINCT ev_class::regclass::text, ', ') INTO in_the_way
     FROM pg_depend JOIN pg_rewrite ON pg_rewrite.oid = objid AND classid = 'pg_rewrite'::regclass
     JOIN pg_class ON pg_class.oid = ev_class
@@ -35,6 +49,6 @@ BEGIN
     END IF;
     -- What `ticks` was before the return to the existing system.
     IF to_regclass('ticks_upgraded') IS NOT NULL THEN
-        ALTER VIEW ticks_upgraded RENAME TO ticks;
+        ALTER TABLE ticks_upgraded RENAME TO ticks;  -- which renames a view as well
     END IF;
 END $$;

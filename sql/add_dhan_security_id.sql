@@ -13,6 +13,14 @@ BEGIN
         RETURN;  -- 0001 makes it, with all of this
     END IF;
 
+    SELECT string_agg(needed, ', ') INTO in_the_way
+    FROM unnest(ARRAY['instrument_token', 'trading_symbol', 'exchange']) AS needed
+    WHERE NOT EXISTS (SELECT FROM pg_attribute
+        WHERE attrelid = 'instruments'::regclass AND attname = needed AND NOT attisdropped);
+    IF in_the_way IS NOT NULL THEN
+        RAISE EXCEPTION 'The table instruments is not that of the existing system, for it has no %. Rename it, then migrate again.', in_the_way;
+    END IF;
+
     SELECT string_agg(format('ALTER %I TYPE bigint', attname), ', ') INTO wider
     FROM pg_attribute
     WHERE attrelid = 'instruments'::regclass AND attname IN ('instrument_token', 'exchange_token', 'security_id')

@@ -10,7 +10,8 @@ BEGIN
         RAISE NOTICE 'There is no table legacy_ticks: nothing to return to.';
         RETURN;
     END IF;
-    ALTER VIEW ticks RENAME TO ticks_upgraded;
+    -- A view; or, where an upgrade ended half-way, a table that never had a row, or nothing yet.
+    ALTER TABLE IF EXISTS ticks RENAME TO ticks_upgraded;
     ALTER TABLE legacy_ticks RENAME TO ticks;
     IF to_regclass('schema_migrations') IS NOT NULL THEN
         DELETE FROM schema_migrations WHERE name IN ('0000_existing_ticks', '0018_ticks_with_legacy');

@@ -418,6 +418,54 @@ def test_the_existing_system_takes_over_again_and_upgrades_again(existing_url: s
     assert migrate(existing_url) == []
 
 
+@pytest.mark.parametrize("last", ["0000", "0001", "0005", "0006", "0015"])
+def test_there_is_a_way_back_from_an_upgrade_that_ended_half_way(
+    existing_url: str, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    before = rows(existing_url, TICK_ROWS.format("ticks"))
+    files = migration_files()
+    until_then = [file for file in files if not file.name[0].isdigit() or file.name[:4] <= last]
+    monkeypatch.setattr(module, "migration_files", lambda: until_then)
+    migrate(existing_url)
+    for _ in range(2):
+        run_file(existing_url, "return_to_existing.sql")
+        assert rows(existing_url, TICK_ROWS.format("ticks")) == before
+    rows(existing_url, INSERT_TICK)
+    monkeypatch.undo()
+    migrate(existing_url)
+    assert rows(existing_url, "SELECT count(*) FROM ticks") == [(6001,)]
+    run_file(existing_url, "return_to_existing.sql")
+    assert rows(existing_url, "SELECT count(*) FROM ticks") == [(6001,)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("CREATE TABLE feed_gaps (a int); CREATE VIEW candles_1m AS SELECT 1 AS a", "candles_1m, feed_gaps"),
+        ("ALTER TABLE instruments RENAME trading_symbol TO tradingsymbol", "no trading_symbol"),
+    ],
+)
+def test_what_a_later_file_would_stumble_over_is_named_before_ticks_is_renamed(
+    existing_url: str, statement: str, names: str
+) -> None:
+    rows(existing_url, statement)
+    with pytest.raises(MigrationError, match=names):
+        migrate(existing_url)
+    rows(existing_url, INSERT_TICK)  # its worker goes on
+    assert rows(existing_url, "SELECT count(*) FROM ticks") == [(6001,)]
+
+
+def test_the_names_that_may_not_be_taken_are_all_of_ours(database_url: str) -> None:
+    text = (SQL / "0000_existing_ticks.sql").read_text()
+    ours = rows(
+        database_url,
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')"
+        " AND NOT relispartition"
+        " AND relname NOT IN ('instruments', 'active_instruments', 'ticks', 'schema_migrations')",
+    )
+    assert [name for (name,) in ours if f"'{name}'" not in text] == []
+
+
 def test_there_is_nothing_to_return_to_in_a_new_database(conn: connection, database_url: str) -> None:
     schema = rows(database_url, SCHEMA)
     assert run_file(database_url, "return_to_existing.sql") == [

@@ -120,11 +120,16 @@ def sync_to_database(
 
 
 def _active_counts(cur: cursor, source: Source, first_expiry: "pd.Timestamp") -> dict[str, int]:
-    """Active instruments by segment, without those that have expired since the last sync, or in the existing system."""
+    """Active instruments by segment, without those that have expired since the last sync, or in the existing system.
+
+    Nor those whose token is no number of the source's: the existing system made Dhan's by `hash()`.
+    """
+    own = (32, 0) if source == "kite" else (36, 16)
     cur.execute(
         "SELECT exchange_segment_of(instrument_token), count(*) FROM instruments"
-        " WHERE source = %s AND is_active AND (expiry >= %s) IS NOT false GROUP BY 1 ORDER BY 1",
-        (source, None if first_expiry != first_expiry else first_expiry.date()),
+        " WHERE source = %s AND is_active AND instrument_token >> %s = %s AND (expiry >= %s) IS NOT false"
+        " GROUP BY 1 ORDER BY 1",
+        (source, *own, None if first_expiry != first_expiry else first_expiry.date()),
     )
     return {ExchangeSegment(number).name: count for number, count in cur.fetchall() if number is not None}
 
@@ -167,7 +172,7 @@ SELECT n.instrument_token, {", ".join(f"{value} AS {name}" for name, value in zi
        i.instrument_token IS NULL AS is_new, i.is_active AS was_active,
        (i.trading_symbol, i.exchange, i.expiry) IS DISTINCT FROM (n.trading_symbol, n.exchange, n.expiry) AS is_other
 FROM incoming n LEFT JOIN instruments i USING (instrument_token)
-WHERE i.instrument_token IS NULL OR NOT i.is_active
+WHERE i.instrument_token IS NULL OR NOT i.is_active OR i.source IS DISTINCT FROM %(source)s
    OR ({", ".join(f"i.{name}" for name in _FACTS)}) IS DISTINCT FROM ({", ".join(_INCOMING)})
 """
 
@@ -201,7 +206,8 @@ FROM gone WHERE i.instrument_token = gone.instrument_token
 """
 
 _UPDATE = f"""
-UPDATE instruments i SET {", ".join(f"{name} = c.{name}" for name in _FACTS)}, is_active = true, last_updated = %(now)s
+UPDATE instruments i
+SET source = %(source)s, {", ".join(f"{name} = c.{name}" for name in _FACTS)}, is_active = true, last_updated = %(now)s
 FROM changes c WHERE i.instrument_token = c.instrument_token AND NOT c.is_new
 """
 
@@ -224,7 +230,7 @@ def _merge(cur: cursor, source: str) -> tuple[int, int, int, int]:
     # Of the moment, not of the transaction's start: a sync that waited for another one comes after it.
     cur.execute("SELECT clock_timestamp()")
     values = {"source": source, "now": _one(cur)[0]}
-    cur.execute(_FIND_CHANGES)
+    cur.execute(_FIND_CHANGES, values)
     cur.execute(_FIND_GONE, values)
     cur.execute(
         "SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE was_active),"

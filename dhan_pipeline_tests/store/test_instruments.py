@@ -415,3 +415,29 @@ def test_a_token_that_is_used_again_never_inherits_the_past_of_the_existing_syst
     ]
     versions = query(conn, "SELECT trading_symbol FROM instrument_versions WHERE valid_to IS NULL ORDER BY 1")
     assert versions == [("INFY",), ("NIFTY 50",), ("RELIANCE26DEC1300PE",)]
+
+
+def test_tokens_that_the_existing_system_made_by_hash_neither_stop_a_sync_nor_take_instruments_away(
+    database_url: str, conn: connection
+) -> None:
+    of_kite, unassigned = 738561, (1 << 61) + (6 << 32) + 5
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol)"
+            " VALUES (%s, 'dhan', 'NSE', 'ABB'), (%s, 'dhan', 'NSE', 'TCS'), (256265, NULL, 'NSE', 'NIFTY 50')",
+            (of_kite, unassigned),
+        )
+    conn.commit()
+    dump = dump_of(
+        "738561,2885,RELIANCE,RELIANCE INDUSTRIES,0,,0,0.1,1,EQ,NSE,NSE",
+        "256265,1001,NIFTY 50,NIFTY 50,0,,0,0,0,EQ,INDICES,NSE",
+    )
+    for _ in range(2):
+        sync_to_database(database_url, dump, source="kite")
+        sync_to_database(database_url, master_of(ABB, NIFTY), source="dhan")
+    assert load_tokens(conn, "kite").tolist() == [256265, of_kite]
+    assert query(conn, "SELECT instrument_token FROM active_instruments WHERE source = 'dhan' ORDER BY 1") == [
+        (generate_instrument_token("IDX_I", 13),),
+        (generate_instrument_token("NSE_EQ", 13),),
+    ]
+    assert read_instruments(conn, "kite")["trading_symbol"].tolist() == ["NIFTY 50", "RELIANCE"]

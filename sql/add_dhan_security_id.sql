@@ -21,6 +21,11 @@ BEGIN
         RAISE EXCEPTION 'The table instruments is not that of the existing system, for it has no %. Rename it, then migrate again.', in_the_way;
     END IF;
 
+    IF pg_get_viewdef(to_regclass('active_instruments')) NOT LIKE '%is_active%' THEN
+        RAISE WARNING 'The view active_instruments of yours is replaced. It was: %',
+            regexp_replace(pg_get_viewdef(to_regclass('active_instruments')), '\s+', ' ', 'g');
+    END IF;
+
     SELECT string_agg(format('ALTER %I TYPE bigint', attname), ', ') INTO wider
     FROM pg_attribute
     WHERE attrelid = 'instruments'::regclass AND attname IN ('instrument_token', 'exchange_token', 'security_id')

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 #: Key of the advisory lock that lets one migration run at a time.
 _LOCK = 0x6468616E
 
+#: How long a migration waits for a table that another program uses. Whoever wants the table meanwhile waits behind it.
+LOCK_WAIT_S = 30.0
+
 
 class MigrationError(PipelineError):
     """A migration could not run; it changed nothing."""
@@ -77,6 +80,7 @@ def _applied(conn: connection) -> set[str]:
 def _run(conn: connection, file: Path) -> None:
     try:
         with conn, conn.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S * 1000:.0f}ms'")
             cursor.execute(
                 "CREATE TABLE IF NOT EXISTS schema_migrations ("
                 "name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
@@ -88,6 +92,11 @@ def _run(conn: connection, file: Path) -> None:
             if level == "WARNING":
                 log.warning("%s", sentence)
         conn.notices.clear()
+    except psycopg2.errors.LockNotAvailable:
+        raise MigrationError(
+            f"Migration {file.name} changed nothing: another program uses a table that it changes, and did not end its"
+            f" transaction in {LOCK_WAIT_S:.0f} s. Stop it, then migrate again."
+        ) from None
     except psycopg2.Error as error:
         raise MigrationError(f"Migration {file.name} failed and changed nothing: {_first_line(error)}") from error
 

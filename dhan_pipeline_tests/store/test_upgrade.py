@@ -418,6 +418,28 @@ def test_the_existing_system_takes_over_again_and_upgrades_again(existing_url: s
     assert migrate(existing_url) == []
 
 
+def test_a_program_that_still_uses_the_tables_is_not_kept_waiting_for_ever(
+    existing_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_WAIT_S", 0.2)
+    with closing(connect(existing_url)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM ticks")
+        with pytest.raises(MigrationError, match=r"0000_existing_ticks\.sql changed nothing: another program uses"):
+            migrate(existing_url)
+    migrate(existing_url)
+    assert rows(existing_url, "SELECT count(*) FROM legacy_ticks") == [(6000,)]
+
+
+def test_a_view_of_active_instruments_that_meant_something_else_is_told_before_it_is_replaced(
+    existing_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows(existing_url, "CREATE VIEW active_instruments AS SELECT * FROM instruments WHERE exchange = 'NSE'")
+    migrate(existing_url)
+    assert "active_instruments of yours is replaced" in caplog.text
+    assert "'NSE'" in caplog.text
+    assert rows(existing_url, "SELECT count(*) FROM active_instruments") == [(6,)]
+
+
 @pytest.mark.parametrize("last", ["0000", "0001", "0005", "0006", "0015"])
 def test_there_is_a_way_back_from_an_upgrade_that_ended_half_way(
     existing_url: str, monkeypatch: pytest.MonkeyPatch, last: str

@@ -26,7 +26,7 @@ from dhan_pipeline.instruments import ExchangeSegment, decimals_of, segments_of
 from dhan_pipeline.quality.measures import CheckOutcome
 from dhan_pipeline.sessions import IST, QUIET_KINDS, day_start_ns, sessions
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.sources import Source
+from dhan_pipeline.sources import SOURCES, Source
 from dhan_pipeline.store.pairs import Pair, Unpaired
 from dhan_pipeline.ticks import NULL_INT
 
@@ -94,10 +94,15 @@ class ShadowComparison:
         return [int(at) for at in order if bad[at]]
 
     def below(self, share: float) -> list[int]:
-        """Places of the pairs of which a smaller share of the seconds agrees, the worst first."""
+        """Places of the pairs of which a smaller share of the seconds agrees, the worst first.
+
+        One that moved while a broker sent nothing in the whole hour is among them, however seldom it moved.
+        """
         if not self.pairs:
             return []
         agreement = self.columns["agreeing_seconds"] / np.maximum(self.columns["seconds"], 1)
+        for source in SOURCES:
+            agreement[(self.columns[f"{source}_ticks"] == 0) & (self.columns[f"{source}_missing_seconds"] > 0)] = 0
         order = agreement.argsort(kind="stable")
         return [int(at) for at in order if self.columns["seconds"][at] and agreement[at] < share]
 
@@ -200,7 +205,10 @@ def sources_agree(result: ShadowComparison, settings: Settings) -> CheckOutcome:
     below = result.below(error)
     if below:
         names = ", ".join(result.pairs[at].symbol for at in below[:5]) + (", …" if len(below) > 5 else "")
-        found += f" {len(below):,} of the instruments agree in less than {error:.0%} of theirs: {names}."
+        found += (
+            f" {len(below):,} of the instruments agree in less than {error:.0%} of theirs, or one broker sent"
+            f" nothing of them: {names}."
+        )
     passed = result.agreement >= warn and not below
     if not passed:
         found += " " + _advice(result)

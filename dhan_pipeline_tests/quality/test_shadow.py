@@ -249,6 +249,15 @@ def test_the_check_passes_where_both_agree() -> None:
     assert f"seconds of 2 instruments of {HOUR}" in outcome.description
 
 
+def test_the_check_names_an_instrument_that_seldom_moves_where_a_broker_sent_nothing_of_it() -> None:
+    silent = result()
+    for name, seconds in (("kite_ticks", 0), ("kite_missing_seconds", 3)):
+        silent.columns[name][1] = seconds
+    outcome = sources_agree(silent, SETTINGS)
+    assert (outcome.passed, outcome.severity) == (False, "WARN")
+    assert "one broker sent nothing of them: TCS." in outcome.description
+
+
 def test_the_check_names_one_bad_instrument_of_many() -> None:
     def shift(feed: Feed) -> None:
         late = feed.time_us > 3300 * 10**6
@@ -256,7 +265,10 @@ def test_the_check_names_one_bad_instrument_of_many() -> None:
 
     outcome = sources_agree(result(shift), SETTINGS.model_copy(update={"shadow_agree_warn": 0.9}))
     assert (outcome.passed, outcome.severity) == (False, "WARN")
-    assert "1 of the instruments agree in less than 95% of theirs: TCS." in outcome.description
+    assert (
+        "1 of the instruments agree in less than 95% of theirs, or one broker sent nothing of them: TCS."
+        in outcome.description
+    )
     assert "seconds, prices differ" in outcome.description
 
 

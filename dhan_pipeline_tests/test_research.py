@@ -251,6 +251,6 @@ def test_the_examples_of_the_document_run(
 
 
 def test_the_package_has_nothing_else_to_offer() -> None:
-    assert dhan_pipeline.__all__ == ["read_candles", "read_ticks"]
+    assert dhan_pipeline.__all__ == ["load_instruments_cache", "read_candles", "read_ticks"]
     with pytest.raises(AttributeError, match="no attribute 'read_tocks'"):
         _ = dhan_pipeline.read_tocks

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -69,26 +70,30 @@ def ingest(
     async def run(stop: asyncio.Event) -> None:
         if supervised:
             _stop_when_stdin_closes(stop)
-        captures = [capture(settings.of(source), stop) for source in settings.sources]
-        outcomes = await asyncio.gather(*captures, return_exceptions=True)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        for other in failures[1:]:
-            log.error("%s", (explain(other) if isinstance(other, Exception) else None) or other)
+        if len(settings.sources) == 1:
+            await capture(settings, emit, stop)
+            return
+        # One that cannot go on, such as for want of the day's login, costs the other nothing.
+        captures = [beside_another(settings.of(source), stop) for source in settings.sources]
+        failures = [failure for failure in await asyncio.gather(*captures) if failure is not None]
         if failures:
             raise failures[0]
 
-    async def capture(of_one: Settings, stop: asyncio.Event) -> None:
-        several = len(settings.sources) > 1
-        tell = (lambda event: emit({**event, "source": of_one.source})) if several else emit
+    async def beside_another(settings: Settings, stop: asyncio.Event) -> Exception | None:
         try:
-            capture = Ingest(of_one, database_url, tell, Clock())
-            try:
-                with serving(of_one, capture.metrics):
-                    await capture.run(stop)
-            finally:
-                capture.close()
+            await capture(settings, lambda event: emit({**event, "source": settings.source}), stop)
+        except Exception as error:
+            log.error("%s's capture has ended. %s", settings.source, explain(error) or error)
+            return error
+        return None
+
+    async def capture(settings: Settings, emit: Callable[[dict[str, Any]], None], stop: asyncio.Event) -> None:
+        capture = Ingest(settings, database_url, emit, Clock())
+        try:
+            with serving(settings, capture.metrics):
+                await capture.run(stop)
         finally:
-            stop.set()  # one that ends by itself has the other one end, in order
+            capture.close()
 
     try:
         settings = read_settings()

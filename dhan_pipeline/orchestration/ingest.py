@@ -98,7 +98,7 @@ def build_ingest_job(settings: Settings, source: Source, hours: dg.HourlyPartiti
 
     @dg.op(
         name=of_source("capture_feed", source, settings.sources),
-        description="Keeps the capture as a child process and reports its heartbeats, its complete hours and checks."
+        description="Keeps the capture as a child process and reports its heartbeats, its complete hours and checks.",
     )
     def capture_feed(
         context: dg.OpExecutionContext,

@@ -1,7 +1,8 @@
 """The reference data: the brokers' lists of instruments, the table of them, and which of them to capture.
 
 Each asset does it for every broker that is captured. Of one broker, metadata has plain names (`quarantined`); of
-several, each one's are below its name (`kite/quarantined`), and `dagster/row_count` is the sum.
+several, each one's are below its name (`kite/quarantined`), and `dagster/row_count` is the sum. Then one broker that
+cannot be asked holds nothing of the other up: its `problem` is said, and what was there of it stays.
 
 Belongs here: names, lineage, descriptions, and calls into the rooms that do the work. Does not: that work.
 """
@@ -14,12 +15,14 @@ from datetime import date
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.masters import download_master, parse_master
 from dhan_pipeline.orchestration.metadata import Metadata, of_each_source
 from dhan_pipeline.orchestration.names import OWNERS, REFERENCE
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.engine import connect, database_url
 from dhan_pipeline.store.instruments import read_instruments, sync_to_database
 from dhan_pipeline.subscriptions import load_rules, resolve, write_subscriptions
@@ -30,9 +33,9 @@ from dhan_pipeline.subscriptions import load_rules, resolve, write_subscriptions
     owners=OWNERS,
     kinds={"csv"},
 )
-def scrip_master(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
+def scrip_master(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
     """The broker's list of every instrument, downloaded and kept as a file."""
-    return _of_each_source(settings, _scrip_master)
+    return _of_each_source(context, settings, _scrip_master)
 
 
 def _scrip_master(settings: Settings) -> Metadata:
@@ -62,9 +65,9 @@ def _scrip_master(settings: Settings) -> Metadata:
     kinds={"postgres", "table"},
     metadata={"dagster/table_name": "instruments"},
 )
-def instruments(settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
+def instruments(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
     """The instruments table, brought up to date; what the master no longer lists is deactivated, never deleted."""
-    return _of_each_source(settings, _instruments)
+    return _of_each_source(context, settings, _instruments)
 
 
 def _instruments(settings: Settings) -> Metadata:
@@ -96,7 +99,7 @@ def subscriptions(
     The capture reads the result when it starts.
     """
     on = clock.now().astimezone(IST).date()
-    return _of_each_source(settings, lambda of_one: _subscriptions(of_one, on, context))
+    return _of_each_source(context, settings, lambda of_one: _subscriptions(of_one, on, context))
 
 
 def _subscriptions(settings: Settings, on: date, context: dg.AssetExecutionContext) -> Metadata:
@@ -125,7 +128,20 @@ def _subscriptions(settings: Settings, on: date, context: dg.AssetExecutionConte
     }
 
 
-def _of_each_source(settings: Settings, work: Callable[[Settings], Metadata]) -> dg.MaterializeResult[None]:
-    with explained():
-        parts = {source: work(settings.of(source)) for source in settings.sources}
+def _of_each_source(
+    context: dg.AssetExecutionContext, settings: Settings, work: Callable[[Settings], Metadata]
+) -> dg.MaterializeResult[None]:
+    """Of several brokers, one that fails holds nothing of the others up; what is wrong is said, and no row counts."""
+    parts: dict[Source, Metadata] = {}
+    failures: list[PipelineError] = []
+    for source in settings.sources:
+        try:
+            parts[source] = work(settings.of(source))
+        except PipelineError as error:
+            failures.append(error)
+            context.log.error(str(error))
+            parts[source] = {"dagster/row_count": 0, "problem": str(error)}
+    if len(failures) == len(parts):
+        with explained():
+            raise failures[0]
     return dg.MaterializeResult(metadata=of_each_source(parts))

@@ -40,6 +40,16 @@ def test_with_both_brokers_each_has_its_files_its_rows_and_its_metadata(pipeline
     }
 
 
+def test_a_broker_that_cannot_be_asked_holds_the_other_s_sync_not_up(pipeline: Pipeline) -> None:
+    settings = pipeline.settings.model_copy(update={"data_source": "kite,dhan", "kite_api_url": "http://127.0.0.1:1"})
+    result = run_job(Pipeline(settings, pipeline.instance), "instrument_sync_job")
+    assert result.success
+    assert "could not be downloaded" in metadata(result, "scrip_master")["kite/problem"]
+    assert metadata(result, "instruments")["dhan/inserted"] == 3
+    assert [s.symbol for s in read_subscriptions(settings.of("dhan").subscriptions_path)] == ["NIFTY", "RELIANCE"]
+    assert not settings.of("kite").subscriptions_path.exists()
+
+
 def test_what_a_person_can_mend_is_said_in_one_sentence(pipeline: Pipeline) -> None:
     pipeline.settings.subscriptions_file.unlink()
     result = run_job(pipeline, "instrument_sync_job")

@@ -20,13 +20,13 @@ ADVICE = {
     Cause.TOKEN: "Have a new token in time: Dhan's is made by itself with DHAN_PIN and DHAN_TOTP_SECRET set; for Kite,"
     " somebody logs in each morning.",
     Cause.LIMIT: "Does another program use the account? Else subscribe to less.",
-    Cause.PLAN: "Subscribe to the data plan at the broker, then launch ingest_job.",
+    Cause.PLAN: "Subscribe to the data plan at the broker, then launch the ingest job.",
     Cause.RESTART: "Why the capture ended is in the ingest run of that time.",
     Cause.HOST_DOWN: "The machine went down: give it a supply of power, and updates, that spare the session.",
     Cause.DISK: "Look at the free space and the health of the disk below DATA_DIR.",
     Cause.SUSPENDED: "Keep the machine from sleeping in session.",
     Cause.STOP: "Somebody stopped the capture in session.",
-    Cause.SILENT: "A halt or a price band explains it; if not, terminate the ingest run and launch ingest_job.",
+    Cause.SILENT: "A halt or a price band explains it; if not, terminate the ingest run and launch the ingest job.",
 }
 
 

@@ -396,7 +396,7 @@ def _silent_instruments(status: Mapping[str, Any]) -> CheckOutcome:
         found = (
             f"{count} instruments that were lively have fallen silent while others on their connection went on:"
             f" {', '.join(map(str, tokens))}{more}. A halt or a price band explains it; if it does not, terminate the"
-            " ingest run and launch ingest_job to subscribe anew."
+            " ingest run and launch the ingest job to subscribe anew."
         )
     return CheckOutcome(
         "silent_instruments", not count, "WARN", float(count), "instruments", "none, warning above 0", found

@@ -25,8 +25,6 @@ from dhan_pipeline_tests.ingest.feed import (
     simulator_of,
 )
 
-pytestmark = BOTH_SOURCES
-
 RATE = 5000.0
 
 
@@ -58,6 +56,7 @@ def data_sent(sent: Counter[int]) -> int:
     return sum(count for code, count in sent.items() if code not in CONTROL)
 
 
+@BOTH_SOURCES
 async def test_killed_in_the_middle_and_started_again_every_packet_is_stored_exactly_once(
     settings: Settings, database_url: str
 ) -> None:
@@ -98,6 +97,7 @@ async def test_killed_in_the_middle_and_started_again_every_packet_is_stored_exa
     assert query(database_url, "SELECT sum(rejected)::int FROM ingest_ledger") == [(0,)]
 
 
+@BOTH_SOURCES
 async def test_when_its_standard_input_closes_the_capture_stores_everything_and_ends_well(
     settings: Settings, database_url: str
 ) -> None:

@@ -29,7 +29,7 @@ async def test_a_capture_that_cannot_begin_costs_the_other_nothing(tmp_path: Pat
     async with DhanSimulator([generate_instrument_token("NSE_EQ", 1)], rate=500) as simulator:
         done = await asyncio.to_thread(
             run,
-            *("ingest", "--for", "5"),
+            *("ingest", "--for", "3"),
             cwd=tmp_path,
             data_source="kite,dhan",
             data_dir=tmp_path,

@@ -23,7 +23,6 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.copy import tick_copy
 from dhan_pipeline.store.ticks import StoredBlocks, _rows
 from dhan_pipeline_tests.ingest.feed import (
-    BOTH_SOURCES,
     EQUITY,
     FUTURE,
     SECOND_NS,
@@ -94,9 +93,14 @@ def test_nothing_said_yesterday_counts_after_midnight_in_india(
     assert np.isnan(column(processor.process(join([after])), "change")).all()
 
 
-@BOTH_SOURCES
-@pytest.mark.parametrize("stretch_bytes", [1, 3000, stretch.STRETCH_BYTES])
-@pytest.mark.parametrize("stopped_after", [0, 3, 17, 29])
+@pytest.mark.parametrize(
+    ("source", "stopped_after", "stretch_bytes"),
+    [
+        *(("dhan", after, size) for after in (0, 3, 17, 29) for size in (1, 3000, stretch.STRETCH_BYTES)),
+        ("kite", 17, 3000),
+    ],
+    indirect=["source"],
+)
 def test_a_processor_that_resumes_makes_the_rows_of_one_that_never_stopped(
     journal: JournalWriter,
     settings: Settings,

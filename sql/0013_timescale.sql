@@ -46,7 +46,7 @@ BEGIN
 
         ticks_view := pg_get_viewdef('ticks'::regclass);
         explained := obj_description('tick_rows'::regclass);
-        -- 0014 makes them again.
+        -- 0020 makes them again.
         DROP VIEW IF EXISTS live_bars_1m, candles_live_1m, candles_live_5m, candles_live_15m;
         ALTER TABLE tick_rows RENAME TO tick_rows_native;
         ALTER INDEX tick_rows_instrument_token RENAME TO tick_rows_native_instrument_token;

@@ -1,6 +1,6 @@
 """TimescaleDB, where the server has it: which storage ticks are in, its chunks, its background jobs.
 
-The SQL that only TimescaleDB knows is here and in two migrations, `0013_timescale.sql` and `0014_live_candles.sql`.
+The SQL that only TimescaleDB knows is here and in two migrations, `0013_timescale.sql` and `0020_live_candles.sql`.
 Each function says what it does where there is none.
 """
 

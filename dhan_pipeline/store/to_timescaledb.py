@@ -18,7 +18,7 @@ from dhan_pipeline.store.migrate import migrate, migration_files
 from dhan_pipeline.store.partitions import HOUR_LOCK, PARTITIONS_LOCK, attach, partition_name, partition_starts
 
 #: Makes the hypertable, and the views that depend on what it is.
-_FILES = ("0013_timescale", "0014_live_candles")
+_FILES = ("0013_timescale", "0020_live_candles")
 
 
 class MoveError(PipelineError):

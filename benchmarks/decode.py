@@ -1,18 +1,18 @@
-"""What decoding costs: packets of each kind, and all of them mixed, in batches of several sizes.
+"""What decoding costs, of either feed: packets of each kind, and all of them mixed, in batches of several sizes.
 
     python benchmarks/decode.py [--json]
 
-Five contenders get the same packets in turn, microseconds a packet:
+Both feeds carry the same ticks. Kite has no packets for open interest, previous close and status, so that its mixed
+stream is ticks only, and a batch is one message of its, as it sends them. The contenders take turns, microseconds a
+packet:
 
-- `dhanhq`: `MarketFeed.process_data` of the broker's client, a packet at a time, since it knows no batches;
-- `kiteconnect`: `KiteTicker._parse_binary` of the other broker's client, on that broker's packets of the same ticks, a
-  batch a message, as it sends them; it has no packets for open interest, previous close and status, so that its mixed
-  stream is ticks only;
-- `replaced`: the design that we replace, `struct` and a Pydantic model, up to the parsed packet;
+- `client`: the broker's own. `MarketFeed.process_data` of `dhanhq`, a packet at a time, since it knows no batches;
+  `KiteTicker._parse_binary` of `kiteconnect`, a message at a time;
+- `replaced`: the design that we replace, `struct` and a Pydantic model, up to the parsed packet; of Dhan's only;
 - `decode`: ours, with every column copied into an array of its own, so that no work is left undone;
 - `decode_enrich`: ours as the capture runs it, up to the rows that are stored.
 
-First every value that dhanhq and we both have is compared, for every packet. A difference is a failure (exit code 1).
+First every value that a client and we both have is compared, for every packet. A difference is a failure (exit code 1).
 A time never is.
 """
 
@@ -35,9 +35,17 @@ from benchmarks.baseline.parse import parse
 from benchmarks.report import arguments, publish, take_turns, wrong
 from dhan_pipeline.enrich import MarketState, enrich
 from dhan_pipeline.feeds.dhan.decode import decode
-from dhan_pipeline.instruments import ExchangeSegment, InstrumentIndex, generate_instrument_token
+from dhan_pipeline.feeds.kite.decode import decode as decode_kite
+from dhan_pipeline.feeds.kite.wire import COUNT_SIZE
+from dhan_pipeline.instruments import (
+    ExchangeSegment,
+    InstrumentIndex,
+    KiteSegment,
+    generate_instrument_token,
+    make_kite_token,
+)
 from dhan_pipeline.sessions import IST_OFFSET_S
-from dhan_pipeline.ticks import POSITION_BITS, Enriched, Mode, RawTicks, TickBatch
+from dhan_pipeline.ticks import POSITION_BITS, Decoded, Enriched, Mode, RawTicks, TickBatch
 
 SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 
@@ -79,6 +87,19 @@ DEPTH = {
     "ask_orders": "ask_orders",
 }
 TYPES = {Mode.TICKER: "Ticker Data", Mode.QUOTE: "Quote Data", Mode.FULL: "Full Data"}
+
+#: The same of Kite's client, which has the names of our columns but for these.
+_KITE_QUOTE = (
+    *("last_price", "average_traded_price", "last_traded_quantity", "volume_traded"),
+    *("total_buy_quantity", "total_sell_quantity"),
+)
+KITE_SAME = {
+    Mode.TICKER: ("last_price",),
+    Mode.QUOTE: _KITE_QUOTE,
+    Mode.FULL: (*_KITE_QUOTE, "oi", "oi_day_high", "oi_day_low"),
+}
+KITE_DAY = ("open", "high", "low", "close")
+KITE_DEPTH = {"price": "prices", "quantity": "quantities", "orders": "orders"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +148,7 @@ def make_packet(kind: str, security_id: int, close: float, rng: np.random.Genera
     def header(code: int, size: int) -> bytes:
         return struct.pack("<BHBI", code, size, ExchangeSegment.NSE_EQ, security_id)
 
-    token = security_id << 8 | 1  # of NSE's shares at Kite
+    token = make_kite_token(KiteSegment.NSE, security_id)
     last = round(close * float(rng.uniform(0.95, 1.05)), 1)
     traded = NOW_S - int(rng.integers(0, 60))
     volume, sell, buy, oi = (int(number) for number in rng.integers(1, 2**31, 4))
@@ -187,9 +208,12 @@ class Contenders:
         # Without an event loop, an account and a connection: only their decoders are used.
         self._dhanhq = MarketFeed.__new__(MarketFeed)
         self._kite = KiteTicker.__new__(KiteTicker)
-        tokens = [generate_instrument_token(ExchangeSegment.NSE_EQ, number) for number in range(1, INSTRUMENTS + 1)]
-        self._instruments = InstrumentIndex(tokens)
-        self._state = MarketState(len(tokens))
+        numbers = range(1, INSTRUMENTS + 1)
+        self._instruments = InstrumentIndex(
+            [generate_instrument_token(ExchangeSegment.NSE_EQ, number) for number in numbers]
+            + [make_kite_token(KiteSegment.NSE, number) for number in numbers]
+        )
+        self._state = MarketState(2 * INSTRUMENTS)
         self._block_id = 0
 
     def read_dhanhq(self, batch: Batch) -> Iterator[Any]:
@@ -217,43 +241,67 @@ class Contenders:
 
     def decode(self, batch: Batch) -> int:
         """Ours: arrays of what is on the wire."""
-        decoded = decode(batch.payload, batch.offsets)
-        for ticks in decoded.ticks:
-            for column in ticks.columns.values():
-                column.copy()
-        return decoded.packets
+        return _read_all(decode(batch.payload, batch.offsets))
+
+    def decode_kite(self, batch: Batch) -> int:
+        """Ours, of Kite's message."""
+        return _read_all(decode_kite(batch.kite, _one_message(batch)))
 
     def decode_enrich(self, batch: Batch) -> int:
         """Ours: what is stored."""
         return int(self.enrich(batch).packets.sum())
 
+    def decode_enrich_kite(self, batch: Batch) -> int:
+        """Ours, of Kite's message."""
+        return int(self.enrich_kite(batch).packets.sum())
+
     def enrich(self, batch: Batch) -> Enriched:
         """The rows."""
+        return self._enrich(decode(batch.payload, batch.offsets), batch.received_ns)
+
+    def enrich_kite(self, batch: Batch) -> Enriched:
+        """Those of Kite's message."""
+        return self._enrich(decode_kite(batch.kite, _one_message(batch)), batch.received_ns[:1])
+
+    def _enrich(self, decoded: Decoded, received_ns: NDArray[np.int64]) -> Enriched:
         self._block_id += 1
-        decoded = decode(batch.payload, batch.offsets)
-        return enrich(
-            decoded,
-            np.array([self._block_id]),
-            np.array([0, len(batch.received_ns)]),
-            batch.received_ns,
-            self._instruments,
-            self._state,
-        )
+        messages = np.array([0, len(received_ns)])
+        return enrich(decoded, np.array([self._block_id]), messages, received_ns, self._instruments, self._state)
 
     @property
-    def all(self) -> dict[str, Callable[[Batch], int]]:
-        """By the name of their column."""
+    def dhan(self) -> dict[str, Callable[[Batch], int]]:
+        """Those of Dhan's feed, by the name of their column."""
         return {
-            "dhanhq_us": self.dhanhq,
-            "kiteconnect_us": self.kiteconnect,
+            "client_us": self.dhanhq,
             "replaced_us": self.replaced,
             "decode_us": self.decode,
             "decode_enrich_us": self.decode_enrich,
         }
 
+    @property
+    def kite(self) -> dict[str, Callable[[Batch], int]]:
+        """Those of Kite's."""
+        return {
+            "client_us": self.kiteconnect,
+            "decode_us": self.decode_kite,
+            "decode_enrich_us": self.decode_enrich_kite,
+        }
+
+
+def _one_message(batch: Batch) -> NDArray[np.int64]:
+    """The bounds of Kite's message of a batch."""
+    return np.array([0, len(batch.kite)])
+
+
+def _read_all(decoded: Decoded) -> int:
+    for ticks in decoded.ticks:
+        for column in ticks.columns.values():
+            column.copy()
+    return decoded.packets
+
 
 def check(contenders: Contenders, batches: Sequence[Batch]) -> list[str]:
-    """Where dhanhq and we differ, or the other client read other ticks; a sentence each."""
+    """Where a client and we differ, or the two clients read other ticks; a sentence each."""
     problems: list[str] = []
     for batch in batches:
         theirs = list(contenders.read_dhanhq(batch))
@@ -279,7 +327,9 @@ def check(contenders: Contenders, batches: Sequence[Batch]) -> list[str]:
         status = decoded.control.get("market_status", 0)
         _compare("market status", [types.count("Markets Open")], [status], problems)
         ticks = [packet for packet, each in zip(theirs, types, strict=True) if each in TYPES.values()]
-        _check_kite(ticks, contenders.read_kite(batch), problems)
+        kite_ticks = contenders.read_kite(batch)
+        _check_same_ticks(ticks, kite_ticks, problems)
+        _check_kite(kite_ticks, contenders.enrich_kite(batch), problems)
     return problems
 
 
@@ -305,7 +355,7 @@ def _check_ticks(theirs: list[dict[str, Any]], raw: RawTicks, ours: TickBatch, p
     _compare("last_trade_time", [tick["LTT"] for tick in theirs], [f"{at:%H:%M:%S}" for at in clock], problems)
 
 
-def _check_kite(dhanhq: list[dict[str, Any]], kite: list[dict[str, Any]], problems: list[str]) -> None:
+def _check_same_ticks(dhanhq: list[dict[str, Any]], kite: list[dict[str, Any]], problems: list[str]) -> None:
     """Both clients were given the same ticks."""
 
     def value(tick: dict[str, Any]) -> list[Any]:
@@ -318,6 +368,30 @@ def _check_kite(dhanhq: list[dict[str, Any]], kite: list[dict[str, Any]], proble
     _compare("kiteconnect's tick", theirs, [value(tick) for tick in kite], problems)
 
 
+def _check_kite(theirs: list[dict[str, Any]], ours: Enriched, problems: list[str]) -> None:
+    """All values of Kite's ticks."""
+    if ours.rejected or sum(map(len, ours.ticks)) != len(theirs):
+        problems.append(f"of {len(theirs)} ticks of Kite's {sum(map(len, ours.ticks))} were found")
+        return
+    for rows in ours.ticks:
+        columns, mode = rows.columns, rows.mode
+        ticks = [theirs[at] for at in (columns["tick_id"] & (1 << POSITION_BITS) - 1).tolist()]
+        _compare(
+            "Kite's token", [tick["instrument_token"] for tick in ticks], columns["instrument_token"].tolist(), problems
+        )
+        pairs = {name: [tick[name] for tick in ticks] for name in KITE_SAME[mode]}
+        if mode != Mode.TICKER:
+            pairs |= {f"day_{name}": [tick["ohlc"][name] for tick in ticks] for name in KITE_DAY}
+        if mode == Mode.FULL:
+            # The client shows local time.
+            pairs["last_trade_time"] = [int(tick["last_trade_time"].timestamp()) * 1_000_000 for tick in ticks]
+            for side, of in (("buy", "bid"), ("sell", "ask")):
+                for field, name in KITE_DEPTH.items():
+                    pairs[f"{of}_{name}"] = [[level[field] for level in tick["depth"][side]] for tick in ticks]
+        for name, values in pairs.items():
+            _compare(f"Kite's {name}", values, columns[name].tolist(), problems)
+
+
 def _text(prices: NDArray[Any]) -> list[Any]:
     """Prices as the client writes them."""
     texts: list[Any] = np.vectorize("{:.2f}".format)(prices).tolist()
@@ -326,11 +400,11 @@ def _text(prices: NDArray[Any]) -> list[Any]:
 
 def _compare(name: str, theirs: Sequence[Any], ours: Sequence[Any], problems: list[str]) -> None:
     if len(theirs) != len(ours):
-        problems.append(f"{name}: {len(theirs)} (dhanhq) and {len(ours)} (ours)")
+        problems.append(f"{name}: {len(theirs)} (theirs) and {len(ours)} (ours)")
         return
     different = [at for at, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
     if different:
-        first = f"{theirs[different[0]]} (dhanhq) and {ours[different[0]]} (ours)"
+        first = f"{theirs[different[0]]} (theirs) and {ours[different[0]]} (ours)"
         problems.append(f"{name} differs in {len(different)} packets, first {first}")
 
 
@@ -366,19 +440,23 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for kind in (*TYPES, "mixed"):
         packets = make_packets(kind)
-        for size, some in ((1, packets[:512]), (64, packets), (4096, packets)):
-            if problems := check(contenders, make_batches(some, size)):
+        for size, part in ((1, packets[:512]), (64, packets), (4096, packets)):
+            if problems := check(contenders, make_batches(part, size)):
                 wrong(*(f"{kind}, batches of {size}: {problem}" for problem in problems))
         for size in SIZES:
             batches = make_batches(packets, size)
-            figures = take_turns({name: Timer(work, batches, size) for name, work in contenders.all.items()})
-            times = figures["dhanhq_us"].median / figures["decode_enrich_us"].median
-            rows.append({"kind": kind, "batch": size, **figures, "times_dhanhq": times})
+            some = [batch for batch in batches if len(batch.kite) > COUNT_SIZE]
+            for feed, work, given in (("dhan", contenders.dhan, batches), ("kite", contenders.kite, some)):
+                figures = take_turns({name: Timer(read, given, size) for name, read in work.items()})
+                times = figures["client_us"].median / figures["decode_enrich_us"].median
+                row = {"feed": feed, "kind": kind, "batch": size} | dict.fromkeys(contenders.dhan, "") | figures
+                rows.append(row | {"times_client": times})
+    rows.sort(key=lambda row: str(row["feed"]))
     publish(
         "Decoding, microseconds a packet",
         rows,
         as_json,
-        note=f"times_dhanhq is of decode_enrich. All values of {PACKETS:,} packets of each kind agree with dhanhq's.",
+        note=f"times_client is of decode_enrich. All values of {PACKETS:,} packets a kind agree with the clients'.",
         checked=PACKETS * (len(TYPES) + 1),
         **{name: version(name) for name in ("dhanhq", "kiteconnect", "pydantic")},
     )

@@ -220,6 +220,8 @@ def dhan_tick_to_enriched(
     received_at = datetime.now(UTC) if received_at is None else received_at
     if received_at.utcoffset() is None:
         raise ValueError("received_at has no time zone")
+    if tick.response_code == ResponseCode.DISCONNECT:
+        return None  # it is of the connection, and may name an instrument that there is not
     cache = instruments if isinstance(instruments, InstrumentsCache) else _cache_of_one(tick, instruments)
     token = generate_instrument_token(tick.exchange_segment, tick.security_id)
     at = cache.place(token)

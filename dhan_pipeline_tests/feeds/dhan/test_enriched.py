@@ -143,13 +143,18 @@ def plain(value: Any, kind: str) -> Any:
 @settings(max_examples=150)
 @given(st.lists(packets(), max_size=8))
 @example([struct.pack("<BHBIfI", 6, 16, 1, 1, 100.0, 0), struct.pack("<BHBIfI", 2, 16, 1, 1, 101.5, TRADED)])
+@example([struct.pack("<BHBIH", 50, 10, 1, 999, 807)])
 def test_one_tick_at_a_time_says_what_the_batch_says(messages: list[bytes]) -> None:
     cache = InstrumentsCache.of(info(segment, security_id) for segment, _, security_id in KNOWN)
     rows = batch_rows(messages, cache)
     for number, message in enumerate(messages):
         try:
             tick = dhan_tick_to_enriched(PARSERS[message[0]](message), cache, AT)
-        except (PacketError, UnknownInstrumentError):
+        except PacketError:
+            tick = None
+        except UnknownInstrumentError:
+            assert message[0] != 50
+            assert message[3:8] == struct.pack("<BI", 1, 999)
             tick = None
         assert (tick is not None) == (number in rows)
         if tick is not None:
@@ -180,6 +185,13 @@ def test_a_previous_close_that_is_given_counts_until_a_packet_says_one(cache: In
     assert made(dhan_tick_to_enriched(ticker(101.0), cache, AT, 80.0)).day_close == 80.0
     assert made(dhan_tick_to_enriched(quote(close=90.0), cache, AT, 80.0)).day_close == 90.0
     assert made(dhan_tick_to_enriched(ticker(101.0), cache, AT, 80.0)).day_close == 90.0
+
+
+def test_a_disconnect_is_no_row_whoever_it_names() -> None:
+    disconnect = parse_disconnect_packet(struct.pack("<BHBIH", 50, 10, 0, 0, 807))
+    share = info("NSE_EQ", 1)
+    for instruments in (InstrumentsCache.of([share]), {("NSE_EQ", 1): share}, share):
+        assert dhan_tick_to_enriched(disconnect, instruments, AT) is None
 
 
 def test_zero_quantities_stay_zero_and_zero_prices_are_none(cache: InstrumentsCache) -> None:

@@ -59,6 +59,11 @@ def check_feed_address(base_url: str, variable: str) -> None:
         raise SourceError(f"{variable} has to be an address with ws:// or wss://, without parameters.")
 
 
+def can_be_sent(headers: Mapping[str, str]) -> bool:
+    """Whether a request can carry these headers. What refuses others says what they hold, a token perhaps."""
+    return all(value.isascii() and value.isprintable() for value in headers.values())
+
+
 def read_token_file(path: Path, variable: str, names: Sequence[str]) -> dict[str, Any] | None:
     """The fields of a token file, which is a JSON object; None where it does not exist.
 

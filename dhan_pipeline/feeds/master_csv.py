@@ -23,6 +23,7 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.feeds.auth import can_be_sent
 
 Layout = Literal["compact", "detailed", "kite"]
 Progress = Callable[[int, int | None], None]
@@ -116,6 +117,11 @@ def download(
     status means that is no success. Returns `destination`. Raises InstrumentMasterError.
     """
     destination = Path(destination)
+    headers = headers or {}
+    if not can_be_sent(headers):
+        raise InstrumentMasterError(
+            f"The {what} could not be downloaded from {url}: the access token has characters that none has."
+        )
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         descriptor, part = tempfile.mkstemp(prefix=destination.name, suffix=".part", dir=destination.parent)
@@ -130,7 +136,7 @@ def download(
             with contextlib.suppress(FileNotFoundError):
                 Path(part).unlink()
             raise
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last for "http://.com"
         raise InstrumentMasterError(f"The {what} could not be downloaded from {url}: {error}.") from error
     except OSError as error:
         raise InstrumentMasterError(f"The {what} could not be written to {destination}: {error.strerror}.") from error
@@ -142,7 +148,7 @@ def _download(
     url: str,
     write: Callable[[bytes], Any],
     progress: Progress | None,
-    headers: Mapping[str, str] | None,
+    headers: Mapping[str, str],
     meanings: Mapping[int, str],
 ) -> None:
     timeout = httpx.Timeout(30, connect=10)

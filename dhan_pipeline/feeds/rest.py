@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import httpx
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.feeds.auth import can_be_sent
 from dhan_pipeline.feeds.errors import (
     AnswerError,
     BadRequestError,
@@ -198,7 +199,7 @@ class Rest(ABC):
                 await asyncio.sleep(policy.pause_s(1))
 
     async def _ask(self, method: str, path: str, request: dict[str, Any], what: str, signed: Signed) -> dict[str, Any]:
-        if not all(value.isascii() and value.isprintable() for value in signed.headers.values()):
+        if not can_be_sent(signed.headers):
             raise CredentialsError(f"{_begin(signed.source)} has a token or an id that no header can carry.")
         headers = {**signed.headers, "Accept": "application/json"}
         problem = ""

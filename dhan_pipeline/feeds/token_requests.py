@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from dhan_pipeline.feeds.auth import can_be_sent
 from dhan_pipeline.feeds.errors import TokenError
 
 _TIMEOUT_S = 10.0
@@ -30,7 +31,7 @@ class Manners:
 
 def ask(manners: Manners, method: str, base_url: str, path: str, what: str, **request: Any) -> dict[str, Any]:
     """One request for `what` ("a token"), and the JSON object that answers it. Raises TokenError saying why not."""
-    if not all(value.isascii() and value.isprintable() for value in request.get("headers", {}).values()):
+    if not can_be_sent(request.get("headers", {})):
         raise TokenError(f"{manners.broker} does not give {what}: the access token has characters that none has.")
     problem = ""
     import httpx  # and with it 7 MB, which a capture whose token is good does without

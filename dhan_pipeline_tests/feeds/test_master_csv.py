@@ -1,6 +1,8 @@
 import gzip
 import http.server
+import json
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import pytest
 from dhan_pipeline.feeds.dhan import scrip_master
 from dhan_pipeline.feeds.kite import instruments_dump
 from dhan_pipeline.feeds.master_csv import InstrumentMasterError, download
+from dhan_pipeline.feeds.masters import download_master
+from dhan_pipeline.settings import Settings
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -84,9 +88,26 @@ def test_a_broken_download_is_refused_and_leaves_the_old_file(
 
 
 def test_a_server_that_is_not_there_and_an_address_that_is_none_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    for address in ("http://127.0.0.1:9/master.csv", "not an address"):
+    for address in ("http://127.0.0.1:9/master.csv", "not an address", "http://.com/", "http://127.0.0.1/\ud800"):
         with pytest.raises(InstrumentMasterError, match="could not be downloaded"):
             download("list", address, tmp_path / "master.csv", "ID")
+
+
+@pytest.mark.parametrize("token", ["abcd\nefghSECRET", "abcd\u2026efghSECRET"])
+def test_a_token_that_cannot_be_sent_is_refused_in_a_sentence_without_it(
+    server: _Server, tmp_path: Path, token: str
+) -> None:
+    token_file = tmp_path / "token.json"
+    token_file.write_text(json.dumps({"api_key": "key", "access_token": token}))
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    settings = Settings(data_source="kite", data_dir=tmp_path, kite_token_file=token_file, kite_api_url=address)
+    with pytest.raises(InstrumentMasterError) as caught:
+        download_master(settings)
+    assert str(caught.value) == (
+        f"The instruments dump could not be downloaded from {address}/instruments:"
+        " the access token has characters that none has."
+    )
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_compressed_answer_becomes_a_plain_file(server: _Server, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def dhan_tick_to_enriched(
     segment, security id), or the instrument itself, nothing is remembered.
 
     `received_at` is when the packet came, with a zone; without it, now. `previous_close` (rupees) counts where nothing
-    else says it yet.
+    else says it yet, and is a price above zero.
 
     Raises UnknownInstrumentError for an instrument that is not there, PacketError for a price that no exchange has or
     a trade more than two minutes after `received_at`, ValueError for a time without a zone.
@@ -229,7 +229,10 @@ def dhan_tick_to_enriched(
         raise _unknown(tick)
     cache.begin_day(received_at.astimezone(IST).date())
     if previous_close is not None and np.isnan(cache.state.previous_close[at]):
-        cache.state.previous_close[at] = previous_close
+        scale = cache.index.scale[at]
+        rounded = np.rint(previous_close * scale) / scale
+        if 0 < rounded < np.inf:
+            cache.state.previous_close[at] = rounded
     received_ns = (received_at - _EPOCH) // _MICROSECOND * 1000
     enriched = enrich(
         _decoded(tick, token),

@@ -187,6 +187,19 @@ def test_a_previous_close_that_is_given_counts_until_a_packet_says_one(cache: In
     assert made(dhan_tick_to_enriched(ticker(101.0), cache, AT, 80.0)).day_close == 90.0
 
 
+@pytest.mark.parametrize("given", [0.0, -80.0, 0.001, np.inf, -np.inf, np.nan])
+def test_a_previous_close_that_is_no_price_says_nothing(cache: InstrumentsCache, given: float) -> None:
+    tick = made(dhan_tick_to_enriched(ticker(101.0), cache, AT, given))
+    assert (tick.day_close, tick.change, tick.change_percent) == (None, None, None)
+    assert made(dhan_tick_to_enriched(ticker(101.0), cache, AT, 80.0)).day_close == 80.0
+
+
+def test_a_previous_close_that_is_given_has_the_decimals_of_the_segment(cache: InstrumentsCache) -> None:
+    assert made(dhan_tick_to_enriched(ticker(101.0), cache, AT, 80.0499999)).day_close == 80.05
+    pair = ticker(84.5, segment=3, security_id=2**32 - 1)
+    assert made(dhan_tick_to_enriched(pair, cache, AT, 84.123456)).day_close == 84.1235
+
+
 def test_a_disconnect_is_no_row_whoever_it_names() -> None:
     disconnect = parse_disconnect_packet(struct.pack("<BHBIH", 50, 10, 0, 0, 807))
     share = info("NSE_EQ", 1)

@@ -39,9 +39,12 @@ KITE_INDICES = {
     "SENSEX": "SENSEX",
     "BANKEX": "BANKEX",
 }
+KITE_NAMES = {name: kite for kite, name in KITE_INDICES.items()}
+
+#: A month's letter in the symbol of a weekly contract, January's first.
+MONTH_CODES = "123456789OND"
 
 _MONTHS = {name.upper(): number for number, name in enumerate(calendar.month_abbr) if name}
-_MONTH_CODES = "123456789OND"
 
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
 _OPTION = r"(?P<strike>\d{1,10}(?:\.\d{1,4})?)[ -]?(?P<type>CE|PE|CALL|PUT)"
@@ -53,7 +56,7 @@ _DERIVATIVES = (
     re.compile(rf"(?P<symbol>.+?)[ -]+(?:{_EXPIRY}[ -]+)?{_END}"),
     _GLUED,
     re.compile(rf"(?P<symbol>.+?)[ -]?(?P<number>\d\d){_MONTH}(?P<year>\d\d){_END}"),
-    re.compile(rf"(?P<symbol>.+?)(?P<year>\d\d)(?P<code>[{_MONTH_CODES}])(?P<number>\d\d){_OPTION}"),
+    re.compile(rf"(?P<symbol>.+?)(?P<year>\d\d)(?P<code>[{MONTH_CODES}])(?P<number>\d\d){_OPTION}"),
 )
 _SERIES = re.compile(r"(?P<symbol>.+)[ -](?P<series>[A-Z][A-Z0-9])")
 
@@ -131,7 +134,7 @@ def _expiries(parts: dict[str, str | None], on: date) -> Iterator[tuple[date, da
     month, number = _MONTHS.get(parts.get("month") or ""), int(parts.get("number") or 0)
     this_or_next = range(on.year, min(on.year + 1, MAXYEAR) + 1)
     if code := parts.get("code"):
-        month = _MONTH_CODES.index(code) + 1
+        month = MONTH_CODES.index(code) + 1
     if iso := parts.get("iso"):
         year, month, number = map(int, iso.split("-"))
         yield from _day(year, month, number)

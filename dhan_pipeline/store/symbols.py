@@ -13,7 +13,7 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.sources import Source
-from dhan_pipeline.symbols import KITE_INDICES, Reading, read_symbol, write_symbol
+from dhan_pipeline.symbols import KITE_NAMES, Reading, read_symbol, write_symbol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,8 +56,6 @@ _EXCHANGES = ("NSE", "BSE", "MCX")
 #: What masters write for an exchange: Dhan's its name, Kite's that of each of its markets.
 _MARKETS = {"NSE": ["NSE", "NFO", "CDS", "NCO"], "BSE": ["BSE", "BFO", "BCD"], "MCX": ["MCX"]}
 _MARKET_OF_SEGMENT = {"NSE_FNO": "NFO", "NSE_CURRENCY": "CDS", "BSE_FNO": "BFO", "BSE_CURRENCY": "BCD"}
-
-_KITE_NAMES = {name: kite for kite, name in KITE_INDICES.items()}
 
 _DERIVATIVE = "upper(underlying_symbol) = %(symbol)s AND expiry BETWEEN %(first)s AND %(last)s"
 _FUTURE = "strike IS NULL AND instrument_type LIKE 'FUT%%'"
@@ -231,7 +229,7 @@ def _rank(reading: Reading, row: _Row) -> tuple[int, ...]:
 
 
 def _kite_name(reading: Reading) -> str:
-    return _KITE_NAMES.get(reading.symbol, reading.symbol)
+    return KITE_NAMES.get(reading.symbol, reading.symbol)
 
 
 def _place(row: _Row) -> int:

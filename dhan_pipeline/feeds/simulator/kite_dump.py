@@ -11,7 +11,7 @@ from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
 from dhan_pipeline.feeds.simulator.correspondence import kite_token_of
 from dhan_pipeline.feeds.simulator.master import csv_lines
 from dhan_pipeline.instruments import KiteSegment
-from dhan_pipeline.symbols import KITE_INDICES
+from dhan_pipeline.symbols import KITE_NAMES, MONTH_CODES
 
 #: What no reader should stumble over: a row without its exchange token, as the documentation has it, one of a segment
 #: that does not exist, an option that never expires, and a token a second time.
@@ -21,10 +21,6 @@ DIRT = (
     "4294967042,16777215,ETERNAL26CE,ETERNAL,0,,26,0.05,1,CE,NFO-OPT,NFO",
     "256265,1001,NIFTY FIFTY,NIFTY FIFTY,0,,0,0,0,EQ,INDICES,NSE",
 )
-
-_KITE_NAMES = {name: kite for kite, name in KITE_INDICES.items()}
-_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-_MONTH_CODES = "123456789OND"
 
 
 def write_synthetic_dump(path: Path, master_csv: Path, *, dirty: bool = False) -> None:
@@ -48,7 +44,7 @@ def _columns(rows: pd.DataFrame) -> dict[str, Any]:
     # NSE writes the series of whatever is no ordinary share behind its symbol.
     series = "-" + rows["series"].where((place == "NSE") & (rows["series"] != "EQ"))
     symbol = rows["trading_symbol"] + series.fillna("")
-    symbol = symbol.where(~index, rows["trading_symbol"].replace(_KITE_NAMES))
+    symbol = symbol.where(~index, rows["trading_symbol"].replace(KITE_NAMES))
     derivative = rows["underlying_symbol"] + _expiry_codes(rows) + strike.where(option, "") + kind
     return {
         "instrument_token": token,
@@ -69,14 +65,14 @@ def _columns(rows: pd.DataFrame) -> dict[str, Any]:
 def _expiry_codes(rows: pd.DataFrame) -> "pd.Series[str]":
     """`26NOV` of the last expiry of an underlying's month, `26N24` of one before."""
     days = {expiry: expiry.date() for expiry in rows["expiry"].dropna().unique()}
-    month = rows["expiry"].map({expiry: f"{day:%y}{_MONTHS[day.month - 1]}" for expiry, day in days.items()})
+    month = rows["expiry"].map({expiry: f"{day:%y%b}".upper() for expiry, day in days.items()})
     week = rows["expiry"].map({expiry: _weekly_code(day) for expiry, day in days.items()})
     chain = rows.groupby([rows["exchange_segment"], rows["underlying_symbol"], month])["expiry"]
     return month.where(rows["expiry"] == chain.transform("max"), week)
 
 
 def _weekly_code(expiry: date) -> str:
-    return f"{expiry:%y}{_MONTH_CODES[expiry.month - 1]}{expiry:%d}"
+    return f"{expiry:%y}{MONTH_CODES[expiry.month - 1]}{expiry:%d}"
 
 
 def _text(numbers: "pd.Series[float]") -> "pd.Series[str]":

@@ -207,7 +207,7 @@ class Rest(ABC):
             reply = await self._client.request(method, self._base_url + path, headers=headers, **request)
         except httpx.TimeoutException:
             problem = "it does not answer"
-        except (httpx.HTTPError, httpx.InvalidURL):
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
             problem = f"it cannot be reached; is {self.url_variable} right?"
         if problem:  # raised here, not where it was caught: the exceptions of the library know the request
             raise UnavailableError(f"{self.broker} does not give {what}: {problem}.")

@@ -5,6 +5,7 @@ No message, log line or exception holds a token, a secret or a URL with its para
 
 import logging
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import Any
 
 from dhan_pipeline.feeds.auth import can_be_sent
@@ -41,11 +42,11 @@ def ask(manners: Manners, method: str, base_url: str, path: str, what: str, **re
         said = reply.json()
     except httpx.TimeoutException:
         problem = "it does not answer"
-    except (httpx.HTTPError, httpx.InvalidURL):
+    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
+        problem = f"its answer, HTTP status {reply.status_code}, is not JSON"
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):  # the last for "http://.com"
         is_right = "are" if " and " in manners.url_variables else "is"
         problem = f"it cannot be reached; {is_right} {manners.url_variables} right?"
-    except ValueError:
-        problem = f"its answer, HTTP status {reply.status_code}, is not JSON"
     if not problem:
         if isinstance(said, dict) and reply.is_success and not said.get(manners.code):
             return said

@@ -353,10 +353,11 @@ async def test_no_error_and_no_log_line_has_the_token_in_it(tmp_path: Path, capl
                 await client.minute_bars(RELIANCE, "EQ", *HOUR)
             said += "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
             it.rest.instead.clear()
-        async with it.client("http://127.0.0.1:1") as unreachable:
-            with pytest.raises(UnavailableError, match="cannot be reached; is KITE_API_URL right") as failed:
-                await unreachable.minute_bars(RELIANCE, "EQ", *HOUR)
-            said += "".join(traceback.format_exception(failed.value)) + repr(failed.value.__context__)
+        for address in ("http://127.0.0.1:1", "http://127.0.0.1:1/\ud800"):
+            async with it.client(address) as unreachable:
+                with pytest.raises(UnavailableError, match="cannot be reached; is KITE_API_URL right") as failed:
+                    await unreachable.minute_bars(RELIANCE, "EQ", *HOUR)
+                said += "".join(traceback.format_exception(failed.value)) + repr(failed.value.__context__)
         assert it.token not in said + caplog.text
 
 

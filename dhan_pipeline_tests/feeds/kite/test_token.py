@@ -70,6 +70,7 @@ async def test_a_token_is_made_of_a_login_and_kept_for_its_owner_only(tmp_path: 
         ({"kite_api_secret": None}, "A token can only be made with KITE_API_SECRET set"),
         ({"kite_api_key": None}, "A login is for a Kite Connect app: set KITE_API_KEY."),
         ({"kite_api_url": "http://127.0.0.1:1"}, "it cannot be reached; is KITE_API_URL right?"),
+        ({"kite_api_url": "http://.com"}, "it cannot be reached; is KITE_API_URL right?"),
         ({"kite_token_file": Path("/proc/token.json")}, r"A token was made, but the token file .* cannot be written"),
     ],
 )
@@ -121,7 +122,10 @@ def test_a_token_that_is_missing_is_an_error(tmp_path: Path) -> None:
     [
         (b"{}", "Kite's profile does not say whose it is."),
         (b'{"status":"success","data":[]}', "Kite's profile does not say whose it is."),
-        (b"<html>", "Kite does not give the profile: its answer, HTTP status 200, is not JSON."),
+        *(
+            (body, "Kite does not give the profile: its answer, HTTP status 200, is not JSON.")
+            for body in (b"<html>", b"\xff", b"[" * 100_000)
+        ),
         (b"[]", "Kite does not give the profile: HTTP status 200."),
     ],
 )

@@ -89,14 +89,14 @@ class Reading:
 def read_symbol(text: str, on: date, source: Source) -> list[Reading]:
     """All ways to read what was written, the likeliest first; none where nothing was. `on` is the day it is, IST.
 
-    Tokens are the source's.
+    Tokens are the source's. What cannot be printed is in no name, nor would a database take all of it.
     """
     words = " ".join(text.upper().split())
     prefix, colon, rest = (part.strip() for part in words.partition(":"))
     exchange = prefix if colon and prefix in _EXCHANGES else None
     segment = _SEGMENTS.get(prefix) if colon else None
     symbol = rest if exchange or segment else words
-    if not symbol:
+    if not symbol or not words.isprintable():
         return []
     readings = []
     if re.fullmatch(r"[0-9]{1,18}", symbol):

@@ -86,7 +86,7 @@ def test_the_last_day_that_there_is_has_no_next_year(text: str) -> None:
     assert read_symbol(text, date.max, "dhan")[0].last == date.max
 
 
-@pytest.mark.parametrize("text", ["", "  ", "NSE:", "NSE: "])
+@pytest.mark.parametrize("text", ["", "  ", "NSE:", "NSE: ", "NIF\0TY", "NIFTY \udce9 FUT", "NSE:\x1b"])
 def test_nothing_is_read_from_nothing(text: str) -> None:
     assert read_symbol(text, ON, "dhan") == []
 

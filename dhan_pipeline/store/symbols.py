@@ -267,7 +267,7 @@ def _values(reading: Reading, on: date | None, source: Source) -> dict[str, Any]
         "source": source,
         "markets": _MARKETS.get(reading.exchange or ""),
         "market": _MARKET_OF_SEGMENT.get(reading.segment or ""),
-        "until": datetime.combine(on + timedelta(1), time(), IST) if on else "infinity",
+        "until": datetime.combine(on + timedelta(1), time(), IST) if on and on < date.max else "infinity",
     }
 
 

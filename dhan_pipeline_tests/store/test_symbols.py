@@ -253,6 +253,10 @@ def test_what_a_trader_writes_is_found(
     assert resolve_symbols(synced, [text], on=ON) == [best["instrument_token"]]
 
 
+def test_the_last_day_that_there_is_can_be_asked_for(synced: connection) -> None:
+    assert resolve_symbols(synced, ["NIFTY"], on=date.max) == [generate_instrument_token("IDX_I", 13)]
+
+
 def test_all_matches_are_told_with_their_facts(synced: connection) -> None:
     frame = find_instruments(synced, "ELECTCAST", on=ON)
     assert tuple(frame.columns) == COLUMNS
@@ -288,6 +292,8 @@ def test_a_number_is_a_token_and_a_segment_with_an_id_is_exact(synced: connectio
         (" 12345 ", "No instrument is called 12345 on 2026-11-20"),
         ("NSE:", "NSE: is the name of no instrument"),
         ("", "An empty text is the name of no instrument"),
+        ("NIF\0TY", "is the name of no instrument"),
+        ("NIFTY\udce9", "is the name of no instrument"),  # an argument that is not UTF-8
     ],
 )
 def test_what_is_not_found_is_named_with_what_is_near(synced: connection, text: str, near: str) -> None:

@@ -9,7 +9,8 @@ import csv
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +137,7 @@ def download(
             with contextlib.suppress(FileNotFoundError):
                 Path(part).unlink()
             raise
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last for "http://.com"
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, zlib.error) as error:  # UnicodeError: "http://.com"
         raise InstrumentMasterError(f"The {what} could not be downloaded from {url}: {error}.") from error
     except OSError as error:
         raise InstrumentMasterError(f"The {what} could not be written to {destination}: {error.strerror}.") from error
@@ -152,6 +153,7 @@ def _download(
     meanings: Mapping[int, str],
 ) -> None:
     timeout = httpx.Timeout(30, connect=10)
+    headers = {"Accept-Encoding": "gzip", **headers}
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as response:
         if response.status_code != 200:
             status = response.status_code
@@ -161,10 +163,25 @@ def _download(
             )
         length = response.headers.get("content-length", "")
         total = int(length) if length.isdigit() else None
-        for chunk in response.iter_bytes():
+        for chunk in _decoded(response):
             write(chunk)
             if progress:
                 progress(response.num_bytes_downloaded, total)
+
+
+def _decoded(response: httpx.Response) -> Iterator[bytes]:
+    """The body. Raises zlib.error for a compressed one that is not whole, which httpx would take for one that is."""
+    encoding = response.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        yield from response.iter_raw()
+        return
+    if encoding != "gzip":
+        raise zlib.error(f"the answer is encoded as {encoding}, which was not asked for")
+    gunzip = zlib.decompressobj(wbits=31)  # gzip only
+    for chunk in response.iter_raw():
+        yield gunzip.decompress(chunk)
+    if not gunzip.eof or gunzip.unused_data:
+        raise zlib.error(f"the compressed answer {'goes on after its end' if gunzip.eof else 'ends early'}")
 
 
 def _refuse_other_files(what: str, path: Path, column: str) -> None:

@@ -1,8 +1,10 @@
 import gzip
 import http.server
 import json
+import random
 import threading
 import traceback
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,35 @@ def test_a_token_that_cannot_be_sent_is_refused_in_a_sentence_without_it(
 def test_a_compressed_answer_becomes_a_plain_file(server: _Server, tmp_path: Path) -> None:
     content = b"ID,NAME\n" * 1000
     server.body, server.encoding = gzip.compress(content, mtime=0), "gzip"
-    assert download("list", url(server), tmp_path / "list.csv", "ID").read_bytes() == content
+    told: list[tuple[int, int | None]] = []
+    path = download("list", url(server), tmp_path / "list.csv", "ID", lambda *p: told.append(p))
+    assert path.read_bytes() == content
+    assert told[-1] == (len(server.body), len(server.body))
+
+
+_COMPRESSED = gzip.compress(b"ID,NAME\n" + random.Random(0).randbytes(100_000), mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "sentence"),
+    [
+        *((_COMPRESSED[:size], "gzip", "the compressed answer ends early") for size in (0, 5_000, -9, -1)),
+        (_COMPRESSED + gzip.compress(b"2885,RELIANCE"), "gzip", "the compressed answer goes on after its end"),
+        (_COMPRESSED[:-8] + bytes(8), "gzip", "incorrect data check"),
+        (b"ID,NAME\n", "gzip", "incorrect header check"),
+        (zlib.compress(b"ID,NAME\n"), "deflate", "encoded as deflate, which was not asked for"),
+    ],
+)
+def test_a_compressed_answer_that_is_not_whole_is_refused_and_leaves_the_old_file(
+    server: _Server, tmp_path: Path, body: bytes, encoding: str, sentence: str
+) -> None:
+    server.body, server.encoding = body, encoding
+    destination = tmp_path / "master.csv"
+    destination.write_text("old")
+    with pytest.raises(InstrumentMasterError, match=f"could not be downloaded from .*{sentence}"):
+        download("list", url(server), destination, "ID")
+    assert destination.read_text() == "old"
+    assert server.asked["Accept-Encoding"] == "gzip"
 
 
 def test_each_brokers_list_is_known_by_a_column_of_its_own(server: _Server, tmp_path: Path) -> None:

@@ -60,10 +60,15 @@ _MARKET_OF_SEGMENT = {"NSE_FNO": "NFO", "NSE_CURRENCY": "CDS", "BSE_FNO": "BFO",
 _DERIVATIVE = "upper(underlying_symbol) = %(symbol)s AND expiry BETWEEN %(first)s AND %(last)s"
 _FUTURE = "strike IS NULL AND instrument_type LIKE 'FUT%%'"
 
+#: What Kite writes on NSE of a share that is not of series EQ. The bounds are for the index.
+_WITH_SERIES = """upper(trading_symbol) BETWEEN %(symbol)s || '-' AND %(symbol)s || '-ZZ'
+    AND upper(trading_symbol) = %(symbol)s || '-' || series"""
+
 #: Each arm has an index (0009). `spellings` are what was written, capitals and all, and what Kite writes instead.
 _NAME = f"""
 (
     (expiry IS NULL AND upper(trading_symbol) = %(symbol)s)
+    OR (expiry IS NULL AND {_WITH_SERIES})
     OR (expiry IS NULL AND upper(name) = %(symbol)s)
     OR trading_symbol = ANY(%(spellings)s)
     OR (expiry IS NOT NULL AND {_DERIVATIVE} AND {_FUTURE})
@@ -194,12 +199,7 @@ def _instruments(
 ) -> list[_Row]:
     condition = _CONDITIONS[reading.kind] + (_PLACE if reading.kind != "token" else "")
     values = _values(reading, on, source)
-    values["spellings"] = [
-        text.strip(),
-        reading.symbol,
-        _kite_name(reading),
-        f"{reading.symbol}-{reading.series}",
-    ]
+    values["spellings"] = [text.strip(), reading.symbol, _kite_name(reading)]
     with conn.cursor() as cursor:
         cursor.execute(f"SELECT DISTINCT instrument_token FROM {table} WHERE {condition}", values)
         values["tokens"] = [token for (token,) in cursor.fetchall()]
@@ -218,9 +218,10 @@ def _rank(reading: Reading, row: _Row) -> tuple[int, ...]:
     """How good a match is, the best least; the same for those between which only the token decides."""
     exchange, expiry = row["exchange"], row["expiry"]
     days = expiry.toordinal() if expiry else 0
+    spellings = (reading.symbol, _kite_name(reading), f"{reading.symbol}-{row['series']}")
     return (
         not row["listed"],
-        expiry is None and row["trading_symbol"].upper() not in (reading.symbol, _kite_name(reading)),
+        expiry is None and row["trading_symbol"].upper() not in spellings,
         _place(row),
         _EXCHANGES.index(exchange) if exchange in _EXCHANGES else len(_EXCHANGES),
         row["exchange_segment"] == "NSE_EQ" and row["series"] != "EQ",

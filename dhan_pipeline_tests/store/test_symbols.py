@@ -369,6 +369,8 @@ instrument_token,exchange_token,tradingsymbol,name,last_price,expiry,strike,tick
 128083204,500325,RELIANCE,RELIANCE INDUSTRIES,0,,0,0.05,1,EQ,BSE,BSE
 237569,928,ELECTCAST,ELECTROSTEEL CASTINGS,0,,0,0.01,1,EQ,NSE,NSE
 4637697,18116,ELECTCAST-W1,ELECTROSTEEL CASTINGS,0,,0,0.01,1,EQ,NSE,NSE
+25857,101,ALOKINDS-BE,ALOK INDUSTRIES,0,,0,0.1,1,EQ,NSE,NSE
+133395204,521075,ALOKINDS,ALOK INDUSTRIES,0,,0,0.01,1,EQ,BSE,BSE
 12800258,50001,NIFTY26NOVFUT,NIFTY,0,2026-11-24,0,0.05,65,FUT,NFO-FUT,NFO
 12800514,50002,NIFTY26NOV26000CE,NIFTY,0,2026-11-24,26000,0.05,65,CE,NFO-OPT,NFO
 12800770,50003,NIFTY26D0126000CE,NIFTY,0,2026-12-01,26000,0.05,65,CE,NFO-OPT,NFO
@@ -412,6 +414,10 @@ def kites(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ("ELECTCAST", 237569),
         ("ELECTCAST W1", 4637697),
         ("ELECTCAST-W1", 4637697),
+        ("ALOKINDS", 25857),
+        ("alokinds be", 25857),
+        ("NSE:ALOKINDS-BE", 25857),
+        ("BSE:ALOKINDS", 133395204),
         ("NIFTY FUT", 12800258),
         ("NFO:NIFTY26NOVFUT", 12800258),
         ("NSE:RELIANCE FUT", 12801026),
@@ -426,6 +432,14 @@ def kites(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 )
 def test_kites_instruments_are_found_by_the_same_words_and_by_its_own(kites: connection, text: str, token: int) -> None:
     assert resolve_symbols(kites, [text], on=ON, source="kite") == [token]
+
+
+def test_a_share_of_another_series_is_kites_second_choice_on_its_exchange(kites: connection) -> None:
+    found = symbols.find_instruments(kites, "ELECTCAST", on=ON, source="kite")
+    assert found["trading_symbol"].tolist() == ["ELECTCAST", "ELECTCAST-W1"]
+    found = symbols.find_instruments(kites, "ALOKINDS", on=ON, source="kite")
+    assert found["trading_symbol"].tolist() == ["ALOKINDS-BE", "ALOKINDS"]
+    assert symbols.find_instruments(kites, "ALOKIND", on=ON, source="kite").empty
 
 
 def test_words_mean_the_instruments_of_the_source_asked_for(kites: connection) -> None:

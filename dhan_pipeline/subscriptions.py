@@ -341,12 +341,14 @@ def _own_token(name: str, source: Source) -> int | None:
     if source_of(token) == source:
         return token
     number_of = split_instrument_token if source_of(token) == "dhan" else split_kite_token
+    exchange_segment, own_number = segment_of(token), number_of(token)[1]
+    # Each broker numbers indices as it likes; and of Kite's segments, NCO and MCX-SX are none of Dhan's.
+    if exchange_segment == ExchangeSegment.IDX_I or token != token_of(source_of(token), exchange_segment, own_number):
+        return None
     try:
-        own = token_of(source, segment_of(token), number_of(token)[1])
+        return token_of(source, exchange_segment, own_number)
     except ValueError:
         return None
-    # Each broker numbers indices as it likes; and not every segment of one is a segment of the other.
-    return own if segment_of(token) != ExchangeSegment.IDX_I else None
 
 
 def _in_order_of_names(

@@ -12,7 +12,7 @@ from dhan_pipeline.feeds.kite.instruments_dump import parse_kite_csv
 from dhan_pipeline.feeds.simulator.correspondence import dhan_token_of
 from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
-from dhan_pipeline.instruments import generate_instrument_token, split_instrument_token
+from dhan_pipeline.instruments import KiteSegment, generate_instrument_token, split_instrument_token
 from dhan_pipeline.subscriptions import (
     MAX_SUBSCRIPTIONS,
     Resolution,
@@ -209,6 +209,26 @@ def test_a_list_finds_by_the_exchanges_number_what_the_other_broker_called_so(
     resolution = resolve(load_rules(rules_file), kites, ON, "kite")
     assert [s.instrument_token for s in resolution.subscriptions] == [738561, 11536 << 8 | 1, 500325 << 8 | 4, 256265]
     assert resolution.summary[0].missing == ("IDX_I:13",)
+
+
+def test_a_token_of_a_segment_that_only_kite_has_names_nothing_of_dhans(rules_file: Path) -> None:
+    (rules_file.parent / "ids.csv").write_text(
+        "instrument_token\n"
+        f"{500 << 8 | KiteSegment.NCO}\n"
+        f"{500 << 8 | KiteSegment.MCXSX}\n"
+        f"{500 << 8 | KiteSegment.MCX}\n"
+    )
+    numbered_500 = pd.DataFrame(
+        {
+            "instrument_token": [generate_instrument_token(name, 500) for name in ("MCX_COMM", "NSE_CURRENCY")],
+            "exchange_segment": ["MCX_COMM", "NSE_CURRENCY"],
+            "trading_symbol": ["GOLD", "USDINR"],
+            "expiry": pd.Timestamp(ON),
+        }
+    )
+    resolution = resolved(rules_file, " - list: ids.csv", numbered_500)
+    assert [s.symbol for s in resolution.subscriptions] == ["GOLD"]
+    assert resolution.summary[0].missing == ("128012", "128008")
 
 
 @pytest.mark.parametrize(

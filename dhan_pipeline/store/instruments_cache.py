@@ -35,7 +35,7 @@ def _cache(conn: connection, source: Source) -> InstrumentsCache:
         table = read_instrument_table(conn, source)
     except (errors.UndefinedTable, errors.UndefinedColumn):
         raise PipelineError("The database has no instruments table of ours yet; run: dhan-pipeline migrate.") from None
-    table = table.filter(pc.field("exchange_segment").is_valid())  # Kite's NCO is no segment of Dhan's
+    table = table.filter(pc.field("exchange_segment").is_valid())  # the existing system's rows have none
     for at, field in enumerate(table.schema):
         if pa.types.is_string(field.type) and field.name not in ("trading_symbol", "name", "isin"):
             table = table.set_column(at, field.name, table[field.name].dictionary_encode())

@@ -62,13 +62,17 @@ def test_either_spelling_of_the_url_and_the_settings_will_do(
 
 def test_kites_instruments_are_a_cache_of_their_own(database_url: str, conn: connection) -> None:
     with conn, conn.cursor() as cursor:
-        for segment, number, name in ((KiteSegment.NSE, 2885, "NSE_EQ"), (KiteSegment.NCO, 7, None)):
+        for segment, number, name in (
+            (KiteSegment.NSE, 2885, "NSE_EQ"),
+            (KiteSegment.NCO, 7, None),
+            (KiteSegment.MCXSX, 7, "NSE_CURRENCY"),
+        ):
             cursor.execute(
                 "INSERT INTO instruments (instrument_token, source, exchange, exchange_segment, trading_symbol) "
                 "VALUES (%s, 'kite', 'NSE', %s, 'RELIANCE')",
                 (make_kite_token(segment, number), name),
             )
-    assert list(load_instruments_cache(database_url, "kite")) == [("NSE_EQ", 2885)]
+    assert [info.trading_symbol for info in load_instruments_cache(database_url, "kite").values()] == ["RELIANCE"]
     assert len(load_instruments_cache(database_url)) == 0
 
 

@@ -49,6 +49,9 @@ _DEPTH = {
     "ask_orders": "ask_orders",
 }
 
+#: The last bytes of Kite's tokens that a segment and a number lead to. NCO and MCX-SX are no segments of Dhan's.
+_KITE_BYTES = [token_of("kite", segment, 0) for segment in ExchangeSegment]
+
 
 class UnknownInstrumentError(LookupError):
     """A tick of an instrument that the cache does not have: sync the instruments, and load them again."""
@@ -144,11 +147,15 @@ class InstrumentsCache(Mapping[tuple[str, int], InstrumentInfo]):
     """
 
     def __init__(self, instruments: pa.Table) -> None:
-        """`instruments`: a row each, columns named as the fields of `InstrumentInfo`. Raises ValueError for a token
-        that is there twice."""
+        """`instruments`: a row each, columns named as the fields of `InstrumentInfo`. Those of Kite's that no
+        segment of Dhan's and number lead to (NCO, MCX-SX) are left out. Raises ValueError for a token that is there
+        twice."""
         tokens = instruments["instrument_token"].to_numpy()
-        self._table = instruments
         self._source: Source = source_of(int(tokens[0])) if len(tokens) else "dhan"
+        if self._source == "kite":
+            found = np.isin(tokens & 0xFF, _KITE_BYTES)
+            instruments, tokens = instruments.filter(pa.array(found)), tokens[found]
+        self._table = instruments
         self._split = split_instrument_token if self._source == "dhan" else split_kite_token
         self._made: dict[int, InstrumentInfo] = {}
         self._day: date | None = None

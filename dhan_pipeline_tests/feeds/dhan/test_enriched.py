@@ -291,3 +291,13 @@ def test_kites_instruments_are_found_by_the_number_of_the_exchange() -> None:
     cache = InstrumentsCache.of([reliance, nifty])
     assert cache["NSE_EQ", 2885] == reliance
     assert list(cache) == [("NSE_EQ", 2885), ("IDX_I", 1001)]
+
+
+def test_what_no_segment_and_number_lead_to_is_not_in_a_cache() -> None:
+    gold, nse_gold, mcx_sx, nobody = (
+        InstrumentInfo(instrument_token=500 << 8 | segment)
+        for segment in (KiteSegment.MCX, KiteSegment.NCO, KiteSegment.MCXSX, 10)
+    )
+    cache = InstrumentsCache.of([nse_gold, gold, mcx_sx, nobody])
+    assert dict(cache) == {("MCX_COMM", 500): gold}
+    assert dict(InstrumentsCache.of([nse_gold])) == {}

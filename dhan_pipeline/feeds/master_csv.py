@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,7 @@ def read_fields(lines: list[bytes], names: list[str], blank_end: bool) -> tuple[
     """The fields that we read, indexed by line number, and why a line has none.
 
     `names` has our name of each of the file's columns, or "" for one that we do not read. `blank_end`: the last column
-    has no name, and may be missing.
+    has no name, and may be missing in all rows.
     """
     quarantine: dict[int, str] = {}
     numbers: list[int] = []
@@ -237,25 +238,22 @@ def read_fields(lines: list[bytes], names: list[str], blank_end: bool) -> tuple[
             quarantine[number] = "a quote that does not end"
         else:
             numbers.append(number)
-    table, wrong = _split([lines[n - 1] for n in numbers], names)
+    rows = [lines[n - 1] for n in numbers]
+    table, wrong = _split(rows, names)
+
+    # A comma more at the end of rows than of the header, or one less, is the way of a whole file. In a row alone it may
+    # have come or gone anywhere, and what follows would be read as other columns.
+    counts = Counter(wrong.values())
+    right = len(rows) - len(wrong)
+    if counts[len(names) + 1] > right:
+        table, wrong = _split([row.removesuffix(b",") for row in rows], names)
+    elif blank_end and counts[len(names) - 1] > right:
+        names = names[:-1]
+        table, wrong = _split(rows, names)
+
+    quarantine |= {numbers[i]: f"{count} fields instead of {len(names)}" for i, count in wrong.items()}
     frame = table.to_pandas()
     frame.index = pd.Index(np.delete(np.array(numbers, np.int64), list(wrong)))
-
-    # A comma more at the end of a row, or one less, is not an error where that field is blank anyway.
-    mended: dict[int, bytes] = {}
-    for index, count in wrong.items():
-        number = numbers[index]
-        line = lines[number - 1]
-        if count == len(names) + 1 and line.endswith(b","):
-            mended[number] = line[:-1]
-        elif count == len(names) - 1 and blank_end:
-            mended[number] = line + b","
-        else:
-            quarantine[number] = f"{count} fields instead of {len(names)}"
-    if mended:
-        more = _split(list(mended.values()), names)[0].to_pandas()
-        more.index = pd.Index(list(mended))
-        frame = pd.concat([frame, more]).sort_index()
     return frame, quarantine
 
 
@@ -270,7 +268,7 @@ def _split(lines: list[bytes], names: list[str]) -> tuple[pa.Table, dict[int, in
     read = [name for name in names if name]
     if not lines:
         return pa.table({name: pa.array([], pa.string()) for name in read}), wrong
-    data = b"\n".join(lines)
+    data = b"\n".join([*lines, b""])  # the last may be empty
     # By position, because blank and repeated names are allowed. One block, in order, so that row numbers are true.
     table = pacsv.read_csv(
         pa.BufferReader(data),

@@ -147,11 +147,56 @@ def test_columns_are_found_by_name_in_any_order_with_others_blank_or_repeated(wr
     pd.testing.assert_frame_equal(master.rows, parse_dhan_csv(write(COMPACT, RELIANCE)).rows)
 
 
-@pytest.mark.parametrize("line", [RELIANCE, RELIANCE + ",", RELIANCE + ",,"])
-def test_a_comma_more_or_less_at_the_end_is_tolerated(write: Write, line: str) -> None:
-    header = COMPACT + "," if line != RELIANCE + "," else COMPACT
-    master = parse_dhan_csv(write(header, line))
-    assert only(master.rows)["trading_symbol"] == "RELIANCE"
+@pytest.mark.parametrize(("of_header", "of_rows"), [("", ","), (",", ""), (",", ",,")])
+def test_a_comma_more_or_less_at_the_end_of_all_rows_is_tolerated(write: Write, of_header: str, of_rows: str) -> None:
+    expected = parse_dhan_csv(write(COMPACT, RELIANCE, CALL, CRUDE)).rows
+    master = parse_dhan_csv(write(COMPACT + of_header, *(line + of_rows for line in (RELIANCE, CALL, CRUDE))))
+    pd.testing.assert_frame_equal(master.rows, expected)
+    assert master.quarantined.empty
+
+
+DETAILED_ABB = "NSE,E,13,INE117A01022,EQUITY,,ABB,ABB INDIA LIMITED,ABB,ES,EQ,1,,,,50,NA,4.1,0,"
+
+
+@pytest.mark.parametrize(
+    ("header", "good", "line", "reason"),
+    [
+        (
+            DETAILED,
+            DETAILED_ABB,
+            "NSE,E,2885,INE002A01018,EQUITY,,RELIANCE,Reliance Industries,ES,EQ,1,,,,10,NA,4.5,0,",
+            "19 fields instead of 20",
+        ),
+        (
+            DETAILED,
+            DETAILED_ABB,
+            "NSE,E,2885,INE002A01018,EQUITY,RELIANCE,RELIANCE INDUSTRIES LTD,Reliance,ES,EQ,1,,,,10,NA,4.5,0,",
+            "19 fields instead of 20",
+        ),
+        (
+            COMPACT,
+            ABB,
+            "NSE,E,2885,EQUITY,0,RELIANCE,1.0,Reliance Industries,,,,,10.0000,NA,ES,EQ,",
+            "17 fields instead of 16",
+        ),
+        (COMPACT, ABB + ",", RELIANCE.replace(",,,,", ",,,") + ",", "15 fields instead of 16"),
+        (COMPACT, ABB + ",", RELIANCE.replace(",,,,", ",,,,,") + ",", "17 fields instead of 16"),
+        (COMPACT, ABB + ",", RELIANCE + ",1", "17 fields instead of 16"),
+        (COMPACT, ABB + ",", ",", "unknown exchange and segment"),
+        (COMPACT + ",", ABB, RELIANCE.replace(",,,,", ",,,,,"), "17 fields instead of 16"),
+    ],
+)
+def test_a_row_with_a_comma_more_or_less_than_the_others_is_not_read_with_its_columns_shifted(
+    write: Write, header: str, good: str, line: str, reason: str
+) -> None:
+    master = parse_dhan_csv(write(header, good, good.replace("13", "14", 1), line))
+    assert master.rows["trading_symbol"].tolist() == ["ABB", "ABB"]
+    assert master.quarantined.to_dict("records") == [{"row": 4, "reason": reason, "raw": line}]
+
+
+def test_a_row_without_the_comma_that_ends_all_others_is_read(write: Write) -> None:
+    master = parse_dhan_csv(write(COMPACT, ABB + ",", RELIANCE, NIFTY + ","))
+    assert master.rows["trading_symbol"].tolist() == ["ABB", "RELIANCE", "NIFTY"]
 
 
 def test_windows_line_ends_a_byte_order_mark_blank_lines_and_blanks_around_values_are_tolerated(write: Write) -> None:

@@ -287,11 +287,12 @@ def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source
     before the day are not selected. A name without an instrument is reported, not an error. Raises SubscriptionError
     where nothing is selected, or more than the broker allows.
     """
+    instruments = instruments[~(instruments["expiry"] < np.datetime64(on))]
     by_segment = dict(list(instruments.groupby("exchange_segment")))
     subscriptions: dict[int, Subscription] = {}
     summary = []
     for rule in rules:
-        selected, missing = _select(rule, instruments, by_segment, np.datetime64(on), source)
+        selected, missing = _select(rule, instruments, by_segment, source)
         selected = selected.head(rule.limit) if rule.limit else selected
         before = len(subscriptions)
         for token, symbol in zip(selected["instrument_token"].tolist(), selected["trading_symbol"], strict=True):
@@ -309,7 +310,7 @@ def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source
 
 
 def _select(
-    rule: Rule, instruments: "pd.DataFrame", by_segment: "dict[Any, pd.DataFrame]", on: np.datetime64, source: Source
+    rule: Rule, instruments: "pd.DataFrame", by_segment: "dict[Any, pd.DataFrame]", source: Source
 ) -> "tuple[pd.DataFrame, tuple[str, ...]]":
     """The instruments of a rule, the nearest first, and the names that have none."""
     if rule.selector == "list":
@@ -331,7 +332,7 @@ def _select(
         # Kite writes the series behind the symbol, but for shares.
         bare = frame["trading_symbol"].str.replace(r"-[A-Z][A-Z0-9]$", "", regex=True)
         return _in_order_of_names(frame, [frame["trading_symbol"], bare], rule.names)
-    return _derivatives(rule, frame, on)
+    return _derivatives(rule, frame)
 
 
 def _own_token(name: str, source: Source) -> int | None:
@@ -369,10 +370,10 @@ def _in_order_of_names(
     return frame.iloc[chosen[np.argsort(positions[chosen], kind="stable")]], missing
 
 
-def _derivatives(rule: Rule, frame: "pd.DataFrame", on: np.datetime64) -> "tuple[pd.DataFrame, tuple[str, ...]]":
+def _derivatives(rule: Rule, frame: "pd.DataFrame") -> "tuple[pd.DataFrame, tuple[str, ...]]":
     option = frame["option_type"].notna()
     kind = option if rule.selector == "options" else ~option & frame["instrument_type"].str.startswith("FUT")
-    frame = frame[kind & (frame["expiry"] >= on)]
+    frame = frame[kind]
     frame, missing = _in_order_of_names(frame, [frame["underlying_symbol"]], rule.names)
     chains = frame.groupby("underlying_symbol", sort=False)
     nearness = chains["expiry"].rank(method="dense").to_numpy()

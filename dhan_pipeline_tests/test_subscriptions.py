@@ -118,6 +118,18 @@ def test_an_expiry_is_selected_on_its_day_and_not_after(rules_file: Path, instru
     assert later["expiry"].nunique() == 1
 
 
+def test_no_rule_selects_what_has_expired(rules_file: Path, instruments: pd.DataFrame) -> None:
+    future = instruments[instruments["trading_symbol"] == "NIFTY-Nov2026-FUT"].iloc[0]
+    name = f"{future['exchange_segment']}:{future['security_id']}"
+    (rules_file.parent / "ids.csv").write_text("exchange_segment,security_id\n" + name.replace(":", ","))
+    rules = " - list: ids.csv\n - symbols: NIFTY-Nov2026-FUT\n   segment: NSE_FNO\n - indices: NIFTY"
+    last_day = future["expiry"].date()
+    on_its_day = resolved(rules_file, rules, instruments, last_day)
+    assert [entry.selected for entry in on_its_day.summary] == [1, 1, 1]
+    after = resolved(rules_file, rules, instruments, date.fromordinal(last_day.toordinal() + 1))
+    assert [entry.missing for entry in after.summary] == [(name,), ("NIFTY-Nov2026-FUT",), ()]
+
+
 def test_strikes_are_those_in_the_middle_calls_and_puts(rules_file: Path, instruments: pd.DataFrame) -> None:
     rows = facts(resolved(rules_file, " - options: NIFTY\n   expiries: 2\n   strikes: 5", instruments), instruments)
     assert len(rows) == 20
@@ -287,6 +299,7 @@ def test_more_than_can_be_subscribed_is_an_error_that_names_the_rule(rules_file:
             "exchange_segment": "NSE_EQ",
             "trading_symbol": [f"S{i}" for i in range(count)],
             "series": "EQ",
+            "expiry": pd.NaT,
         }
     )
     with pytest.raises(SubscriptionError, match=r"25001 instruments .* rule in line 3 adds 25000, give it a limit"):

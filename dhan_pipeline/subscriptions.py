@@ -153,6 +153,8 @@ def load_rules(path: Path) -> list[Rule]:
         raise SubscriptionError(f"{path}, line {line}: not valid YAML, {error.problem or error.context}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SubscriptionError(f"{path} is not a text file.") from error
+    except RecursionError:
+        raise SubscriptionError(f"{path} is nested too deep.") from None
     reader = _RuleReader(path)
     top = reader.mapping(root) if root else {}
     if set(top) != {"rules"}:

@@ -261,6 +261,7 @@ def test_a_token_of_a_segment_that_only_kite_has_names_nothing_of_dhans(rules_fi
         ("rules:\n - symbols: []", r"line 2: the list is empty"),
         ("rules:\n - symbols: {a: b}", r"line 2: a list is expected here"),
         ("rules:\n - symbols: [TCS, [INFY]]", r"line 2: a word is expected here"),
+        ("symbols: " + "[" * 600, r"is nested too deep"),
         ("rules:\n - TCS", r"line 2: `key: value` lines are expected here"),
         ("rules:\n - list: none.csv", r"line 2: the list .*none.csv cannot be read"),
         ("rules:\n - list: bad.csv", r"bad.csv, line 3: NSE_EQ x is not an instrument"),

@@ -156,7 +156,7 @@ def _interpret(
 
     underlying = _underlyings(fields, layout).where(derivative)
     symbol = _unambiguous_symbols(symbol, underlying, expiry, strike, fields["option_type"])
-    rows.refuse(symbol == "", "no trading symbol")
+    rows.refuse(is_none(symbol), "no trading symbol")
 
     exchange_segment = place.map({name: member.name for name, member in _SEGMENTS.items()})
     facts = {

@@ -244,6 +244,7 @@ def changed(line: str, **values: str) -> str:
         (changed(RELIANCE, SEM_SMST_SECURITY_ID="4294967296"), "no security id of 32 bits"),
         (changed(RELIANCE, SEM_EXM_EXCH_ID="NCDEX"), "unknown exchange and segment"),
         (changed(RELIANCE, SEM_TRADING_SYMBOL=" "), "no trading symbol"),
+        (changed(RELIANCE, SEM_TRADING_SYMBOL="NA"), "no trading symbol"),
         (changed(RELIANCE, SEM_INSTRUMENT_NAME=""), "no instrument type"),
         (changed(RELIANCE, SEM_LOT_UNITS="1.5"), "a lot size that is not a whole number"),
         (changed(RELIANCE, SEM_LOT_UNITS="inf"), "a lot size that is not a whole number"),

@@ -173,7 +173,7 @@ def _interpret(
         "series": texts(fields["series"]).where(segment != ExchangeSegment.IDX_I),
         "isin": texts(fields["isin"]) if "isin" in fields else None,
         "underlying_symbol": underlying,
-        "expiry": expiry,
+        "expiry": expiry.where(derivative),
         "strike": strike,
         "option_type": fields["option_type"].where(option),
         "tick_size": tick_size,

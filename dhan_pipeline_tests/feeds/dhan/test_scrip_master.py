@@ -236,6 +236,12 @@ def changed(line: str, **values: str) -> str:
     return ",".join(fields)
 
 
+@pytest.mark.parametrize("line", [RELIANCE, NIFTY])
+def test_what_is_no_derivative_has_no_expiry_whatever_the_file_says(write: Write, line: str) -> None:
+    row = only(parse_dhan_csv(write(COMPACT, changed(line, SEM_EXPIRY_DATE="2026-09-29"))).rows)
+    assert "expiry" not in row
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -288,11 +288,13 @@ class Rows:
     """The rows that are read: which are good so far, which are skipped, and why each other one is refused."""
 
     def __init__(self, fields: pd.DataFrame) -> None:
-        """All are good, but for fields that are too long."""
+        """All are good, but for those with a text that no index would take."""
         self.skipped: dict[str, int] = {}
         self._lines = fields.index.to_numpy(np.int64)
         self._ok = np.ones(len(fields), bool)
         self._reason = np.full(len(fields), None, object)
+        for name in fields.columns.intersection(list(TEXT_COLUMNS)):
+            self.refuse(fields[name].str.len() > _MAX_FIELD, f"a field of more than {_MAX_FIELD} characters")
 
     def skip(self, mask: Any, why: str) -> None:
         """Leave these rows out on purpose."""
@@ -305,11 +307,6 @@ class Rows:
         first = np.asarray(mask, bool) & self._ok
         self._reason[first] = why
         self._ok &= ~first
-
-    def refuse_long_fields(self, fields: pd.DataFrame) -> None:
-        """Quarantine rows with a text that no index would take."""
-        for name in fields.columns.intersection(list(TEXT_COLUMNS)):
-            self.refuse(fields[name].str.len() > _MAX_FIELD, f"a field of more than {_MAX_FIELD} characters")
 
     def expiries(self, values: "pd.Series[str]", derivative: NDArray[np.bool_]) -> "pd.Series[pd.Timestamp]":
         """Dates, NaT where there is none, which a derivative has to have."""

@@ -133,7 +133,6 @@ def _interpret(
     symbol = _symbols(fields, layout)
     rows.skip((fields["exchange"] == "NSE") & (fields["segment"] == "M"), "NSE commodity")
     rows.skip(symbol.str.contains("NSETEST", regex=False), "test instrument")
-    rows.refuse_long_fields(fields)
 
     place = fields["exchange"] + " " + fields["segment"]
     segment = place.map({name: float(member) for name, member in _SEGMENTS.items()}).to_numpy(np.float64)

@@ -89,7 +89,6 @@ def _interpret(fields: pd.DataFrame, lines: list[bytes], quarantine: dict[int, s
     rows = Rows(fields)
     symbol = fields["trading_symbol"]
     rows.skip(symbol.str.contains("NSETEST", regex=False), "test instrument")
-    rows.refuse_long_fields(fields)
 
     number, bad = numbers(fields["instrument_token"], "[0-9]{1,10}")
     rows.refuse(bad | np.isnan(number) | (number > _MAX_TOKEN), "no instrument token of 32 bits")

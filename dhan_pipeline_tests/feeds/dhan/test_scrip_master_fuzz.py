@@ -218,6 +218,7 @@ def test_a_path_that_is_no_file_is_refused_in_one_sentence(tmp_path: Path) -> No
         (changed(CALL, "SEM_EXPIRY_DATE", "0000-01-01"), "an expiry that is not a date"),
         (changed(CALL, "SEM_EXPIRY_DATE", "\u0662\u0660\u0662\u0666-09-29"), "an expiry that is not a date"),
         (changed(RELIANCE, "SEM_TRADING_SYMBOL", "x" * 501), "a field of more than 500 characters"),
+        (changed(RELIANCE, "SEM_TRADING_SYMBOL", "NSETEST" * 100), "a field of more than 500 characters"),
         (changed(RELIANCE, "SEM_CUSTOM_SYMBOL", "x" * 5_000_000), "a field of more than 500 characters"),
         (RELIANCE + "," * 1_000_000, "1000016 fields instead of 16"),
         ('"' * 100_000, "1 fields instead of 16"),

@@ -132,6 +132,7 @@ def test_the_exchanges_test_instruments_are_skipped_and_counted(write: Write) ->
         (changed(INFY, exchange_token=""), "an exchange token that is not the instrument token's"),
         (changed(INFY, instrument_type="BOND"), "an instrument type that is none of EQ, FUT, CE, PE"),
         (changed(INFY, tradingsymbol=""), "no trading symbol"),
+        (changed(INFY, tradingsymbol="NSETEST" * 100), "a field of more than 500 characters"),
         (changed(INFY, exchange=""), "no exchange"),
         (changed(INFY, lot_size="0.5"), "a lot size that is not a whole number"),
         (changed(INFY, tick_size="five"), "a tick size that is not a price"),

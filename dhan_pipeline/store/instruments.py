@@ -6,7 +6,6 @@ instrument has exactly one open. Rows of the existing system have no version bef
 """
 
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -99,9 +98,9 @@ def sync_to_database(
         with closing(connect(database_url)) as conn, conn, conn.cursor() as cur:
             # Other syncs wait; readers do not.
             cur.execute("LOCK TABLE instruments, instrument_versions IN SHARE ROW EXCLUSIVE MODE")
-            if not force:
-                _refuse_collapse(_active_counts(cur, source, master.rows["expiry"].min()), master.segment_counts)
             _copy(cur, master.rows, batch_size)
+            if not force:
+                _refuse_collapse(cur, source)
             inserted, updated, reactivated, deactivated = _merge(cur, source)
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedFunction) as error:
         raise InstrumentSyncError("The database has no instruments table yet; migrate it first.") from error
@@ -119,22 +118,27 @@ def sync_to_database(
     )
 
 
-def _active_counts(cur: cursor, source: Source, first_expiry: "pd.Timestamp") -> dict[str, int]:
-    """Active instruments by segment, without those that have expired since the last sync, or in the existing system.
-
-    Nor those whose token is no number of the source's: the existing system made Dhan's by `hash()`.
-    """
-    own = (32, 0) if source == "kite" else (36, 16)
+def _unexpired(cur: cursor, rows: str, values: tuple[object, ...] = ()) -> dict[str, int]:
+    """By segment, the rows (of a table, WHERE and a condition) that have not expired before today (IST)."""
     cur.execute(
-        "SELECT exchange_segment_of(instrument_token), count(*) FROM instruments"
-        " WHERE source = %s AND is_active AND instrument_token >> %s = %s AND (expiry >= %s) IS NOT false"
-        " GROUP BY 1 ORDER BY 1",
-        (source, *own, None if first_expiry != first_expiry else first_expiry.date()),
+        f"SELECT exchange_segment_of(instrument_token), count(*) FROM {rows}"
+        " AND (expiry >= (now() AT TIME ZONE 'Asia/Kolkata')::date) IS NOT false GROUP BY 1 ORDER BY 1",
+        values,
     )
     return {ExchangeSegment(number).name: count for number, count in cur.fetchall() if number is not None}
 
 
-def _refuse_collapse(active: Mapping[str, int], named: Mapping[str, int]) -> None:
+def _refuse_collapse(cur: cursor, source: Source) -> None:
+    """Raises InstrumentSyncError where `incoming` lacks a segment of the active instruments, or too many of them.
+
+    Contracts that have expired count on neither side: lists drop them, but for a few that stay for years. Nor does a
+    token that is no number of the source's: the existing system made Dhan's by `hash()`.
+    """
+    own = (32, 0) if source == "kite" else (36, 16)
+    active = _unexpired(
+        cur, "instruments WHERE source = %s AND is_active AND instrument_token >> %s = %s", (source, *own)
+    )
+    named = _unexpired(cur, "incoming WHERE true")
     end = "; nothing was changed, sync with force if this is right."
     vanished = [segment for segment in active if not named.get(segment)]
     if vanished:

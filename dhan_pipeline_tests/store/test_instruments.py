@@ -183,9 +183,9 @@ def test_rows_of_another_source_are_left_alone(database_url: str, conn: connecti
     assert load_tokens(conn, "kite").tolist() == [738561]
 
 
-def many(segment: str, count: int) -> list[dict[str, Any]]:
-    """So many instruments of a segment."""
-    return [{"segment": segment, "id": i, "symbol": f"S{i}"} for i in range(count)]
+def many(segment: str, count: int, expiry: str = "2099-11-24") -> list[dict[str, Any]]:
+    """So many instruments of a segment; options expire on that day."""
+    return [{"segment": segment, "id": i, "symbol": f"S{i}", "expiry": expiry} for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,11 @@ def many(segment: str, count: int) -> list[dict[str, Any]]:
     [
         ([*many("E", 10), NIFTY], many("E", 10), "names no instrument of IDX_I"),
         (many("E", 10), many("E", 4), "names 4 instruments where 10 are active"),
+        (
+            [*many("E", 10), *many("D", 10, "2020-11-24")],
+            [*many("E", 4), *many("D", 10, "2020-11-24")],
+            "names 4 instruments where 10 are active",
+        ),
         (
             [*many("E", SEGMENT_ROWS), *many("D", 900)],
             [*many("E", 400), *many("D", 900)],
@@ -326,13 +331,18 @@ def test_the_master_of_another_source_is_refused(database_url: str) -> None:
 
 
 def test_what_expired_since_the_last_sync_does_not_count_as_a_collapse(database_url: str) -> None:
-    weekly = [
-        f"{number << 8 | 2},{number},NIFTY26N24{number}CE,NIFTY,0,2026-11-24,{number},0.05,65,CE,NFO-OPT,NFO"
-        for number in range(40_000, 40_010)
-    ]
-    sync_to_database(database_url, dump_of(INFY, CALL.replace("11-24", "12-29"), *weekly), source="kite")
-    after = dump_of(INFY, CALL.replace("11-24", "12-29"))
-    assert counts(sync_to_database(database_url, after, source="kite")) == {"unchanged": 2, "deactivated": 10}
+    stale, *weekly = (
+        f"{number << 8 | 2},{number},NIFTY{number}CE,NIFTY,0,{expiry},{number},0.05,65,CE,NFO-OPT,NFO"
+        for number, expiry in enumerate(["2015-12-31", *["2020-11-24"] * 10], 40_000)
+    )
+    call = CALL.replace("2026", "2099")
+    sync_to_database(database_url, dump_of(INFY, call, *weekly), source="kite")
+    after = dump_of(INFY, call, stale)
+    assert counts(sync_to_database(database_url, after, source="kite")) == {
+        "inserted": 1,
+        "unchanged": 2,
+        "deactivated": 10,
+    }
 
 
 @pytest.fixture

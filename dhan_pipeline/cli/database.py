@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -14,6 +14,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, read_settings, stderr_console
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
+
+if TYPE_CHECKING:
+    from dhan_pipeline.feeds.master_csv import InstrumentMaster
+
+#: So many of the rows that cannot be read are shown.
+_SHOWN = 5
 
 db_app = typer.Typer(help="The embedded PostgreSQL.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -38,7 +45,8 @@ def sync_instruments(
 ) -> None:
     """Load a broker's list into the instruments table; what is missing from it is deactivated, never deleted.
 
-    The rows of another broker are left alone. With both, JSON has an object for each.
+    The rows of another broker are left alone. With both, JSON has an object for each, and one that fails does not keep
+    the other from being loaded.
     """
     if download == (csv_path is not None):
         raise typer.BadParameter("one of --download and --csv-path is needed", param_hint="--download")
@@ -49,20 +57,33 @@ def sync_instruments(
     sources = settings.sources if source is None else (parse_source(source),)
     if csv_path is not None and len(sources) > 1:
         raise typer.BadParameter("it says whose list --csv-path is", param_hint="--source")
-    done = {}
+    done: dict[Source, dict[str, Any]] = {}
+    failures: list[PipelineError] = []
     for each in sources:
-        master = parse_master(each, csv_path or _download_master(settings.of(each)))
-        with open_database(settings) as url:
-            result = sync_to_database(url, master, source=each, batch_size=batch_size, force=force)
-        done[each] = dataclasses.asdict(result)
-    if as_json:
-        print(json.dumps(done if len(done) > 1 else done[sources[0]]))
-        return
-    for each, facts in done.items():
-        if len(done) > 1:
+        try:
+            master = parse_master(each, csv_path or _download_master(settings.of(each)))
+            _show_quarantined(each, master)
+            with open_database(settings) as url:
+                result = sync_to_database(url, master, source=each, batch_size=batch_size, force=force)
+            done[each] = dataclasses.asdict(result)
+        except PipelineError as error:
+            failures.append(error)
+    if as_json and done:
+        print(json.dumps(done if len(sources) > 1 else done[sources[0]]))
+    for each, facts in done.items() if not as_json else ():
+        if len(sources) > 1:
             print(each)
         for name, value in facts.items():
             print(f"{name:>12}  {value:,.2f}" if isinstance(value, float) else f"{name:>12}  {value:,}")
+    if failures:
+        raise failures[0] if len(failures) == 1 else PipelineError(" ".join(dict.fromkeys(map(str, failures))))
+
+
+def _show_quarantined(source: Source, master: "InstrumentMaster") -> None:
+    for row in master.quarantined.head(_SHOWN).itertuples():
+        print(f"{source}, row {row.row}: {row.reason}", file=sys.stderr)
+    if len(master.quarantined) > _SHOWN:
+        print(f"{source}, and {len(master.quarantined) - _SHOWN:,} more", file=sys.stderr)
 
 
 def _download_master(settings: Settings) -> Path:

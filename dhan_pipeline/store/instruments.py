@@ -65,7 +65,10 @@ class InstrumentSyncError(PipelineError):
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What a sync did. inserted + updated + reactivated + unchanged = rows of the master."""
+    """What a sync did. inserted + updated + reactivated + unchanged = rows of the master.
+
+    Those, quarantined and skipped (left out on purpose) are the rows of the file.
+    """
 
     inserted: int
     updated: int
@@ -73,6 +76,7 @@ class SyncResult:
     deactivated: int
     reactivated: int
     quarantined: int
+    skipped: int
     seconds: float
 
 
@@ -114,6 +118,7 @@ def sync_to_database(
         deactivated=deactivated,
         reactivated=reactivated,
         quarantined=len(master.quarantined),
+        skipped=sum(master.skipped.values()),
         seconds=time.perf_counter() - started,
     )
 

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from dhan_pipeline.cli.database import sync_instruments
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.kite.instruments_dump import InstrumentsDumpError
+from dhan_pipeline.feeds.master_csv import InstrumentMasterError
 from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
 from dhan_pipeline.feeds.simulator.kite_rest import KiteRest
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
@@ -110,3 +112,47 @@ def test_a_list_on_disk_is_one_brokers(sync: Sync, masters: Masters, conn: conne
     assert json.loads(done.stdout)["inserted"] == active(conn)["kite"]
     done = sync("--csv-path", str(masters.dhan_csv), "--source", "kite")
     assert isinstance(done.exception, InstrumentsDumpError)
+
+
+def test_every_row_of_a_list_is_accounted_for(sync: Sync, masters: Masters, tmp_path: Path) -> None:
+    bad = [f"{number},1,NOWHERE{number},,0,,0,0.05,1,EQ,NSE,NSE" for number in range(200, 207)]
+    kept = masters.kite_csv.read_text().splitlines()
+    lines = [*kept, *bad, "2817,11,011NSETEST,,0,,0,0.05,1,EQ,NSE,NSE"]
+    (tmp_path / "kite.csv").write_text("\n".join(lines))
+    done = sync("--csv-path", "kite.csv", "--source", "kite", "--json")
+    told = json.loads(done.stdout)
+    names = ("inserted", "updated", "unchanged", "reactivated", "quarantined", "skipped")
+    assert [told[name] for name in names] == [len(kept) - 1, 0, 0, 0, 7, 1]
+    first = len(kept) + 1
+    assert done.stderr.splitlines() == [
+        *(f"kite, row {first + at}: an instrument token of an unknown segment" for at in range(5)),
+        "kite, and 2 more",
+    ]
+
+
+@pytest.mark.parametrize("broken", ["dhan", "kite"])
+def test_a_broker_whose_list_cannot_be_loaded_does_not_hold_the_other_one_up(
+    sync: Sync, masters: Masters, conn: connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setenv("DHAN_SCRIP_MASTER_URL", masters.dhan_url + (DETAILED_PATH if broken != "dhan" else "/none"))
+    monkeypatch.setenv("KITE_API_URL", masters.kite_url + ("/none" if broken == "kite" else ""))
+    monkeypatch.setenv("KITE_API_KEY", API_KEY)
+    monkeypatch.setenv("KITE_ACCESS_TOKEN", make_kite_access_token())
+    monkeypatch.setenv("KITE_TOKEN_FILE", str(tmp_path / "none.json"))
+    done = sync("--download", "--json")
+    assert isinstance(done.exception, InstrumentMasterError)
+    told = json.loads(done.stdout)
+    assert {source: facts["inserted"] for source, facts in told.items()} == active(conn)
+    assert list(told) == [{"dhan": "kite", "kite": "dhan"}[broken]]
+
+
+def test_of_two_brokers_that_both_fail_each_is_told(
+    sync: Sync, masters: Masters, conn: connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DHAN_SCRIP_MASTER_URL", masters.dhan_url + "/none")
+    monkeypatch.setenv("KITE_API_URL", masters.kite_url + "/none")
+    done = sync("--download")
+    assert isinstance(done.exception, PipelineError)
+    for what in ("scrip master", "instruments dump"):
+        assert f"The {what} could not be downloaded" in str(done.exception)
+    assert (done.stdout, active(conn)) == ("", {})

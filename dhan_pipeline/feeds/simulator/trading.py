@@ -42,6 +42,7 @@ class Trading:
         self._clock = clock
         self._owed = 0.0
         self._prepared = self._released = 0  # events since the start
+        self.choose()
 
     def choose(self) -> None:
         """Only what somebody is subscribed to trades."""

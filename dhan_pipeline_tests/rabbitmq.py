@@ -6,13 +6,14 @@ Needs the system's package `rabbitmq-server`; the service that the package bring
 import json
 import logging
 import os
+import random
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pika
@@ -28,6 +29,9 @@ START_PATIENCE_S = 60.0
 END_PATIENCE_S = 20.0
 
 _VIRTUAL_HOSTS = 8
+
+#: Where a node's ports are chosen.
+_PORTS = range(20_000, 32_000)
 
 #: Ends what runs, and removes the folder, once we let go of its standard input: at the end, or because we were killed.
 _GUARDIAN = 'while read -r pids; do running=$pids; done; kill -9 $running; rm -rf "$0"'
@@ -219,10 +223,12 @@ def _script(name: str) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Below those that the system gives to clients: what the node frees while it is down is still free after."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError(f"{count} ports are not free")

@@ -64,6 +64,9 @@ def postgres_url(open_dir: Path) -> Iterator[str]:
             _execute(url, "DROP DATABASE {} WITH (FORCE)", name)
         return
     server = embedded.start(open_dir / "session")
+    for setting in ("fsync", "full_page_writes"):  # what it holds may go with the machine
+        _execute(server.url, "ALTER SYSTEM SET {} = off", setting)
+    _execute(server.url, "SELECT pg_reload_conf()", "")
     yield server.url
     embedded.stop(open_dir / "session")
 

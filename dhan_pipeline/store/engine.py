@@ -94,7 +94,8 @@ def create_database(url: str, name: str, template: str | None = None) -> str:
         with conn.cursor() as cursor:
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
             if cursor.fetchone() is None:
-                options = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+                copied = sql.SQL(" TEMPLATE {} STRATEGY file_copy")
+                options = copied.format(sql.Identifier(template)) if template else sql.SQL("")
                 cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + options)
     finally:
         conn.close()

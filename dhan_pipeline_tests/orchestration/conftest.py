@@ -1,6 +1,7 @@
 """Definitions over a journal and a database of the test's own, a real Dagster instance, and a capture that is fake."""
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -48,11 +49,23 @@ class Pipeline:
         )
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    home = tmp_path / "dagster"
-    home.mkdir()
+@contextmanager
+def local_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dagster's storage of nothing: a copy is made in no time, unlike a new one."""
+    home = tmp_path_factory.mktemp("dagster")
+    with local_instance(home):
+        return home
+
+
+@pytest.fixture
+def instance(tmp_path: Path, empty_home: Path) -> Iterator[dg.DagsterInstance]:
+    with local_instance(shutil.copytree(empty_home, tmp_path / "dagster")) as instance:
         yield instance
 
 

@@ -19,7 +19,7 @@ from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline_tests.child import Child, capture, settled, until
 from dhan_pipeline_tests.conservation import check
-from dhan_pipeline_tests.ingest.feed import BOTH_SOURCES, SUBSCRIBED, prepare_capture, query, simulator_of
+from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, prepare_capture, query, simulator_of
 from dhan_pipeline_tests.proxy import proxy
 
 RATE = 5000.0
@@ -187,7 +187,6 @@ def out_of_connections(url: str) -> Iterator[None]:
         yield
 
 
-@BOTH_SOURCES
 async def test_a_server_that_is_killed_and_started_again_gets_everything(settings: Settings, server: Path) -> None:
     child = await survives(settings, killed(server))
     assert any("Nothing can be stored for now" in event.get("message", "") for event in child.events)

@@ -64,8 +64,9 @@ class Demo:
         assert self.process.returncode == 0, rest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data_dir(open_dir: Path) -> Path:
+    """One for all: each run goes on with what the one before has left."""
     folder = Path(tempfile.mkdtemp(dir=open_dir))
     folder.chmod(0o755)
     return folder

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dhan_pipeline.feeds.dhan.scrip_master import (
@@ -316,7 +316,6 @@ _HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=300)
 @given(st.lists(_HOSTILE, max_size=12))
 def test_hostile_rows_are_all_accounted_for_and_harm_no_other_row(write: Write, hostile: list[bytes]) -> None:
     last = "NSE,I,4294967295,INDEX,0,LAST,1,Last,0001-01-01,,XX,0.05,,INDEX,X,LAST"

@@ -350,8 +350,8 @@ class DhanSimulator(DhanExchange):
         clock = clock or Clock()
         self.market = Market(instruments, seed=seed, clock=clock)
         self.trading = Trading(self.market, rate, clock)
-        self.trading.stages.append(self)
         super().__init__(self.market, seed=seed, clock=clock, **options)
+        self.trading.audiences.append(self.connections)
         self.rest.market = self.market
         self._status_interval = status_interval
 
@@ -367,23 +367,6 @@ class DhanSimulator(DhanExchange):
     def flush(self) -> None:
         """Send now what the market is ahead by. With a rate of 0 before, clients then have its last state."""
         self.trading.flush()
-
-    def wanted(self) -> NDArray[np.bool_]:
-        """Which of the market's instruments any client is subscribed to."""
-        wanted = np.zeros(len(self.market), np.uint8)
-        for connection in self.connections:
-            wanted |= connection.modes
-        return wanted > 0
-
-    def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
-        """Encode what the clients are to get of these instruments, which the events from `event` on have moved."""
-        for connection in self.connections:
-            connection.prepare(index, oi_changed, event)
-
-    def release(self, events: int) -> None:
-        """Send what the events before `events` brought."""
-        for connection in self.connections:
-            connection.release(events)
 
     def _work(self) -> Iterable[Awaitable[None]]:
         return self.trading.run(), self._send_status()

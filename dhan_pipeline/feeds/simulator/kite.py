@@ -124,8 +124,11 @@ class KiteConnection(Connection):
             self._spoke_at = time.monotonic()
             self._write(HEARTBEAT, frame_of(bytes(HEARTBEAT_SIZE)), 1)
 
-    def prepare(self, index: NDArray[np.intp], event: int) -> None:
-        """Encode what the connection is to get of these instruments, which the events from `event` on have moved."""
+    def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
+        """Encode what the connection is to get of these instruments, which the events from `event` on have moved.
+
+        Kite has no packet for `oi_changed`.
+        """
         modes = self.modes[index]
         for mode, bit in MODE_BITS.items():
             (chosen,) = np.nonzero(modes == bit)
@@ -349,10 +352,10 @@ class KiteSimulator(KiteExchange):
             tokens = [dhan_token_of(token) for token in np.asarray(instruments, np.int64).tolist()]
             trading = Trading(Market(tokens, seed=seed, clock=clock), rate, clock)
         self.trading = trading
-        self.trading.stages.append(self)
         self.market = trading.market
         self.packets = KitePackets(self.market, clock)
         super().__init__(self.packets, seed=seed, clock=clock, **options)
+        self.trading.audiences.append(self.connections)
         self.rest.give = kite_history.answers(self.market, clock)
 
     @property
@@ -367,23 +370,6 @@ class KiteSimulator(KiteExchange):
     def flush(self) -> None:
         """Send now what the market is ahead by. With a rate of 0 before, clients then have its last state."""
         self.trading.flush()
-
-    def wanted(self) -> NDArray[np.bool_]:
-        """Which of the market's instruments any client is subscribed to."""
-        wanted = np.zeros(len(self.market), np.uint8)
-        for connection in self.connections:
-            wanted |= connection.modes
-        return wanted > 0
-
-    def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
-        """Encode what the clients are to get of these instruments, which the events from `event` on have moved."""
-        for connection in self.connections:
-            connection.prepare(index, event)
-
-    def release(self, events: int) -> None:
-        """Send what the events before `events` brought."""
-        for connection in self.connections:
-            connection.release(events)
 
     def _index_of(self, tokens: Sequence[int]) -> NDArray[np.intp]:
         found = map(self.packets.index_of.get, tokens)

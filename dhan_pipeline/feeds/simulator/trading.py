@@ -1,6 +1,8 @@
 """Lets a synthetic market trade, for all exchanges that show it: the same events go out over every wire."""
 
 import asyncio
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -18,14 +20,17 @@ _MAX_AHEAD_EVENTS = 2000
 _CATCH_UP_S = 0.25
 
 
-class Stage(Protocol):
-    """What shows the market to its clients."""
+class Client(Protocol):
+    """Somebody who sees the market."""
 
-    def wanted(self) -> NDArray[np.bool_]:
-        """Which of the market's instruments any of them is subscribed to."""
+    modes: NDArray[np.uint8]
+    """What of each instrument, by its index in the market; 0 for nothing."""
 
     def prepare(self, index: NDArray[np.intp], oi_changed: NDArray[np.intp], event: int) -> None:
-        """Encode what the clients are to get of these instruments, which the events from `event` on have moved."""
+        """Encode what the client is to get of these instruments, which the events from `event` on have moved.
+
+        `oi_changed` are those of them whose open interest did.
+        """
 
     def release(self, events: int) -> None:
         """Send what the events before `events` brought."""
@@ -38,7 +43,8 @@ class Trading:
         self.market = market
         self.rate = rate
         """Events a second (real seconds, whatever the clock's speed); it may be changed at any time."""
-        self.stages: list[Stage] = []
+        self.audiences: list[Sequence[Client]] = []
+        """Who is connected to each exchange that shows the market."""
         self._clock = clock
         self._owed = 0.0
         self._prepared = self._released = 0  # events since the start
@@ -47,8 +53,8 @@ class Trading:
     def choose(self) -> None:
         """Only what somebody is subscribed to trades."""
         wanted = np.zeros(len(self.market), np.bool_)
-        for stage in self.stages:
-            wanted |= stage.wanted()
+        for client in self._clients():
+            wanted |= client.modes > 0
         self.market.select(np.flatnonzero(wanted))
 
     def flush(self) -> None:
@@ -79,15 +85,18 @@ class Trading:
         started = loop.time()
         ahead = self.rate * _AHEAD_S / max(1.0, self._clock.speed)
         for index, oi_changed in self.market.step(min(int(max(self._owed, ahead)), _MAX_AHEAD_EVENTS)):
-            for stage in self.stages:
-                stage.prepare(index, oi_changed, self._prepared)
+            for client in self._clients():
+                client.prepare(index, oi_changed, self._prepared)
             self._prepared += len(index)
             if loop.time() - started > _AHEAD_S:  # few instruments at a high rate: as fast as it can, and no faster
                 break
         return self._prepared > self._released
 
     def _release(self, events: int) -> None:
-        for stage in self.stages:
-            stage.release(events)
+        for client in self._clients():
+            client.release(events)
         self._owed -= events - self._released
         self._released = events
+
+    def _clients(self) -> Iterator[Client]:
+        return chain.from_iterable(self.audiences)

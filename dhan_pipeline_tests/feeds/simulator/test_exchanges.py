@@ -15,8 +15,9 @@ def test_each_source_has_an_exchange_and_all_of_them_one_market(sources: tuple[S
     assert [exchange.source for exchange in made.values()] == list(sources)
     (trading,) = {exchange.trading for exchange in made.values()}
     assert trading.market.tokens.tolist() == [dhan_token_of(RELIANCE), dhan_token_of(NIFTY)]
-    assert len(trading.stages) == len(sources)
+    assert len(trading.audiences) == len(sources)
     assert all(exchange.rate == 5 for exchange in made.values())
+    assert list(trading.market.step(5)) == []  # nothing trades before somebody is subscribed
 
 
 def test_an_instrument_whose_number_kites_tokens_do_not_hold_is_refused() -> None:

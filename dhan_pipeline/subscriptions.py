@@ -289,6 +289,10 @@ def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source
     before the day are not selected. A name without an instrument is reported, not an error. Raises SubscriptionError
     where nothing is selected, or more than the broker allows.
     """
+    if instruments.empty:
+        raise SubscriptionError(
+            f"There are no instruments of {source}; run: dhan-pipeline sync-instruments --download."
+        )
     instruments = instruments[~(instruments["expiry"] < np.datetime64(on))]
     by_segment = dict(list(instruments.groupby("exchange_segment")))
     subscriptions: dict[int, Subscription] = {}
@@ -301,7 +305,7 @@ def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source
             subscriptions.setdefault(token, Subscription(token, rule.mode, symbol))
         summary.append(RuleSummary(rule.line, str(rule), len(selected), len(subscriptions) - before, missing))
     if not subscriptions:
-        raise SubscriptionError("The rules select no instrument that is active.")
+        raise SubscriptionError(f"The rules select no instrument of {source} that is active.")
     if len(subscriptions) > MAX_SUBSCRIPTIONS[source]:
         largest = max(summary, key=lambda entry: entry.added)
         raise SubscriptionError(
@@ -430,7 +434,8 @@ def read_subscriptions(path: Path) -> list[Subscription]:
                 subscriptions.append(subscription)
     except FileNotFoundError:
         raise SubscriptionError(
-            f"There are no resolved subscriptions at {path}; materialise the asset `subscriptions` first."
+            f"There are no resolved subscriptions at {path}; run: dhan-pipeline subscriptions,"
+            " or materialise the asset `subscriptions`."
         ) from None
     except OSError as error:
         raise SubscriptionError(f"The subscriptions {path} cannot be read: {error.strerror}.") from error

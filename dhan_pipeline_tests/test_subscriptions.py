@@ -353,7 +353,7 @@ def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, senten
 
 
 def test_no_list_is_told_with_what_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(SubscriptionError, match="materialise the asset `subscriptions` first"):
+    with pytest.raises(SubscriptionError, match="run: dhan-pipeline subscriptions,"):
         read_subscriptions(tmp_path / "subscriptions.csv")
 
 

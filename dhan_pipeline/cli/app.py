@@ -17,6 +17,7 @@ from dhan_pipeline.cli.gaps import gaps
 from dhan_pipeline.cli.replay import replay
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
+from dhan_pipeline.cli.subscriptions import subscriptions
 from dhan_pipeline.cli.timescale import db_to_timescaledb
 from dhan_pipeline.cli.token import token_app
 from dhan_pipeline.cli.worker import worker
@@ -35,6 +36,7 @@ app.command(cls=WithFaults, short_help="Run the simulated exchange.")(simulate)
 app.command(short_help="Capture the feed, without Dagster.")(ingest)
 app.command(short_help="Store what captures hand to RabbitMQ.")(worker)
 app.command("sync-instruments", short_help="Load the scrip master into the database.")(sync_instruments)
+app.command(short_help="Say what the rules come to, and what is captured.")(subscriptions)
 app.command(short_help="Find instruments by what a trader writes.")(find)
 app.command()(migrate)
 db_app.command("to-timescaledb", short_help="Move ticks into a hypertable of TimescaleDB.")(db_to_timescaledb)

@@ -2,9 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +13,8 @@ from rich.console import Console
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import SOURCES, Source
+
+_Done = TypeVar("_Done")
 
 #: The most that `--for` takes: 90 days. The event loop knows no timer that is much longer.
 LONGEST_S = 7_776_000
@@ -50,6 +52,22 @@ def read_settings(**overrides: Any) -> Settings:
         # Its own message would show the value, which may be a secret in the wrong place.
         wrong = "; ".join(f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
         raise PipelineError(f"The settings cannot be used: {wrong}.") from None
+
+
+def for_each_source(
+    sources: Sequence[Source], work: Callable[[Source], _Done]
+) -> tuple[dict[Source, _Done], PipelineError | None]:
+    """What work gave for each source, and what went wrong: a source that fails does not keep the next from its turn."""
+    done: dict[Source, _Done] = {}
+    failures: list[PipelineError] = []
+    for source in sources:
+        try:
+            done[source] = work(source)
+        except PipelineError as error:
+            failures.append(error)
+    if len(failures) < 2:
+        return done, failures[0] if failures else None
+    return done, PipelineError(" ".join(dict.fromkeys(map(str, failures))))
 
 
 @contextmanager

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, read_settings, stderr_console
+from dhan_pipeline.cli.common import (
+    JsonOption,
+    for_each_source,
+    open_database,
+    parse_source,
+    read_settings,
+    stderr_console,
+)
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
@@ -57,17 +64,14 @@ def sync_instruments(
     sources = settings.sources if source is None else (parse_source(source),)
     if csv_path is not None and len(sources) > 1:
         raise typer.BadParameter("it says whose list --csv-path is", param_hint="--source")
-    done: dict[Source, dict[str, Any]] = {}
-    failures: list[PipelineError] = []
-    for each in sources:
-        try:
-            master = parse_master(each, csv_path or _download_master(settings.of(each)))
-            _show_quarantined(each, master)
-            with open_database(settings) as url:
-                result = sync_to_database(url, master, source=each, batch_size=batch_size, force=force)
-            done[each] = dataclasses.asdict(result)
-        except PipelineError as error:
-            failures.append(error)
+
+    def of_one(each: Source) -> dict[str, Any]:
+        master = parse_master(each, csv_path or _download_master(settings.of(each)))
+        _show_quarantined(each, master)
+        with open_database(settings) as url:
+            return dataclasses.asdict(sync_to_database(url, master, source=each, batch_size=batch_size, force=force))
+
+    done, failure = for_each_source(sources, of_one)
     if as_json and done:
         print(json.dumps(done if len(sources) > 1 else done[sources[0]]))
     for each, facts in done.items() if not as_json else ():
@@ -75,8 +79,8 @@ def sync_instruments(
             print(each)
         for name, value in facts.items():
             print(f"{name:>12}  {value:,.2f}" if isinstance(value, float) else f"{name:>12}  {value:,}")
-    if failures:
-        raise failures[0] if len(failures) == 1 else PipelineError(" ".join(dict.fromkeys(map(str, failures))))
+    if failure is not None:
+        raise failure
 
 
 def _show_quarantined(source: Source, master: "InstrumentMaster") -> None:

@@ -72,6 +72,7 @@ class Writer:
         self._stop_at_s = 0.0
         self._status: dict[str, Any] | None = None
         self._learn_at_s = 0.0
+        self._emptiness_told = False
         self._processor: BlockProcessor | None = None
         """Its state is that after the last block that was processed; None where it is not known to be."""
         self._pending: list[ticks.StoredBlocks] = []
@@ -227,6 +228,13 @@ class Writer:
         if not np.array_equal(tokens, processor.instruments.tokens):
             processor.learn(tokens)
             self.liveliness.know(processor.instruments)
+        elif not len(tokens) and not self._emptiness_told:
+            self._emptiness_told = True
+            source = self._settings.source
+            self._warn(
+                f"The database has no instruments of {source}, so all packets are rejected. They are kept; run:"
+                f" dhan-pipeline sync-instruments --download --source {source}, then: dhan-pipeline redrive."
+            )
 
 
 def require_the_same_journal(conn: connection, capture: int, last: int | None, committed: int | None) -> None:

@@ -39,7 +39,7 @@ def migrate(url: str, dry_run: bool = False) -> list[str]:
     """Run the migrations that the database lacks and return their names; with `dry_run` print their SQL instead.
 
     What they warn of is logged. Raises MigrationError: the failing migration changed nothing, those before it stay; and
-    where a later version of this program brought the database up to date.
+    where a later version of this program brought the database up to date. Raises DatabaseError where that is away.
     """
     with _connected(url) as conn:
         applied = _applied(conn)
@@ -57,11 +57,7 @@ def migrate(url: str, dry_run: bool = False) -> list[str]:
 
 @contextmanager
 def _connected(url: str) -> Iterator[connection]:
-    try:
-        conn = connect(url)
-    except psycopg2.OperationalError as error:
-        raise MigrationError(f"The database cannot be reached: {_first_line(error)}") from None
-    with closing(conn):
+    with closing(connect(url)) as conn:
         with conn.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         conn.commit()

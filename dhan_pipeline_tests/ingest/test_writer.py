@@ -492,6 +492,23 @@ def test_partitions_are_made_ahead_as_the_clock_goes_on(writing: Writing, databa
     assert writing.writer.counts.hours == {NEXT_HOUR}
 
 
+def test_a_database_without_instruments_is_told_once_with_what_to_do(
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "LEARN_S", 0.0)
+    with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM instruments")
+    writing = Writing(settings, database_url, journal)
+    with running(writing.writer, writing.backlog):
+        for _ in range(2):
+            writing.put(10)
+            until(lambda: writing.all_committed)
+    assert writing.warnings == [
+        "The database has no instruments of dhan, so all packets are rejected. They are kept; run:"
+        " dhan-pipeline sync-instruments --download --source dhan, then: dhan-pipeline redrive."
+    ]
+
+
 def test_instruments_that_are_synced_meanwhile_are_known_from_then_on(
     settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline import ticks
 from dhan_pipeline.store import migrate as module
-from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.engine import DatabaseError, connect
 from dhan_pipeline.store.migrate import MigrationError, migrate, migration_files
 
 _NAMES = {
@@ -73,7 +73,7 @@ def test_a_failing_file_changes_nothing_and_is_named(
 
 
 def test_an_unreachable_database_is_one_sentence_without_the_password() -> None:
-    with pytest.raises(MigrationError, match="cannot be reached") as caught:
+    with pytest.raises(DatabaseError, match="The database cannot be used: ") as caught:
         migrate("postgresql://someone:secret@127.0.0.1:1/none")
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)

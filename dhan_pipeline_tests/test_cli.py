@@ -37,6 +37,7 @@ COMMANDS = (
     ("ingest",),
     ("worker",),
     ("sync-instruments",),
+    ("subscriptions",),
     ("find",),
     ("migrate",),
     ("db",),

@@ -8,6 +8,8 @@ DO $$
 DECLARE
     wider text;
     in_the_way text;
+    readers text[];
+    reader text;
 BEGIN
     IF to_regclass('instruments') IS NULL THEN
         RETURN;  -- 0001 makes it, with all of this
@@ -21,6 +23,11 @@ BEGIN
         RAISE EXCEPTION 'The table instruments is not that of the existing system, for it has no %. Rename it, then migrate again.', in_the_way;
     END IF;
 
+    -- The view is made anew where its columns change; who may read it goes on reading it.
+    SELECT array_agg(CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE format('%I', pg_get_userbyid(grantee)) END) INTO readers
+    FROM pg_class, aclexplode(relacl)
+    WHERE pg_class.oid = to_regclass('active_instruments') AND privilege_type = 'SELECT' AND grantee <> relowner;
+
     IF pg_get_viewdef(to_regclass('active_instruments')) NOT LIKE '%is_active%' THEN
         RAISE WARNING 'The view active_instruments of yours is replaced. It was: %',
             regexp_replace(pg_get_viewdef(to_regclass('active_instruments')), '\s+', ' ', 'g');
@@ -31,16 +38,17 @@ BEGIN
     WHERE attrelid = 'instruments'::regclass AND attname IN ('instrument_token', 'exchange_token', 'security_id')
         AND atttypid = 'integer'::regtype;
     IF wider IS NOT NULL THEN
-        -- PostgreSQL widens no column that a view reads.
+        -- PostgreSQL widens no column that a view reads, and drops no view that another reads.
         SELECT string_agg(DISTINCT ev_class::regclass::text, ', ') INTO in_the_way
         FROM pg_depend
         JOIN pg_rewrite ON pg_rewrite.oid = objid AND classid = 'pg_rewrite'::regclass
-        JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
-        WHERE refclassid = 'pg_class'::regclass AND refobjid = 'instruments'::regclass
-            AND attname IN ('instrument_token', 'exchange_token', 'security_id') AND atttypid = 'integer'::regtype
-            AND ev_class IS DISTINCT FROM to_regclass('active_instruments');
+        LEFT JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
+        WHERE refclassid = 'pg_class'::regclass AND ev_class IS DISTINCT FROM to_regclass('active_instruments')
+            AND (refobjid = to_regclass('active_instruments')
+                OR refobjid = 'instruments'::regclass
+                AND attname IN ('instrument_token', 'exchange_token', 'security_id') AND atttypid = 'integer'::regtype);
         IF in_the_way IS NOT NULL THEN
-            RAISE EXCEPTION 'Views of yours read columns of instruments that become bigint: %. Keep what pg_get_viewdef says of them, drop them, migrate, and make them again; docs/migration.md says how.', in_the_way;
+            RAISE EXCEPTION 'Views of yours read active_instruments, or columns of instruments that become bigint: %. Keep what pg_get_viewdef says of them, drop them, migrate, and make them again; docs/migration.md says how.', in_the_way;
         END IF;
         DROP VIEW IF EXISTS active_instruments;
         EXECUTE 'ALTER TABLE instruments ' || wider;
@@ -77,4 +85,7 @@ BEGIN
         CREATE VIEW active_instruments AS SELECT * FROM instruments WHERE is_active;
     END;
     COMMENT ON VIEW active_instruments IS 'Instruments that the latest master names';
+    FOREACH reader IN ARRAY coalesce(readers, '{}') LOOP
+        EXECUTE 'GRANT SELECT ON active_instruments TO ' || reader;
+    END LOOP;
 END $$;

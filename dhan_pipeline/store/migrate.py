@@ -93,6 +93,11 @@ def _run(conn: connection, file: Path) -> None:
             f"Migration {file.name} changed nothing: another program uses a table that it changes, and did not end its"
             f" transaction in {LOCK_WAIT_S:.0f} s. Stop it, then migrate again."
         ) from None
+    except (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidSchemaName) as error:
+        raise MigrationError(
+            f"Migration {file.name} changed nothing: {_first_line(error)}. Migrate as a role that owns the tables and"
+            " views that are there, and may create more in their schema."
+        ) from None
     except psycopg2.Error as error:
         raise MigrationError(f"Migration {file.name} failed and changed nothing: {_first_line(error)}") from error
 

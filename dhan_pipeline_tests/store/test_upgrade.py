@@ -277,13 +277,15 @@ def test_foreign_keys_of_integers_to_instruments_stay(existing_url: str) -> None
 def test_a_view_that_is_in_the_way_is_named_and_nothing_is_changed(existing_url: str) -> None:
     rows(
         existing_url,
-        "CREATE VIEW mine AS SELECT trading_symbol, last_price FROM ticks JOIN instruments USING (instrument_token)",
+        "CREATE VIEW mine AS SELECT trading_symbol, last_price FROM ticks JOIN instruments USING (instrument_token);"
+        "CREATE VIEW active_instruments AS SELECT trading_symbol FROM instruments;"
+        "CREATE VIEW shares AS SELECT * FROM active_instruments",
     )
     schema = rows(existing_url, SCHEMA)
-    with pytest.raises(MigrationError, match=r"changed nothing: Views of yours .* become bigint: mine\. Keep what"):
+    with pytest.raises(MigrationError, match=r"changed nothing: Views of yours .* bigint: mine, shares\. Keep what"):
         migrate(existing_url)
     assert rows(existing_url, SCHEMA) == schema
-    rows(existing_url, "DROP VIEW mine")
+    rows(existing_url, "DROP VIEW mine, shares")
     migrate(existing_url)
 
 
@@ -430,11 +432,28 @@ def test_a_program_that_still_uses_the_tables_is_not_kept_waiting_for_ever(
     assert rows(existing_url, "SELECT count(*) FROM legacy_ticks") == [(6000,)]
 
 
+@pytest.mark.parametrize("may", ["GRANT USAGE ON SCHEMA public TO PUBLIC", "REVOKE ALL ON SCHEMA public FROM PUBLIC"])
+def test_a_role_that_may_not_is_told_what_it_needs(existing_url: str, may: str) -> None:
+    def as_reader(url: str) -> str:
+        return f"{url}{'&' if '?' in url else '?'}options=-c%20role%3Dpg_monitor"
+
+    rows(existing_url, may)
+    schema = rows(existing_url, SCHEMA)
+    with pytest.raises(MigrationError, match=r"changed nothing: .*\. Migrate as a role that owns the tables and views"):
+        migrate(as_reader(existing_url))
+    assert rows(existing_url, SCHEMA) == schema
+
+
 def test_a_view_of_active_instruments_that_meant_something_else_is_told_before_it_is_replaced(
     existing_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows(existing_url, "CREATE VIEW active_instruments AS SELECT * FROM instruments WHERE exchange = 'NSE'")
+    rows(existing_url, "GRANT SELECT ON active_instruments TO pg_monitor, PUBLIC")
     migrate(existing_url)
+    can = "SELECT has_table_privilege('pg_read_all_stats', 'active_instruments', 'SELECT'), relacl::text FROM pg_class"
+    [(can_read, rights)] = rows(existing_url, f"{can} WHERE oid = 'active_instruments'::regclass")
+    assert can_read
+    assert "pg_monitor=r/" in rights
     assert "active_instruments of yours is replaced" in caplog.text
     assert "'NSE'" in caplog.text
     assert rows(existing_url, "SELECT count(*) FROM active_instruments") == [(6,)]

@@ -16,6 +16,9 @@ _SECRETS = (
 )
 
 
+LACKS_TABLES = "The database lacks our tables, or has old ones; run: dhan-pipeline migrate."
+
+
 class PipelineError(Exception):
     """An error that a person can cause and can mend. Its message is one clear sentence that says how."""
 

@@ -4,12 +4,12 @@ import os
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from dhan_pipeline.sources import CAPTURES, SOURCES, Source, capture_number
+from dhan_pipeline.sources import CAPTURES, Source, capture_number
 
 #: Where a container's secrets are: a file each, named like the setting.
 _SECRETS_DIR = Path(os.environ.get("SECRETS_DIR", "/run/secrets"))
@@ -123,9 +123,8 @@ class Settings(BaseSettings):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The brokers whose feeds are captured."""
-        named = self.data_source.split(",")
-        return tuple(source for source in SOURCES if source in named)
+        """The brokers whose feeds are captured, in the order in which they are named."""
+        return cast(tuple[Source, ...], tuple(self.data_source.split(",")))
 
     @property
     def source(self) -> Source:
@@ -135,7 +134,11 @@ class Settings(BaseSettings):
 
     def of(self, source: Source) -> Self:
         """These settings with one of the brokers only. Of several, each has a metrics port of its own."""
-        port = self.metrics_port and self.metrics_port + self.sources.index(source) if source in self.sources else None
+        port = (
+            self.metrics_port and self.metrics_port + sorted(self.sources).index(source)
+            if source in self.sources
+            else None
+        )
         return self.model_copy(update={"data_source": source, "metrics_port": port})
 
     @property

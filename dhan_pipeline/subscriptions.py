@@ -289,7 +289,7 @@ def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source
     before the day are not selected. A name without an instrument is reported, not an error. Raises SubscriptionError
     where nothing is selected, or more than the broker allows.
     """
-    if instruments.empty:
+    if instruments["exchange_segment"].isna().all():  # none, or those of the existing system, which has no segments
         raise SubscriptionError(
             f"There are no instruments of {source}; run: dhan-pipeline sync-instruments --download."
         )
@@ -419,8 +419,8 @@ def write_subscriptions(path: Path, subscriptions: Sequence[Subscription]) -> No
     part.replace(path)
 
 
-def read_subscriptions(path: Path) -> list[Subscription]:
-    """Read a resolved list. Raises SubscriptionError where there is none, or it cannot be read."""
+def read_subscriptions(path: Path, source: Source | None = None) -> list[Subscription]:
+    """Read a resolved list. Raises SubscriptionError where there is none, it cannot be read, or is not the source's."""
     subscriptions = []
     line = 1
     try:
@@ -431,6 +431,8 @@ def read_subscriptions(path: Path) -> list[Subscription]:
                 subscription = Subscription(int(row["instrument_token"]), Mode(row["mode"]), row["symbol"])
                 if subscription.exchange_segment.name != row["exchange_segment"]:
                     raise ValueError
+                if source is not None and source_of(subscription.instrument_token) != source:
+                    raise SubscriptionError(f"{path}, line {line}: {subscription.symbol} is no instrument of {source}.")
                 subscriptions.append(subscription)
     except FileNotFoundError:
         raise SubscriptionError(

@@ -325,7 +325,15 @@ def test_the_gaps_of_a_day_are_listed_with_their_seconds_in_session(with_gaps: d
     assert (done.returncode, done.stderr) == (0, "")
     title, *_, row, _, outside = (line.rstrip() for line in done.stdout.splitlines())
     assert title == "Gaps in session from 2026-11-20 00:00 to 2026-11-21 00:00 IST"
-    assert re.split(r" {2,}", row.strip()) == ["09:59:50", "10:00:20", "30.0", "0/0", "1", "reset", "lost; connected"]
+    assert re.split(r" {2,}", row.strip()) == [
+        "09:59:50",
+        "10:00:20",
+        "30.0",
+        "dhan 0",
+        "1",
+        "reset",
+        "lost; connected",
+    ]
     assert outside == "1 more was outside sessions."
 
 
@@ -422,7 +430,7 @@ def test_a_good_token_is_said_to_be_good(account: dict[str, Any], here: Here) ->
 def test_a_token_of_another_account_is_not_good(account: dict[str, Any], here: Here) -> None:
     token = json.loads(Path(account["dhan_token_file"]).read_text())["access_token"]
     settings = {**account, "dhan_token_file": "none.json", "dhan_client_id": "7", "dhan_access_token": token}
-    assert "not good: It belongs to the client id 1000000001, not to 7" in last_sentence(
+    assert "not found to be good: It belongs to the client id 1000000001, not to 7" in last_sentence(
         here("token", "check", **settings)
     )
     done = here("token", "check", "--json", **settings)

@@ -316,9 +316,12 @@ def test_root_without_another_user_is_told_so(here: Here, folder: Path, monkeypa
         ("directory", "The token file directory (DHAN_TOKEN_FILE) cannot be read: Is a directory."),
         ("file/token.json", "The token file file/token.json (DHAN_TOKEN_FILE) "),
         ("binary", "The token file binary (DHAN_TOKEN_FILE) cannot be read: it is not text."),
-        ("text", "The token file text (DHAN_TOKEN_FILE) is not a JSON object."),
-        ("list.json", "The token file list.json (DHAN_TOKEN_FILE) is not a JSON object."),
-        ("file", "The token file file (DHAN_TOKEN_FILE) is not a JSON object."),
+        ("text", "The token file text (DHAN_TOKEN_FILE) is not a JSON object with access_token and client_id."),
+        (
+            "list.json",
+            "The token file list.json (DHAN_TOKEN_FILE) is not a JSON object with access_token and client_id.",
+        ),
+        ("file", "The token file file (DHAN_TOKEN_FILE) is not a JSON object with access_token and client_id."),
     ],
 )
 def test_a_token_file_that_cannot_be_used_is_said(
@@ -332,7 +335,10 @@ def test_a_token_file_that_cannot_be_used_is_said(
 def test_a_token_whose_time_is_over_is_said(here: Here, folder: Path, database_url: str) -> None:
     token = make_token(CLIENT_ID, expires_in=-60)
     settings = {"dhan_client_id": CLIENT_ID, "dhan_access_token": token, "dhan_token_file": "none.json"}
-    assert last_sentence(here("token", "check", **settings)) == "The access token is not good: Its time is over."
+    assert (
+        last_sentence(here("token", "check", **settings))
+        == "The access token was not found to be good: Its time is over."
+    )
     assert "time is over" in sentence(here("token", "renew", **settings))
     subscribe(folder)
     done = here("ingest", database_url=database_url, sessions="always", **settings)

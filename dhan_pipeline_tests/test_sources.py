@@ -25,10 +25,10 @@ def test_no_other_number_is_a_capture_s(capture: int) -> None:
 
 def test_settings_of_two_sources_are_those_of_each() -> None:
     both = Settings(_env_file=None, data_source="kite,dhan", capture=2, metrics_port=9000, dhan_trade_time_offset_s=7)
-    assert both.sources == ("dhan", "kite")
+    assert both.sources == ("kite", "dhan")
     with pytest.raises(ValueError, match="too many values"):
         _ = both.source
-    dhan, kite = map(both.of, both.sources)
+    kite, dhan = map(both.of, both.sources)
     assert (dhan.source, dhan.capture_number, dhan.metrics_port, dhan.trade_time_offset_s) == ("dhan", 2, 9000, 7)
     assert (kite.source, kite.capture_number, kite.metrics_port, kite.trade_time_offset_s) == ("kite", 18, 9001, 0)
     assert dhan.subscriptions_path != kite.subscriptions_path

@@ -285,6 +285,23 @@ def test_a_missing_file_of_rules_is_told_with_the_example_to_start_from(tmp_path
         load_rules(tmp_path / "subscriptions.yaml")
 
 
+def test_a_list_of_another_sources_instruments_is_named_by_who_reads_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "subscriptions.csv"
+    write_subscriptions(path, [Subscription(738561, Mode.FULL, "RELIANCE")])
+    assert len(read_subscriptions(path, "kite")) == len(read_subscriptions(path)) == 1
+    with pytest.raises(SubscriptionError, match="line 2: RELIANCE is no instrument of dhan"):
+        read_subscriptions(path, "dhan")
+
+
+def test_instruments_that_were_never_synced_are_told_with_what_to_do(
+    rules_file: Path, instruments: pd.DataFrame
+) -> None:
+    of_the_existing_system = instruments.head(5).assign(exchange_segment=None)
+    for unsynced in (instruments.head(0), of_the_existing_system):
+        with pytest.raises(SubscriptionError, match="no instruments of dhan; run: dhan-pipeline sync-instruments"):
+            resolved(rules_file, " - symbols: RELIANCE", unsynced)
+
+
 def test_rules_that_select_nothing_are_an_error(rules_file: Path, instruments: pd.DataFrame) -> None:
     with pytest.raises(SubscriptionError, match="select no instrument"):
         resolved(rules_file, " - symbols: NOSUCH", instruments)

@@ -41,8 +41,10 @@ def gaps(
         _recover(as_json)
         return
     from dhan_pipeline.clock import Clock
+    from dhan_pipeline.quality.gap_words import connection_number
     from dhan_pipeline.quality.gaps import parts
     from dhan_pipeline.sessions import IST, hour_key
+    from dhan_pipeline.sources import source_of_capture
     from dhan_pipeline.store.engine import connect
     from dhan_pipeline.store.gaps import read_gaps
 
@@ -59,6 +61,7 @@ def gaps(
 
     rows: list[dict[str, Any]] = [
         {
+            "source": source_of_capture(gap.capture),
             "capture": gap.capture,
             "connection": gap.connection,
             "instruments": gap.instruments,
@@ -88,7 +91,7 @@ def gaps(
                 f"{ist(gap.started_ns):{time_format}}",
                 "lasts" if gap.lasts else f"{ist(gap.ended_ns):{time_format}}",
                 f"{gap.seconds:,.1f}",
-                f"{gap.capture}/{gap.connection}",
+                connection_number(gap),
                 f"{gap.instruments:,}",
                 gap.cause.value,
                 "; ".join(part for part in (gap.detail, gap.recovery) if part),

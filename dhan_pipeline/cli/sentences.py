@@ -3,7 +3,7 @@
 import errno
 import os
 
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.errors import LACKS_TABLES, PipelineError
 
 #: What a disk or a machine refuses without naming a file.
 _NAMELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
@@ -31,7 +31,7 @@ def explain(error: Exception) -> str | None:
     names = {kind.__name__ for kind in type(error).__mro__}
     reason = str(error).partition("\n")[0].rstrip(".")
     if names & {"UndefinedTable", "UndefinedColumn"}:
-        return "The database lacks our tables, or has old ones; run: dhan-pipeline migrate."
+        return LACKS_TABLES
     if "InsufficientPrivilege" in names:
         return f"The database's user may not do that: {reason}."
     # A bare DatabaseError is what a connection that breaks sometimes raises.

@@ -203,7 +203,6 @@ def simulate(
             except OSError as error:
                 which = "scrip master" if name == "dhan" else "instruments dump"
                 raise PipelineError(f"The {which} {master} cannot be read: {error.strerror}.") from error
-        write_token_files()
         replay_of: type[DhanReplay] | type[KiteReplay] = DhanReplay if name == "dhan" else KiteReplay
         addresses[name]["master_csv" if name == "dhan" else "dump_csv"] = master
         replay = replay_of(
@@ -219,7 +218,7 @@ def simulate(
                 replay.begin()
             await follow(replay, recording, stop, once=once)
 
-        _serve({name: replay}, faults, as_json, watch)
+        _serve({name: replay}, faults, as_json, write_token_files, watch)
         if replay.failure is not None:
             raise PipelineError(f"The recording cannot be read on: {replay.failure}.") from replay.failure
         return
@@ -236,7 +235,6 @@ def simulate(
             raise typer.BadParameter("at least one instrument has to trade", param_hint="--instruments")
     elif not Path(instruments).exists():
         raise typer.BadParameter(f"{instruments} is neither a number nor a file", param_hint="--instruments")
-    write_token_files()
     with tempfile.TemporaryDirectory() as folder:
         if master is None:
             master = Path(folder) / "scrip_master.csv"
@@ -256,7 +254,7 @@ def simulate(
             exchanges = make_exchanges(sources, tokens, rate=rate, seed=seed, options=addresses)
         except ValueError as error:
             raise PipelineError(f"Kite cannot trade these instruments: {error}.") from error
-        _serve(exchanges, faults, as_json)
+        _serve(exchanges, faults, as_json, write_token_files)
 
 
 def _addresses(sources: Sequence[Source], listen: Sequence[str], rest: Sequence[str]) -> dict[Source, dict[str, Any]]:
@@ -308,9 +306,13 @@ def _serve(
     exchanges: "Mapping[Source, AnyExchange]",
     faults: "list[Fault]",
     as_json: bool,
+    write_token_files: Callable[[], None],
     watch: Callable[[asyncio.Event], Awaitable[None]] | None = None,
 ) -> None:
-    """Run the exchanges until a signal, and say where they are and what they have sent. `watch` goes on beside them."""
+    """Run the exchanges until a signal, and say where they are and what they have sent. `watch` goes on beside them.
+
+    Token files are written once the exchanges listen: who waits for one can connect.
+    """
     import uvloop
 
     from dhan_pipeline.feeds.simulator import faults as misbehaviour
@@ -324,6 +326,7 @@ def _serve(
                 except OSError as error:
                     raise PipelineError(f"The exchange cannot listen: {error.strerror}.") from error
                 facts[source] = {"feed_url": exchange.feed_url, "rest_url": exchange.rest_url, **_credentials(source)}
+            write_token_files()
             if as_json:
                 print(json.dumps(_of_one_or_each(facts)), flush=True)
             else:

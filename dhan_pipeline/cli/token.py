@@ -35,7 +35,7 @@ def token_check(source: WhoseOption = None, as_json: JsonOption = False) -> None
     bad = {each: report["problem"] for each, report in reports.items() if not report["good"]}
     if bad:
         words = bad.values() if len(reports) == 1 else [f"{each}: {problem}" for each, problem in bad.items()]
-        raise PipelineError(f"The access token is not good: {' '.join(words)}")
+        raise PipelineError(f"The access token was not found to be good: {' '.join(words)}")
 
 
 @token_app.command("generate", short_help="Make a new token.")

@@ -82,7 +82,7 @@ def read_token_file(path: Path, variable: str, names: Sequence[str]) -> dict[str
     except (ValueError, RecursionError):
         fields = None  # the error would quote the file
     if not isinstance(fields, dict):
-        raise CredentialsError(f"The token file {path} ({variable}) is not a JSON object.")
+        raise CredentialsError(f"The token file {path} ({variable}) is not a JSON object with {' and '.join(names)}.")
     for name in names:
         fields[name] = _text(fields.get(name))
         if not fields[name]:

@@ -210,7 +210,7 @@ class Rest(ABC):
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
             problem = f"it cannot be reached; is {self.url_variable} right?"
         if problem:  # raised here, not where it was caught: the exceptions of the library know the request
-            raise UnavailableError(f"{self.broker} does not give {what}: {problem}.")
+            raise UnavailableError(f"{self.broker} does not give {what}: {problem}{'' if problem[-1] == '?' else '.'}")
         try:
             return self._read(reply.status_code, reply.content.replace(signed.token.encode(), b"***"), what)
         except TokenRejectedError as error:

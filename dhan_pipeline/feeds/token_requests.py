@@ -52,7 +52,7 @@ def ask(manners: Manners, method: str, base_url: str, path: str, what: str, **re
             return said
         problem = _refusal(manners, reply.status_code, said)
     # Raised here, not where it was caught: the exceptions of the library know the URL.
-    raise TokenError(f"{manners.broker} does not give {what}: {problem}.")
+    raise TokenError(f"{manners.broker} does not give {what}: {problem}{'' if problem[-1] == '?' else '.'}")
 
 
 def _refusal(manners: Manners, status: int, said: Any) -> str:

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable
 
 import psycopg2
+import psycopg2.errors
 from psycopg2.extensions import connection
 
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.errors import LACKS_TABLES, PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect, database_url
 
@@ -35,6 +36,8 @@ class Patience:
         if isinstance(error, psycopg2.InterfaceError) and isinstance(error.__context__, psycopg2.Error):
             error = error.__context__  # the first was the loss of the connection, then came its rollback
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, psycopg2.errors.UndefinedTable | psycopg2.errors.UndefinedColumn):
+            reason = LACKS_TABLES
         if reason != self._told:
             self._told = reason
             if not isinstance(error, psycopg2.Error | PipelineError):

@@ -131,7 +131,7 @@ class Ingest:
         """
         subscriptions = {
             subscription.instrument_token: subscription.mode
-            for subscription in read_subscriptions(settings.subscriptions_path)
+            for subscription in read_subscriptions(settings.subscriptions_path, settings.source)
         }
         self._settings = settings
         self._database_url = database_url

@@ -7,6 +7,7 @@ from typing import Any
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.sessions import IST, day_start_ns
+from dhan_pipeline.sources import CAPTURES, source_of_capture
 
 #: Rows of a table of gaps: a connection that comes and goes for an hour makes hundreds.
 _TABLE_ROWS = 50
@@ -74,8 +75,9 @@ def event_in_words(event: Mapping[str, Any]) -> str:
 
 
 def connection_number(gap: GapPart) -> str:
-    """The number of a gap's connection, with that of its capture where there are several."""
-    return f"{gap.capture}/{gap.connection}" if gap.capture else f"{gap.connection}"
+    """The broker and the number of a gap's connection, with that of its capture where there are several: `kite 1/0`."""
+    shard = gap.capture % CAPTURES
+    return f"{source_of_capture(gap.capture)} {f'{shard}/' if shard else ''}{gap.connection}"
 
 
 def _cell(words: str) -> str:

@@ -94,7 +94,7 @@ def test_a_login_gives_a_token_that_is_saved_good_and_never_shown(
 
 def test_a_token_that_kite_refuses_is_not_good(run: Run) -> None:
     save_kite_token(Path("kite.json"), "nonsense", API_KEY)
-    assert "not good: Kite does not give the profile: TokenException" in failure(run("check"))
+    assert "not found to be good: Kite does not give the profile: TokenException" in failure(run("check"))
     assert json.loads(run("check", "--json").stdout)["good"] is False
 
 
@@ -109,7 +109,7 @@ def test_of_both_brokers_each_token_is_checked_and_what_is_made_says_whose_it_is
     assert "There is no token file dhan.json" in failure(run("check", "--source", "dhan"))
     save_kite_token(Path("kite.json"), make_kite_access_token(), API_KEY)
     missing = failure(run("check"))
-    assert missing.startswith("The access token is not good: dhan: There is no token file dhan.json")
+    assert missing.startswith("The access token was not found to be good: dhan: There is no token file dhan.json")
     save_token(Path("dhan.json"), make_token(CLIENT_ID), CLIENT_ID)
     both = run("check")
     assert both.exit_code == 0, both.exception

@@ -1,4 +1,5 @@
 import psycopg2
+import psycopg2.errors
 import pytest
 
 from dhan_pipeline.errors import PipelineError
@@ -49,6 +50,11 @@ def test_of_a_connection_that_was_lost_the_loss_is_told_and_not_what_came_of_it(
     error.__context__ = psycopg2.OperationalError("terminating connection")
     patience.failed(error)
     assert told == ["Nothing works; terminating connection"]
+
+
+def test_a_database_without_our_tables_is_told_with_what_to_do(patience: Patience, told: list[str]) -> None:
+    patience.failed(psycopg2.errors.UndefinedTable('relation "ingest_ledger" does not exist'))
+    assert told == ["Nothing works; The database lacks our tables, or has old ones; run: dhan-pipeline migrate."]
 
 
 def test_a_mistake_is_logged_with_where_it_was_made_and_what_is_away_is_not(

@@ -229,7 +229,7 @@ def test_the_longest_gap_of_an_hour_is_judged(seconds: float, passed: bool, seve
     outcome = gaps(gap(1.0), gap(seconds))
     assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, seconds)
     assert f"2 gaps of 2026-11-20T09:00, {seconds + 1:.1f} s of the session in all" in outcome.description
-    assert f"{seconds} s on connection 1, from 09:01:00.000 to 09:0" in outcome.description
+    assert f"{seconds} s on connection dhan 1, from 09:01:00.000 to 09:0" in outcome.description
 
 
 def test_an_hour_without_gaps_passes_and_says_so() -> None:
@@ -262,14 +262,14 @@ def test_the_gaps_of_an_hour_are_shown_as_a_table_in_indian_time() -> None:
     assert gaps(stalled, lasting).table.splitlines() == [
         "| connection | instruments | from (IST) | to | seconds in session | cause | what happened, and how it ended |",
         "|---:|---:|---|---|---:|---|---|",
-        "| 2/1 | 5 | 09:01:00.000 | lasts | 9.0 | reset |  |",
-        "| 1 | 5 | 09:01:30.000 | 09:01:32.500 | 2.5 | stall | nothing came for 90 s; connected again |",
+        "| dhan 2/1 | 5 | 09:01:00.000 | lasts | 9.0 | reset |  |",
+        "| dhan 1 | 5 | 09:01:30.000 | 09:01:32.500 | 2.5 | stall | nothing came for 90 s; connected again |",
     ]
 
 
 def test_words_of_a_server_cannot_break_the_table() -> None:
     [row] = gaps(gap(2.5, detail="bad | gate\nway")).table.splitlines()[2:]
-    assert row == "| 1 | 5 | 09:01:00.000 | 09:01:02.500 | 2.5 | reset | bad \\| gate way |"
+    assert row == "| dhan 1 | 5 | 09:01:00.000 | 09:01:02.500 | 2.5 | reset | bad \\| gate way |"
 
 
 def test_of_hundreds_of_gaps_the_longest_are_shown() -> None:

@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -31,6 +32,17 @@ def test_each_row_says_what_its_token_meant_at_its_time(conn: connection, rename
         )
         assert [tuple(row.values()) for row in found] == cursor.fetchall()
     assert len({row["trading_symbol"] for row in found}) > max(1, len(renamed) - 2)
+
+
+def test_instruments_of_few_ticks_are_looked_up_one_by_one(conn: connection) -> None:
+    table_of(conn)
+    with conn.cursor() as cursor:
+        for way in ("seqscan", "hashjoin", "mergejoin", "material"):  # what small tables are read by
+            cursor.execute(f"SET LOCAL enable_{way} = off")
+        cursor.execute("EXPLAIN SELECT trading_symbol FROM ticks_with_symbols")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    for index in ("instruments_pkey on instruments i", "instrument_versions_pkey on instrument_versions v"):
+        assert re.search(rf"{index} .*\n\s+Index Cond: \(instrument_token = \S*tick\S*\)", plan), plan
 
 
 def test_without_any_life_the_columns_are_null(conn: connection) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -51,6 +52,11 @@ Instruments = Iterable[Mapping[str, Any] | tuple[str | int, int | str]]
 
 #: How long callbacks that wait for their turn may take once the client ends.
 _LAST_CALLBACKS_S = 1.0
+
+#: What is wrong with one packet may be wrong with each of thousands a second: a sentence is logged so often (s), and of
+#: so many it is known when they were.
+_REPEAT_S = 60.0
+_REMEMBERED = 1000
 
 _DISCONNECT = LAYOUTS[ResponseCode.DISCONNECT]
 _DISCONNECT_CODE = bytes([ResponseCode.DISCONNECT])
@@ -172,7 +178,8 @@ class DhanWebSocketClient:
 
         `on_tick` gets each ticker, quote, full, open-interest and previous-close packet. `on_connect` is called at
         every connect, `on_error` with the reason when the connection was lost, with a packet that cannot be read
-        (PacketError) and with what `on_tick` raised; none of these ends the client. `on_close` is called when it ended.
+        (PacketError) and with what `on_tick` raised; none of these ends the client. Without it they are logged, each
+        sentence once a minute at most. `on_close` is called when it ended.
         `ping_interval` and `ping_timeout` (seconds) add a keepalive of our own to the server's, which suffices.
         `max_reconnect_attempts` in a row may fail; None: any number. `reconnect_delay` (seconds) is the longest wait
         before the first of them; it doubles from one to the next, up to a minute.
@@ -184,6 +191,7 @@ class DhanWebSocketClient:
         self._on_tick = on_tick
         self._on_connect = on_connect
         self._on_error = on_error
+        self._logged_at_s: dict[str, float] = {}
         self._on_close = on_close
         policy = FeedPolicy(
             first_delay_s=reconnect_delay,
@@ -311,10 +319,15 @@ class DhanWebSocketClient:
 
     def _report(self, error: Exception) -> None:
         self._errors += 1
-        if self._on_error is None:
-            log.warning("%s", error)
-        else:
+        if self._on_error is not None:
             self._call(self._on_error, error)
+            return
+        sentence, now_s = str(error), time.monotonic()
+        if now_s - self._logged_at_s.get(sentence, -math.inf) >= _REPEAT_S:
+            if len(self._logged_at_s) == _REMEMBERED:
+                self._logged_at_s.clear()
+            self._logged_at_s[sentence] = now_s
+            log.warning("%s", sentence)
 
     def _receive(self, payload: bytes | str, connection: int, count: int) -> None:
         self._messages += count

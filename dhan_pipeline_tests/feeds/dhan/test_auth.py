@@ -100,9 +100,12 @@ def test_a_token_that_is_no_jwt_has_no_known_expiry(token_file, token):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("", "The token file {} (DHAN_TOKEN_FILE) is not a JSON object."),
-        ("[]", "The token file {} (DHAN_TOKEN_FILE) is not a JSON object."),
-        ('{"access_token": "secret"', "The token file {} (DHAN_TOKEN_FILE) is not a JSON object."),
+        ("", "The token file {} (DHAN_TOKEN_FILE) is not a JSON object with access_token and client_id."),
+        ("[]", "The token file {} (DHAN_TOKEN_FILE) is not a JSON object with access_token and client_id."),
+        (
+            '{"access_token": "secret"',
+            "The token file {} (DHAN_TOKEN_FILE) is not a JSON object with access_token and client_id.",
+        ),
         ('{"access_token": "secret"}', "The token file {} (DHAN_TOKEN_FILE) has no 'client_id'."),
         ('{"client_id": "1"}', "The token file {} (DHAN_TOKEN_FILE) has no 'access_token'."),
         ('{"client_id": "1", "access_token": "  "}', "The token file {} (DHAN_TOKEN_FILE) has no 'access_token'."),
@@ -114,7 +117,7 @@ def test_a_token_that_is_no_jwt_has_no_known_expiry(token_file, token):
             '{"client_id": "1", "access_token": "secret", "expiry": "0001-01-01"}',  # in India, so year 0 in UTC
             "The 'expiry' in the token file {} (DHAN_TOKEN_FILE) is not a usable ISO 8601 time.",
         ),
-        ("[" * 100_000, "The token file {} (DHAN_TOKEN_FILE) is not a JSON object."),
+        ("[" * 100_000, "The token file {} (DHAN_TOKEN_FILE) is not a JSON object with access_token and client_id."),
     ],
 )
 def test_a_bad_token_file_is_one_clear_sentence_without_the_token(token_file, content, sentence):

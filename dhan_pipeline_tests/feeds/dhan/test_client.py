@@ -696,6 +696,19 @@ async def test_neither_a_bad_packet_nor_a_mistake_in_on_tick_ends_the_client(set
     await client.close()
 
 
+async def test_without_on_error_what_is_wrong_with_each_packet_is_logged_once(settings, exchange, caplog):
+    def on_tick(tick):
+        raise ZeroDivisionError("a mistake")
+
+    good = struct.pack("<BHBIfI", 2, 16, 1, 2885, 1292.8, 1_786_022_457)
+    exchange.packets = [good * 100]
+    client = DhanWebSocketClient(on_tick, settings=settings(exchange.url))
+    await client.connect()
+    await until(lambda: client.get_stats()["errors"] == 100)
+    await client.close()
+    assert caplog.text.count("a mistake") == 1
+
+
 async def test_a_person_gets_each_tick_of_messages_that_came_together(settings, exchange):
     ticks: list[DhanTick] = []
     client = DhanWebSocketClient(ticks.append, settings=settings(exchange.url))

@@ -81,8 +81,11 @@ def test_a_token_of_unknown_age_is_taken_to_be_as_old_as_its_file(token_file):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("", "The token file {} (KITE_TOKEN_FILE) is not a JSON object."),
-        ('{"access_token": "secret"', "The token file {} (KITE_TOKEN_FILE) is not a JSON object."),
+        ("", "The token file {} (KITE_TOKEN_FILE) is not a JSON object with access_token and api_key."),
+        (
+            '{"access_token": "secret"',
+            "The token file {} (KITE_TOKEN_FILE) is not a JSON object with access_token and api_key.",
+        ),
         ('{"access_token": "secret"}', "The token file {} (KITE_TOKEN_FILE) has no 'api_key'."),
         ('{"api_key": "key"}', "The token file {} (KITE_TOKEN_FILE) has no 'access_token'."),
         (

@@ -3,7 +3,7 @@
 import json
 from contextlib import closing
 from dataclasses import asdict
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
+
+#: A capture says every second that it is there.
+_SILENT = timedelta(seconds=10)
 
 
 def gaps(
@@ -47,6 +50,7 @@ def gaps(
     from dhan_pipeline.sources import source_of_capture
     from dhan_pipeline.store.engine import connect
     from dhan_pipeline.store.gaps import read_gaps
+    from dhan_pipeline.store.ledger import statuses
 
     now_ns = Clock().now_ns()
     start_ns, end_ns = _interval(hour, day, since, now_ns)
@@ -54,6 +58,12 @@ def gaps(
     settings = read_settings()
     with open_database(settings) as url, closing(connect(url)) as conn:
         stored = read_gaps(conn, start_ns, end_ns)
+        now = datetime.fromtimestamp(now_ns / 1e9, UTC)
+        silent = [
+            capture
+            for capture in statuses(conn)
+            if end_ns == now_ns and capture.source in settings.sources and now - capture.updated_at > _SILENT
+        ]
     found = parts(stored, start_ns, end_ns, settings.sessions == "always")
 
     def ist(at_ns: int) -> datetime:
@@ -76,7 +86,12 @@ def gaps(
     ]
     if as_json:
         interval = {"from": ist(start_ns).isoformat(), "to": ist(end_ns).isoformat()}
-        print(json.dumps({**interval, "gaps": rows, "outside_sessions": len(stored) - len(found)}))
+        told_silent = [
+            {"source": each.source, "capture": each.capture, "since": each.updated_at.astimezone(IST).isoformat()}
+            for each in silent
+        ]
+        counts = {"outside_sessions": len(stored) - len(found), "silent_captures": told_silent}
+        print(json.dumps({**interval, "gaps": rows, **counts}))
         return
     between = f"from {ist(start_ns):%Y-%m-%d %H:%M} to {ist(end_ns):%Y-%m-%d %H:%M} IST"
     if found:
@@ -101,6 +116,11 @@ def gaps(
         print(f"There is no gap in session {between}.")
     if outside := len(stored) - len(found):
         print(f"{outside} more {'was' if outside == 1 else 'were'} outside sessions.")
+    for capture in silent:
+        print(
+            f"Capture {capture.capture} ({capture.source}) has said nothing since"
+            f" {capture.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST. What it misses is noted when it runs again."
+        )
 
 
 def _recover(as_json: bool) -> None:

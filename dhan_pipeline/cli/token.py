@@ -66,7 +66,7 @@ def token_generate(
             print(json.dumps({"login_url": url}) if as_json else url)
             raise PipelineError(
                 "Log in there. The address that the browser is sent to then has a request_token: within minutes, give"
-                " it to `dhan-pipeline token generate --request-token`."
+                " it to `dhan-pipeline token generate --source kite --request-token`."
             )
         kite = generate_kite_token(settings, Clock(), request_token)
         _say_saved({"api_key": kite.api_key}, kite.source, kite.expires_at, as_json)
@@ -90,7 +90,9 @@ def token_renew(source: WhoseOption = None, as_json: JsonOption = False) -> None
 
     settings = _one_of(source)
     if settings.source == "kite":
-        raise PipelineError("Kite renews no token: log in for another with `dhan-pipeline token generate`.")
+        raise PipelineError(
+            "Kite renews no token: log in for another with `dhan-pipeline token generate --source kite`."
+        )
     dhan = renew_token(settings, Clock())
     _say_saved({"client_id": dhan.client_id}, dhan.source, dhan.expires_at, as_json)
 

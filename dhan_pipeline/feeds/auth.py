@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from dhan_pipeline.feeds.errors import CredentialsError, SourceError
 from dhan_pipeline.sessions import IST
+from dhan_pipeline.sources import Source
 
 
 class Credentials(Protocol):
@@ -90,7 +91,7 @@ def read_token_file(path: Path, variable: str, names: Sequence[str]) -> dict[str
     return fields
 
 
-def read_variables(path: Path, variable: str, values: Mapping[str, str | SecretStr | None]) -> list[str]:
+def read_variables(source: Source, path: Path, values: Mapping[str, str | SecretStr | None]) -> list[str]:
     """The values of settings, by the names of their variables, that stand in for a token file that does not exist.
 
     Raises CredentialsError naming the file, its variable and the settings that are missing.
@@ -101,9 +102,9 @@ def read_variables(path: Path, variable: str, values: Mapping[str, str | SecretS
     }
     if missing := [name for name, value in read.items() if not value]:
         raise CredentialsError(
-            f"There is no token file {path} ({variable}), and {' and '.join(missing)}"
-            f" {'is' if len(missing) == 1 else 'are'} not set: make a token with `dhan-pipeline token generate`, or set"
-            f" {' and '.join(values)}."
+            f"There is no token file {path} ({source.upper()}_TOKEN_FILE), and {' and '.join(missing)}"
+            f" {'is' if len(missing) == 1 else 'are'} not set: make a token with `dhan-pipeline token generate --source"
+            f" {source}`, or set {' and '.join(values)}."
         )
     return [*read.values()]
 

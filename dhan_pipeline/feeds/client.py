@@ -142,6 +142,12 @@ class Feed(ABC):
             return None
 
     @property
+    def token_problem(self) -> str | None:
+        """Why no connection can be made until there is another token; None while there is no such reason."""
+        of_token = isinstance(self._obstacle, CredentialsError | TokenRefusedError)
+        return str(self._obstacle) if of_token else None
+
+    @property
     def subscriptions(self) -> dict[int, Mode]:
         """The mode of each instrument token that is subscribed."""
         return {token: mode for connection in self._connections for token, mode in connection.subscriptions.items()}

@@ -217,7 +217,7 @@ class Rest(ABC):
             problem = str(error)
         raise TokenRejectedError(
             f"{problem.rstrip('.')}, which comes from {signed.source}: make a new one with"
-            " `dhan-pipeline token generate`."
+            f" `dhan-pipeline token generate --source {self.broker.lower()}`."
         )
 
     def _read(self, status: int, content: bytes, what: str) -> dict[str, Any]:

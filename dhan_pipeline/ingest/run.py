@@ -334,6 +334,7 @@ class Ingest:
             "reconnects": self._connects.total() - len(self._connects),
             "trade_clock": self._writer.liveliness.trade_clock,
             "token_expires_at": expires_at.isoformat() if (expires_at := self._feed.token_expires_at) else None,
+            "token_problem": self._feed.token_problem,
             "disk_free_gb": round(shutil.disk_usage(self._settings.journal_dir).free / 1e9, 1),
         }
 

@@ -144,7 +144,8 @@ def check_kite_token(
         if until is not None and dies_at < until:
             raise TokenError(
                 f"Kite's access token dies at {dies_at:%Y-%m-%d %H:%M} IST, and is needed until"
-                f" {until.astimezone(IST):%H:%M}: after that, log in for another (`dhan-pipeline token generate`)."
+                f" {until.astimezone(IST):%H:%M}: after that, log in for another (`dhan-pipeline token generate"
+                " --source kite`)."
             )
         context.log.info(f"Kite takes the access token, which dies at {dies_at:%Y-%m-%d %H:%M} IST.")
 

@@ -417,7 +417,10 @@ def _trade_clock(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
 
 
 def _token(status: Mapping[str, Any], settings: Settings, needed_until: datetime | None) -> CheckOutcome:
-    limits = "good for today's sessions, critical when its time is over"
+    limits = "good for today's sessions, critical when its time is over, or the broker refuses it"
+    if (problem := status.get("token_problem")) is not None:
+        found = f"{problem.rstrip('.')}. The capture waits for another token, and takes it by itself."
+        return CheckOutcome("token", False, "ERROR", None, "", limits, found)
     if (expires := status.get("token_expires_at")) is None:
         return CheckOutcome("token", True, "WARN", None, "", limits, "How long the token is good is unknown.")
     expires_at = datetime.fromisoformat(expires)
@@ -434,7 +437,7 @@ def _token(status: Mapping[str, Any], settings: Settings, needed_until: datetime
         found += (
             " With DHAN_PIN and DHAN_TOTP_SECRET a new one is made by itself; else put one into the token file."
             if settings.source == "dhan"
-            else " Log in for another: `dhan-pipeline token generate`."
+            else " Log in for another: `dhan-pipeline token generate --source kite`."
         )
         found += " A connection that stands goes on until the broker ends it."
     return CheckOutcome(

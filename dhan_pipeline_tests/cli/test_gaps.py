@@ -17,6 +17,7 @@ from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.broker_bars import BrokerBarsError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.gaps import apply_notes
+from dhan_pipeline.store.ledger import write_status
 from dhan_pipeline_tests.broker import RELIANCE, TCS, insert_instruments, serving
 
 MINUTE_NS = 60_000_000_000
@@ -68,6 +69,22 @@ def test_a_recovery_that_is_not_done_says_what_it_did_and_fails(
     done = ask("--recover", "--json")
     assert isinstance(done.exception, BrokerBarsError)
     assert json.loads(done.stdout)["unfinished"] == str(done.exception)
+
+
+def test_a_capture_that_is_silent_now_is_told_for_nobody_notes_its_gap_yet(broker: connection) -> None:
+    write_status(broker, 0, "dhan", {})
+    write_status(broker, 16, "kite", {})
+    assert "has said nothing" not in ask().stdout
+    with broker, broker.cursor() as cursor:
+        cursor.execute("UPDATE captures SET updated_at = timestamptz '2026-11-20 11:00:00.5+05:30'")
+    told = (
+        "Capture 0 (dhan) has said nothing since 2026-11-20 11:00:00 IST. What it misses is noted when it runs again."
+    )
+    assert ask().stdout.splitlines()[-1] == told
+    assert json.loads(ask("--json").stdout)["silent_captures"] == [
+        {"source": "dhan", "capture": 0, "since": "2026-11-20T11:00:00.500000+05:30"}
+    ]
+    assert "has said nothing" not in ask("--day", "2026-11-20").stdout
 
 
 def test_all_gaps_are_recovered_so_none_are_chosen(broker: connection) -> None:

@@ -343,6 +343,13 @@ def test_what_to_do_about_a_token_is_its_brokers_way(source: str, what_to_do: st
     assert f" {what_to_do}" in named(live_outcomes(status, settings), "token").description
 
 
+def test_a_token_that_the_broker_refuses_is_critical_however_long_it_is_good() -> None:
+    problem = "Dhan refused the connection (809, access token invalid)."
+    outcome = live("token", token_expires_at="2026-11-21T04:01:00+00:00", token_problem=problem)
+    assert (outcome.passed, outcome.severity) == (False, "ERROR")
+    assert outcome.description.startswith(f"{problem} The capture waits for another token")
+
+
 def test_after_the_last_session_of_the_day_a_token_may_end() -> None:
     assert live("token", token_expires_at="2026-11-20T04:01:00+00:00").passed
     assert "unknown" in live("token", token_expires_at=None).description

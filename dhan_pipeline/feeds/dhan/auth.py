@@ -56,7 +56,7 @@ def get_dhan_credentials(settings: Settings | None = None) -> Credentials:
     fields = read_token_file(path, "DHAN_TOKEN_FILE", ("access_token", "client_id"))
     if fields is None:
         values = {"DHAN_CLIENT_ID": settings.dhan_client_id, "DHAN_ACCESS_TOKEN": settings.dhan_access_token}
-        client_id, token = read_variables(path, "DHAN_TOKEN_FILE", values)
+        client_id, token = read_variables("dhan", path, values)
         return Credentials(client_id, SecretStr(token), token_expiry(token), "the variable DHAN_ACCESS_TOKEN")
     token = fields["access_token"]
     expires_at = token_expiry(token) or read_time(fields, "expiry", path, "DHAN_TOKEN_FILE")

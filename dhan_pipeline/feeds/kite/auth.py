@@ -57,7 +57,7 @@ def get_kite_credentials(settings: Settings | None = None) -> Credentials:
     fields = read_token_file(path, "KITE_TOKEN_FILE", ("access_token", "api_key"))
     if fields is None:
         values = {"KITE_API_KEY": settings.kite_api_key, "KITE_ACCESS_TOKEN": settings.kite_access_token}
-        api_key, token = read_variables(path, "KITE_TOKEN_FILE", values)
+        api_key, token = read_variables("kite", path, values)
         return Credentials(api_key, SecretStr(token), None, "the variable KITE_ACCESS_TOKEN")
     made_at = read_time(fields, "login_time", path, "KITE_TOKEN_FILE") or _written_at(path)
     expires_at = token_expiry(made_at) if made_at else None

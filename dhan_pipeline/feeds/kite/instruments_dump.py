@@ -49,7 +49,7 @@ _COLUMNS = {
     "exchange": "exchange",
 }
 
-_MEANINGS = {403: "it does not take the access token (dhan-pipeline token generate makes another)"}
+_MEANINGS = {403: "it does not take the access token (dhan-pipeline token generate --source kite makes another)"}
 
 _MAX_TOKEN = 2**32 - 1
 

@@ -117,7 +117,9 @@ def token_report(settings: Settings, clock: Clock) -> dict[str, Any]:
         "can_refresh": False,
     }
     if not check_kite_token_validity(credentials, timedelta(0), now):
-        return report | {"problem": "Its time is over: log in for another (`dhan-pipeline token generate`)."}
+        return report | {
+            "problem": "Its time is over: log in for another (`dhan-pipeline token generate --source kite`)."
+        }
     try:
         profile = read_profile(settings, credentials)
     except TokenError as error:

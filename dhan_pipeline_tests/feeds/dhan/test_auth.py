@@ -147,7 +147,7 @@ def test_missing_credentials_name_the_file_and_the_variables_and_what_to_do(toke
         get_dhan_credentials(settings(token_file, **fields))
     assert str(caught.value) == (
         f"There is no token file {token_file} (DHAN_TOKEN_FILE), and {missing} not set: make a token with"
-        " `dhan-pipeline token generate`, or set DHAN_CLIENT_ID and DHAN_ACCESS_TOKEN."
+        " `dhan-pipeline token generate --source dhan`, or set DHAN_CLIENT_ID and DHAN_ACCESS_TOKEN."
     )
 
 

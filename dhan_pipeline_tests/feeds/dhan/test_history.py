@@ -438,7 +438,7 @@ async def test_a_token_that_is_refused_for_good_is_one_sentence(tmp_path: Path) 
         assert it.rest.asked[INTRADAY] == 1  # there was no other to try
         assert str(caught.value) == (
             "Dhan does not accept the access token (DH-901 access token or client id invalid or expired), which comes"
-            f" from the token file {it.token_file}: make a new one with `dhan-pipeline token generate`."
+            f" from the token file {it.token_file}: make a new one with `dhan-pipeline token generate --source dhan`."
         )
         with pytest.raises(TokenRejectedError, match="807"):
             await client.quotes([RELIANCE])

@@ -114,7 +114,7 @@ def test_missing_credentials_name_the_file_and_the_variables_and_what_to_do(toke
         get_kite_credentials(settings(token_file, **fields))
     assert str(caught.value) == (
         f"There is no token file {token_file} (KITE_TOKEN_FILE), and {missing} not set: make a token with"
-        " `dhan-pipeline token generate`, or set KITE_API_KEY and KITE_ACCESS_TOKEN."
+        " `dhan-pipeline token generate --source kite`, or set KITE_API_KEY and KITE_ACCESS_TOKEN."
     )
 
 

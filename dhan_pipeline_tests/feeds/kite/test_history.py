@@ -332,7 +332,7 @@ async def test_a_token_that_is_refused_is_read_again_and_one_for_good_is_one_sen
         assert it.rest.asked[HISTORICAL_PATH] == 1  # there was no other to try
         assert str(caught.value) == (
             "Kite does not accept the access token (TokenException Incorrect `api_key` or `access_token`), which comes"
-            f" from the token file {it.token_file}: make a new one with `dhan-pipeline token generate`."
+            f" from the token file {it.token_file}: make a new one with `dhan-pipeline token generate --source kite`."
         )
         it.token_file.unlink()
         with pytest.raises(CredentialsError, match="There is no token file"):

@@ -109,7 +109,9 @@ async def test_a_token_whose_time_is_over_is_not_offered(tmp_path: Path) -> None
         save_kite_token(settings.kite_token_file, "secret", API_KEY, Clock().now() - timedelta(days=2))
         offline = settings.model_copy(update={"kite_api_url": "http://127.0.0.1:1"})
         report = await asyncio.to_thread(token_report, offline, Clock())
-        assert report["problem"] == "Its time is over: log in for another (`dhan-pipeline token generate`)."
+        assert (
+            report["problem"] == "Its time is over: log in for another (`dhan-pipeline token generate --source kite`)."
+        )
 
 
 def test_a_token_that_is_missing_is_an_error(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def read_ticks(
     `symbols` are what `dhan-pipeline find` understands, as of the last day of the range, or instrument tokens. A time
     without a zone is of the IST clock; a date is its midnight. `columns` are some of `ticks_with_symbols`; without them
     come all. `source` is the broker whose instruments symbols mean; without it, and where both are captured
-    (DATA_SOURCE=kite,dhan), the first of `settings.sources`. `settings` are those of the environment and `.env`, as
+    (DATA_SOURCE=kite,dhan), the first one named there. `settings` are those of the environment and `.env`, as
     everywhere.
 
     - `pandas`: indexed by `time`, in IST. Integers that may be absent are Int64, symbols are categories.

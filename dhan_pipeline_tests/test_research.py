@@ -129,13 +129,14 @@ def test_a_symbol_means_the_instrument_of_the_source_asked_for(conn: connection,
             "INSERT INTO instruments (instrument_token, source, exchange, trading_symbol) VALUES"
             " (738561, 'kite', 'NSE', 'RELIANCE-1')"
         )
-    both = settings.model_copy(update={"data_source": "kite,dhan"})
-    assert both.sources[0] == "dhan"
+    both = settings.model_copy(update={"data_source": "dhan,kite"})
     first = read(both, symbols="RELIANCE-1")
     assert first.num_rows
     assert first.equals(read(settings.of("kite"), symbols=RELIANCE)), "a token is what it is"
     assert not read(settings.of("kite"), symbols="RELIANCE-1").num_rows
     assert not read_ticks("RELIANCE-1", BEGIN, END, as_="arrow", settings=both, source="kite").num_rows
+    kite_first = settings.model_copy(update={"data_source": "kite,dhan"})
+    assert not read_ticks("RELIANCE-1", BEGIN, END, as_="arrow", settings=kite_first).num_rows
     assert read_candles("RELIANCE-1", BEGIN, END, settings=both, source="kite").empty
 
 

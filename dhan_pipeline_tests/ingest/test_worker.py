@@ -295,7 +295,9 @@ async def test_a_database_that_lacks_a_table_for_a_while_is_no_fault_of_the_mess
         execute(database_url, "ALTER TABLE elsewhere RENAME TO ingest_ledger")
         await until(lambda: parts_stored(database_url) == 20 * LANES)
     [warning] = running.warnings
-    assert warning.startswith("Nothing can be stored for now, what comes waits; trying again. relation ")
+    assert warning.startswith(
+        "Nothing can be stored for now, what comes waits; trying again. The database lacks our tables"
+    )
     assert running.worker.buried == 0
     assert_rows_are_those_of_the_journal(settings, database_url)
 

@@ -224,7 +224,7 @@ def test_what_one_broker_gives_is_kept_and_compared_where_the_other_cannot_be_as
     rest, kite, settings = both_brokers
     poor = settings.model_copy(update={"kite_token_file": Path("/nowhere/token.json")})
     nobody = poor.model_copy(update={"dhan_token_file": Path("/nowhere/token.json")})
-    assert "DHAN_ACCESS_TOKEN" in why_failed(materialize(nobody, clock, instance))
+    assert "KITE_ACCESS_TOKEN" in why_failed(materialize(nobody, clock, instance))
     result = materialize(poor, clock, instance)
     assert result.success
     assert (rest.asked.total(), kite.asked.total()) == (4, 0)

@@ -65,13 +65,13 @@ def test_the_gaps_of_an_hour_are_shown_beside_it_and_judged_whenever_it_is_mater
     record_gap(HOUR, 60, 12.5, Cause.STALL, "nothing came")
     raw = metadata(materialize(pipeline, RAW_PACKETS, HOUR), "raw_packets")
     assert (raw["gap_seconds"], raw["silent_instruments"]) == (12.5, 0)
-    assert "| 2 | 1 | 09:01:00.000 | 09:01:12.500 | 12.5 | stall | nothing came |" in raw["gaps"]
+    assert "| dhan 2 | 1 | 09:01:00.000 | 09:01:12.500 | 12.5 | stall | nothing came |" in raw["gaps"]
     record_gap(HOUR, 600, 90, gap_id=2)
     result = materialize(pipeline, TICKS, HOUR)
     (judged,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "gaps"]
     assert (judged.passed, judged.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert judged.metadata["value"].value == 90.0
-    assert "| 2 | 1 | 09:10:00.000 | 09:11:30.000 | 90.0 |" in str(judged.metadata["details"].value)
+    assert "| dhan 2 | 1 | 09:10:00.000 | 09:11:30.000 | 90.0 |" in str(judged.metadata["details"].value)
 
 
 @pytest.mark.parametrize("key", [RAW_PACKETS, TICKS])

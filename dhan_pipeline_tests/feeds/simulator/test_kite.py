@@ -320,7 +320,7 @@ async def test_the_same_trades_go_out_over_the_wires_of_both_brokers() -> None:
             price, volume, traded_s, oi = struct.unpack_from(">4xi8xI24xII", packet)
             seen["kite"].append((price, traded_s, volume, oi))
     assert seen["kite"] == seen["dhan"]
-    assert len(seen["kite"]) > 200
+    assert len(seen["kite"]) >= 200  # all full packets but the first, which told of the subscription
 
 
 async def test_text_reaches_every_client_and_is_counted() -> None:

@@ -16,6 +16,7 @@ _SECRETS = (
 )
 
 
+#: The sentence for a database that is not, or not wholly, migrated.
 LACKS_TABLES = "The database lacks our tables, or has old ones; run: dhan-pipeline migrate."
 
 

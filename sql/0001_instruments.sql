@@ -1,6 +1,6 @@
 -- Instruments: what is traded, and what each token meant in the past. sql/add_dhan_security_id.sql comes before: it gives a
 -- table `instruments` of the existing system the columns that this one has.
--- Runs with psql too: psql -v ON_ERROR_STOP=1 -1 -f sql/0001_instruments.sql
+-- Runs with psql too: psql -v ON_ERROR_STOP=1 "$DATABASE_URL" -1 -f sql/0001_instruments.sql
 
 CREATE TABLE IF NOT EXISTS instruments (
     instrument_token  bigint PRIMARY KEY,

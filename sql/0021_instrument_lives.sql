@@ -1,6 +1,6 @@
 -- The same lives as before, so that one instrument's can be looked up for each of a few ticks: a branch of UNION ALL with a
 -- condition of its own is computed whole instead. That took 0.1 s a tick wherever few were expected, as of the existing
--- system's rows. An instrument with versions has no life here: it lasts from infinity to infinity, and is left out above.
+-- system's rows. An instrument with versions has no life here: it lasts from infinity to infinity, and is left out at the end.
 CREATE OR REPLACE VIEW instrument_lives AS
 SELECT * FROM (
     SELECT

@@ -2,7 +2,7 @@
 -- `active_instruments`. No row is changed: the rows that are there read `kite` in the new column `source`, and active.
 -- Integer columns become bigint, for Dhan's tokens are above 2^40; their values stay.
 -- In a new database, and when it is run again, it changes nothing. It runs with psql, too, before the other files or
--- without them: psql -v ON_ERROR_STOP=1 -1 -f sql/add_dhan_security_id.sql
+-- without them: psql -v ON_ERROR_STOP=1 "$DATABASE_URL" -1 -f sql/add_dhan_security_id.sql
 
 DO $$
 DECLARE

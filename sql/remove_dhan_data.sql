@@ -1,6 +1,6 @@
 -- Removes what was captured from Dhan, and Dhan's instruments, from every table. Nothing of Kite's is touched, and nothing of
 -- the existing system. It cannot be undone but from the journal, which is on disk and stays: see docs/migration.md.
--- All or nothing; stop captures of Dhan first. psql -v ON_ERROR_STOP=1 -1 -f sql/remove_dhan_data.sql
+-- All or nothing; stop captures of Dhan first. psql -v ON_ERROR_STOP=1 "$DATABASE_URL" -1 -f sql/remove_dhan_data.sql
 
 DO $$
 DECLARE

@@ -2,7 +2,7 @@
 -- it, so that its worker can go on inserting. Stop every capture first. No row is changed. What was captured since the
 -- upgrade stays in tick_rows, and the view of both is called `ticks_upgraded` until the next `dhan-pipeline migrate`, which
 -- upgrades again. Run again, or in a database that was never upgraded, it changes nothing.
--- psql -v ON_ERROR_STOP=1 -1 -f sql/return_to_existing.sql
+-- psql -v ON_ERROR_STOP=1 "$DATABASE_URL" -1 -f sql/return_to_existing.sql
 
 DO $$
 BEGIN

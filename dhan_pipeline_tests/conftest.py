@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from playwright.sync_api import Browser, Page
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
@@ -17,6 +18,7 @@ from dhan_pipeline.sources import Source
 from dhan_pipeline.store import embedded, timescale
 from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
+from dhan_pipeline_tests.browser import ChromiumMissingError, chromium, in_india
 from dhan_pipeline_tests.rabbitmq import Node, RabbitMQMissingError, make_certificates
 from dhan_pipeline_tests.rabbitmq import rabbitmq as private_rabbitmq
 
@@ -146,3 +148,26 @@ def rabbitmq_url(rabbitmq: Node) -> str:
     """URL of a virtual host of the test's own, without any queue."""
     rabbitmq.start()
     return rabbitmq.new_url()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The module's own Chromium. While it runs, this thread has an event loop: no test beside it may be async."""
+    try:
+        with chromium() as launched:
+            yield launched
+    except ChromiumMissingError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty page. The test fails where a script of what it opens does."""
+    errors: list[str] = []
+    with in_india(browser) as context:
+        opened = context.new_page()
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        yield opened
+    assert not errors

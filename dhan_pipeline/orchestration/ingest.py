@@ -26,7 +26,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.orchestration.calendar import feed_expected, hours_in_session, session_name, token_needed_until
+from dhan_pipeline.quality.calendar import feed_expected, hours_in_session, session_name, token_needed_until
 from dhan_pipeline.orchestration.child import CaptureChild
 from dhan_pipeline.orchestration.metadata import (
     check_metadata,

@@ -13,7 +13,7 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.writer import nobody_writes
-from dhan_pipeline.orchestration.calendar import capture_expected, session_name
+from dhan_pipeline.quality.calendar import capture_expected, session_name
 from dhan_pipeline.orchestration.names import (
     ATTEMPT_TAG,
     CAPTURE_TAG,

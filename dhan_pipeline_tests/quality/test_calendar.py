@@ -7,7 +7,7 @@ import pytest
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
-from dhan_pipeline.orchestration.calendar import (
+from dhan_pipeline.quality.calendar import (
     TOKEN_AHEAD,
     capture_expected,
     feed_expected,

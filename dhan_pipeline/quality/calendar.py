@@ -1,7 +1,7 @@
 """When a capture should run, and when its feed should speak.
 
 Belongs here: the sessions of what is subscribed, and the margins around them. Does not: the exchanges' calendar itself
-(`sessions.py`), nor what follows from it (`supervisor.py`, `ingest.py`, `checks.py`).
+(`sessions.py`), nor what follows from it (`orchestration/`, `diagnosis/`).
 """
 
 from collections.abc import Collection
@@ -72,6 +72,21 @@ def first_opening(settings: Settings, clock: Clock) -> datetime | None:
         return None
     bounds = session_bounds(clock.now().astimezone(IST).date(), subscribed_segments(settings))
     return bounds[0] if bounds is not None else None
+
+
+def next_session(settings: Settings, clock: Clock) -> tuple[datetime, datetime] | None:
+    """First opening and last close (IST) of what is subscribed, of the first day on which one is still to come.
+
+    None where they never end, or where none comes within two weeks.
+    """
+    if settings.sessions == "always":
+        return None
+    now, segments = clock.now().astimezone(IST), subscribed_segments(settings)
+    for days in range(14):
+        bounds = session_bounds((now + timedelta(days=days)).date(), segments)
+        if bounds is not None and now < bounds[0]:
+            return bounds
+    return None
 
 
 def _holds(now: datetime, day: date, segments: Collection[ExchangeSegment]) -> bool:

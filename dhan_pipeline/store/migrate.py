@@ -42,17 +42,25 @@ def migrate(url: str, dry_run: bool = False) -> list[str]:
     where a later version of this program brought the database up to date. Raises DatabaseError where that is away.
     """
     with _connected(url) as conn:
-        applied = _applied(conn)
-        if unknown := applied - {file.stem for file in migration_files()}:
-            names = ", ".join(sorted(unknown))
-            raise MigrationError(f"The database is newer than this program, which knows no {names}; update it.")
-        files = [file for file in migration_files() if file.stem not in applied]
+        files = lacking(conn)
         for file in files:
             if dry_run:
                 print(f"-- {file.name}\n{file.read_text()}")
             else:
                 _run(conn, file)
     return [file.stem for file in files]
+
+
+def lacking(conn: connection) -> list[Path]:
+    """The migrations that the database lacks, in order.
+
+    Raises MigrationError where a later version of this program brought it up to date.
+    """
+    applied = _applied(conn)
+    if unknown := applied - {file.stem for file in migration_files()}:
+        names = ", ".join(sorted(unknown))
+        raise MigrationError(f"The database is newer than this program, which knows no {names}; update it.")
+    return [file for file in migration_files() if file.stem not in applied]
 
 
 @contextmanager

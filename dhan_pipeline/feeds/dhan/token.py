@@ -61,6 +61,8 @@ class Profile:
     """When the token's time is over, UTC."""
     data_plan_active: bool
     segments: str
+    data_plan_until: datetime | None = None
+    """When the data plan ends, UTC; None if unknown."""
 
 
 def can_refresh(settings: Settings) -> bool:
@@ -133,6 +135,7 @@ def read_profile(settings: Settings, credentials: Credentials) -> Profile:
             valid_until=until.astimezone(UTC),
             data_plan_active=str(reply.get("dataPlan", "")).lower() == "active",
             segments=str(reply.get("activeSegment", "")),
+            data_plan_until=_plan_end(reply.get("dataValidity")),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         raise TokenError("Dhan's profile does not say how long the token is valid.") from None
@@ -160,12 +163,23 @@ def token_report(settings: Settings, clock: Clock) -> dict[str, Any]:
         profile = read_profile(settings, credentials)
     except TokenError as error:
         return report | {"problem": str(error)}
-    report |= {"data_plan_active": profile.data_plan_active, "segments": profile.segments}
+    report |= {
+        "data_plan_active": profile.data_plan_active,
+        "data_plan_until": profile.data_plan_until.isoformat() if profile.data_plan_until else None,
+        "segments": profile.segments,
+    }
     if profile.client_id != credentials.client_id:
         return report | {"problem": f"It belongs to the client id {profile.client_id}, not to {credentials.client_id}."}
     if not profile.data_plan_active:
         return report | {"problem": "The account has no active data plan: subscribe to Dhan's data APIs."}
     return report | {"good": True}
+
+
+def _plan_end(text: Any) -> datetime | None:
+    """`2026-12-05 09:37:52.0`, IST, as UTC; None for what is no time: accounts without a plan have none."""
+    with suppress(TypeError, ValueError):
+        return parse_expiry(text)
+    return None
 
 
 def _ask_for_token(settings: Settings, clock: Clock) -> Credentials:

@@ -8,17 +8,24 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
+from email.utils import format_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from dhan_pipeline.clock import Clock
 
 #: A request is no longer; 1000 instruments take a tenth.
 MAX_REQUEST_BYTES = 1 << 17
 
 _CHUNK_BYTES = 1 << 20
 _REQUEST_TIMEOUT_S = 10.0
+
+#: The clock of the server whose answer is being written: each request is a task, and has a context of its own.
+_clock: ContextVar[Clock] = ContextVar("clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +46,10 @@ class Request:
 class HttpServer(ABC):
     """Answers requests, each on a connection of its own."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Nothing listens yet. A port of 0 takes a free one."""
+    def __init__(self, clock: Clock, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Nothing listens yet. A port of 0 takes a free one. Each answer says what time it is by the clock."""
         self.host = host
+        self._clock = clock
         self._port = port
         self._server: asyncio.Server | None = None
         self._requests: set[asyncio.Task[None]] = set()
@@ -75,6 +83,7 @@ class HttpServer(ABC):
         task.add_done_callback(self._requests.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _clock.set(self._clock)
         with contextlib.suppress(ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             try:
                 async with asyncio.timeout(_REQUEST_TIMEOUT_S):
@@ -145,7 +154,8 @@ async def write_file(writer: asyncio.StreamWriter, path: Path, refuse: Callable[
 
 
 def _write_head(writer: asyncio.StreamWriter, status: HTTPStatus, content_type: str, size: int, more: str = "") -> None:
+    date = format_datetime(_clock.get().now(), usegmt=True)
     writer.write(
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n{more}"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nDate: {date}\r\n{more}"
         f"Content-Type: {content_type}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n".encode()
     )

@@ -52,7 +52,7 @@ class KiteRest(HttpServer):
         quotes_a_second: int = QUOTES_A_SECOND,
     ) -> None:
         """Nothing listens yet. A port of 0 takes a free one."""
-        super().__init__(host, port)
+        super().__init__(clock, host, port)
         self.active_token: str | None = None
         """The only token that is good; None: every well-formed one is, as long as none was made here."""
         self.made = 0
@@ -69,7 +69,6 @@ class KiteRest(HttpServer):
         self.quotes_a_second = quotes_a_second
         self._api_key = api_key
         self._api_secret = api_secret
-        self._clock = clock
         self._dump_csv = dump_csv
         self._used: set[str] = set()
         self._served_at: dict[str, deque[float]] = {HISTORICAL_PATH: deque(), QUOTE_PATH: deque()}

@@ -5,7 +5,7 @@ import json
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ GENERATE_PATH = "/app/generateAccessToken"
 
 #: A token is made with PIN and TOTP this often at most, in seconds.
 GENERATE_INTERVAL_S = 120.0
+
+#: How much longer than its token an account's data plan lasts.
+PLAN_LASTS = timedelta(days=30)
 
 #: First column of the compact scrip master. The detailed one begins otherwise.
 _COMPACT_COLUMN = b"SEM_EXM_EXCH_ID"
@@ -64,7 +67,7 @@ class RestServer(HttpServer):
         settle_s: float = SETTLE_S,
     ) -> None:
         """Nothing listens yet. A port of 0 takes a free one."""
-        super().__init__(host, port)
+        super().__init__(clock, host, port)
         self.active_token: str | None = None
         """The only token that is good; None: every well-formed one is, as long as none was made here."""
         self.made = 0
@@ -88,7 +91,6 @@ class RestServer(HttpServer):
         self._totp = pyotp.TOTP(totp_secret)
         self._generate_interval_s = generate_interval_s
         self._generated_at = -generate_interval_s
-        self._clock = clock
         self._master_csv = master_csv
         self._served_at: defaultdict[tuple[str, bool], deque[float]] = defaultdict(deque)
 
@@ -207,7 +209,7 @@ class RestServer(HttpServer):
             "ddpi": "Active",
             "mtf": "Active",
             "dataPlan": self.data_plan,
-            "dataValidity": expires.strftime("%Y-%m-%d %H:%M:%S.0"),
+            "dataValidity": (expires + PLAN_LASTS).strftime("%Y-%m-%d %H:%M:%S.0"),
         }
 
 

@@ -13,9 +13,9 @@ import dagster as dg
 import psycopg2
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.quality.calendar import capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.orchestration.metadata import check_metadata, severity
 from dhan_pipeline.orchestration.names import TICKS, live_feed_key, of_source
+from dhan_pipeline.quality.calendar import capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.quality.hours import measure_hour
 from dhan_pipeline.quality.measures import (
     HOUR_CHECKS,

@@ -26,7 +26,6 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.quality.calendar import feed_expected, hours_in_session, session_name, token_needed_until
 from dhan_pipeline.orchestration.child import CaptureChild
 from dhan_pipeline.orchestration.metadata import (
     check_metadata,
@@ -50,6 +49,7 @@ from dhan_pipeline.orchestration.names import (
 )
 from dhan_pipeline.orchestration.new_gaps import NewGaps
 from dhan_pipeline.orchestration.resources import settings_environment
+from dhan_pipeline.quality.calendar import feed_expected, hours_in_session, session_name, token_needed_until
 from dhan_pipeline.quality.gap_words import event_in_words
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.hours import hour_gaps, measure_hour

@@ -13,7 +13,6 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.writer import nobody_writes
-from dhan_pipeline.quality.calendar import capture_expected, session_name
 from dhan_pipeline.orchestration.names import (
     ATTEMPT_TAG,
     CAPTURE_TAG,
@@ -24,6 +23,7 @@ from dhan_pipeline.orchestration.names import (
     STOP_TAG,
     of_source,
 )
+from dhan_pipeline.quality.calendar import capture_expected, session_name
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 

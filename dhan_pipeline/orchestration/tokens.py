@@ -19,9 +19,9 @@ from dhan_pipeline.feeds.dhan.auth import (
 from dhan_pipeline.feeds.dhan.token import can_refresh, read_profile, refresh_token
 from dhan_pipeline.feeds.errors import CredentialsError, TokenError
 from dhan_pipeline.feeds.kite.token import token_report
-from dhan_pipeline.quality.calendar import first_opening, token_needed_until
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.orchestration.schedules import TIME_ZONE
+from dhan_pipeline.quality.calendar import first_opening, token_needed_until
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source

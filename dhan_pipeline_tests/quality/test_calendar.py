@@ -12,6 +12,7 @@ from dhan_pipeline.quality.calendar import (
     capture_expected,
     feed_expected,
     hours_in_session,
+    next_session,
     token_needed_until,
 )
 from dhan_pipeline.sessions import IST
@@ -95,6 +96,22 @@ def test_a_token_is_needed_until_the_last_session_of_the_day_closes(settings: Se
 def test_a_token_is_not_needed_where_no_session_of_the_day_is_left(settings: Settings, time: str) -> None:
     subscribe(settings, ExchangeSegment.NSE_EQ)
     assert token_needed_until(settings, at(time)) is None
+
+
+@pytest.mark.parametrize(
+    ("time", "day"),
+    [
+        ("2026-11-20T08:59:59", 20),
+        ("2026-11-20T09:00:00", 23),
+        ("2026-11-21T12:00:00", 23),
+        ("2026-11-23T10:00:00", 25),
+    ],
+)
+def test_the_next_session_is_one_that_has_not_opened_yet(settings: Settings, time: str, day: int) -> None:
+    subscribe(settings, ExchangeSegment.NSE_EQ)
+    opens, closes = datetime(2026, 11, day, 9, 0, tzinfo=IST), datetime(2026, 11, day, 16, 0, tzinfo=IST)
+    assert next_session(settings, at(time)) == (opens, closes)
+    assert next_session(settings.model_copy(update={"sessions": "always"}), at(time)) is None
 
 
 def test_where_sessions_never_end_a_token_is_always_needed_for_a_while(settings: Settings) -> None:

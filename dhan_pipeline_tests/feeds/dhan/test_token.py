@@ -32,6 +32,7 @@ from dhan_pipeline.feeds.dhan.token import (
 )
 from dhan_pipeline.feeds.errors import TokenError, TokenLostError
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.feeds.simulator.rest import PLAN_LASTS
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.settings import Settings
@@ -184,6 +185,7 @@ async def test_the_report_says_what_is_wrong_and_never_the_token(tmp_path: Path)
         await asyncio.to_thread(generate_token, settings, Clock())
         good = await asyncio.to_thread(token_report, settings, Clock())
         assert (good["good"], good["problem"], good["client_id"]) == (True, None, CLIENT_ID)
+        assert datetime.fromisoformat(good["data_plan_until"]) > datetime.now(UTC) + PLAN_LASTS
         assert (simulator.rest.active_token or "") not in str(good)
         simulator.rest.data_plan = "Deactive"
         assert "no active data plan" in (await asyncio.to_thread(token_report, settings, Clock()))["problem"]

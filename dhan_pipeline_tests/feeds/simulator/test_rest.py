@@ -16,8 +16,8 @@ DETAILED = "/api-data/api-scrip-master-detailed.csv"
 
 
 @asynccontextmanager
-async def serving(master_csv: Path | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    server = RestServer(Clock(), master_csv)
+async def serving(master_csv: Path | None = None, clock: Clock | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    server = RestServer(clock or Clock(), master_csv)
     await server.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as client:
@@ -48,6 +48,12 @@ async def test_a_master_that_does_not_exist_is_not_found(tmp_path: Path) -> None
         assert (await client.get(COMPACT)).status_code == 404
     async with serving() as client:
         assert (await client.get(COMPACT)).status_code == 404
+
+
+async def test_each_answer_tells_the_time_of_the_servers_clock() -> None:
+    clock = Clock(start_ns=1_790_000_000_900_000_000, speed=1e-9)
+    async with serving(clock=clock) as client:
+        assert (await client.get(COMPACT)).headers["date"] == "Mon, 21 Sep 2026 14:13:20 GMT"
 
 
 async def test_without_a_market_it_says_that_there_are_no_bars() -> None:

@@ -30,7 +30,7 @@ BEGIN
         'archived_days', 'broker_candles', 'broker_fetches', 'candle_differences', 'candles_1m', 'candles_5m',
         'candles_15m', 'candles_1d', 'candles_60m', 'candles_live_1m', 'candles_live_5m', 'candles_live_15m', 'candles_live_60m',
         'captures', 'feed_gaps', 'gap_quotes', 'gap_recoveries', 'hour_digests', 'ingest_ledger', 'instrument_lives',
-        'instrument_versions', 'live_bars_1m', 'redrives', 'rejected_packets', 'shadow_comparisons', 'tick_rows',
+        'instrument_versions', 'live_bars_1m', 'redrives', 'rejected_packets', 'shadow_comparisons', 'subscribed_instruments', 'tick_rows',
         'ticks_with_symbols'
     ]) AS name
     WHERE to_regclass(name) IS NOT NULL AND obj_description(to_regclass(name), 'pg_class') IS NULL;

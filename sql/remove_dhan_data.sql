@@ -22,6 +22,7 @@ BEGIN
             ('rejected_packets', format('block_id < %s', captures::bigint << 42)),
             ('ingest_ledger', format('capture < %s', captures)),
             ('captures', format('capture < %s', captures)),
+            ('subscribed_instruments', format('capture < %s', captures)),
             ('redrives', format('capture < %s', captures)),
             ('feed_gaps', format('capture < %s', captures)),
             ('gap_recoveries', format('capture < %s', captures)),

@@ -16,6 +16,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.retrying import Database, Patience
+from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.ingest.writer import require_the_same_journal
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases, ledger
@@ -32,8 +33,18 @@ _ROWS = 1000
 class Books:
     """Follows the ledger. `run` is a thread's body."""
 
-    def __init__(self, settings: Settings, database_url: str, backlog: Backlog, warn: Callable[[str], None]) -> None:
-        """`backlog`: of the capture, which has put nothing yet. `warn` is called in the books' thread."""
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        backlog: Backlog,
+        warn: Callable[[str], None],
+        book: SubscribedBook | None = None,
+    ) -> None:
+        """`backlog`: of the capture, which has put nothing yet. `warn` is called in the books' thread.
+
+        What `book` is told is written into the database.
+        """
         self.counts = Counts()
         self.workers: int | None = None
         """Workers that are alive; None while that is unknown."""
@@ -50,6 +61,7 @@ class Books:
         self._found = threading.Event()
         self._stop = threading.Event()
         self._status: dict[str, Any] | None = None
+        self._book = book or SubscribedBook(settings.capture_number)
 
     def begin(self, timeout_s: float) -> bool:
         """Wait until `whole` and `tokens` are known. False where they are not after so many seconds.
@@ -91,6 +103,7 @@ class Books:
             if self._status is not None:
                 status, self._status = self._status, None
                 ledger.write_status(conn, capture, self._settings.source, status)
+            self._book.write(conn)
             patience.succeeded()
             self._stop.wait(_POLL_S)
 

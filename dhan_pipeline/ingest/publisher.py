@@ -24,6 +24,7 @@ from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.parts import split
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.ingest.retrying import Patience
+from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.journal.stretch import Stretch, joined
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ticks import StoredBlocks
@@ -61,8 +62,10 @@ class Publisher:
         warn: Callable[[str], None],
         connections: Mapping[int, int],
         listener: Listener | None = None,
+        book: SubscribedBook | None = None,
     ) -> None:
         """`connections`: the connection of each subscribed instrument token. `listener` hears of those that go silent.
+        What `book` is told is written into the database.
 
         `warn` and the listener are called in the publisher's threads. Raises BrokerError.
         """
@@ -72,7 +75,7 @@ class Publisher:
         self._clock = clock
         self._warn = warn
         self._tokens = np.fromiter(connections, np.int64, len(connections))
-        self._books = Books(settings, database_url, backlog, warn)
+        self._books = Books(settings, database_url, backlog, warn, book)
         self._stop = threading.Event()
         self._stop_at_s = 0.0
         self._handed_over: tuple[int, int] | None = None

@@ -29,6 +29,7 @@ from dhan_pipeline.ingest.gaps import SHORTEST_PAUSE_S, GapKeeper, segments_of
 from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.metrics import Metrics
 from dhan_pipeline.ingest.status import StatusReport
+from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.block import Block, split_block_id
@@ -40,6 +41,7 @@ from dhan_pipeline.quality.pauses import PauseWatch
 from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import hour_key, packets_due, packets_due_throughout
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.subscriptions import read_subscriptions
 
 if TYPE_CHECKING:
@@ -191,7 +193,10 @@ class Ingest:
             connections = {
                 token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)
             }
-            self._writer = _sink(settings)(settings, database_url, self._backlog, clock, self._warn, connections, self)
+            self._subscribed = SubscribedBook(settings.capture_number)
+            self._writer = _sink(settings)(
+                settings, database_url, self._backlog, clock, self._warn, connections, self, self._subscribed
+            )
             self.metrics = Metrics(settings, clock, "capture", self._writer.counts, subscriptions)
             self._report = StatusReport(clock)
             self._messages = 0
@@ -217,6 +222,10 @@ class Ingest:
         # A database that no longer answers must not keep the process from ending.
         writer = threading.Thread(target=self._writer.run, name="writer", daemon=True)
         self._gaps.begin(self._feed.connections, self._started)
+        ended_ns = self._started.since_ns
+        self._subscribed.begin(
+            self._feed.subscriptions, self._clock.now(), None if ended_ns is None else instant(ended_ns)
+        )
         journal.start()
         writer.start()
         self._emit(

@@ -19,6 +19,7 @@ from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.ingest.retrying import Database, Patience
+from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
@@ -57,8 +58,10 @@ class Writer:
         warn: Callable[[str], None],
         connections: Mapping[int, int] | None = None,
         listener: Listener | None = None,
+        book: SubscribedBook | None = None,
     ) -> None:
         """`connections`: the connection of each subscribed instrument token. `listener` hears of those that go silent.
+        What `book` is told is written into the database.
 
         `warn` and the listener are called in the writer's thread.
         """
@@ -71,6 +74,7 @@ class Writer:
         self._stop = threading.Event()
         self._stop_at_s = 0.0
         self._status: dict[str, Any] | None = None
+        self._book = book or SubscribedBook(settings.capture_number)
         self._learn_at_s = 0.0
         self._emptiness_told = False
         self._processor: BlockProcessor | None = None
@@ -175,6 +179,7 @@ class Writer:
             if self._status is not None:
                 status, self._status = self._status, None
                 ledger.write_status(conn, capture, self._settings.source, status)
+            self._book.write(conn)
             if not self._pending:
                 self._process(self._backlog.take(_POLL_S))
             if self._pending:

@@ -10,12 +10,14 @@ from dhan_pipeline.ingest import retrying
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.books import Books
 from dhan_pipeline.ingest.parts import PartProcessor
+from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ticks import write_blocks
+from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.ingest.feed import (
     EQUITY,
     HOUR,
@@ -186,3 +188,12 @@ def test_captures_are_counted_apart(settings: Settings, database_url: str, journ
         store(database_url, [*its_blocks])
         store(database_url, blocks)
         until(lambda: (books.counts.blocks, its_books.counts.blocks) == (2, 3))
+
+
+def test_what_the_capture_is_subscribed_to_is_written_before_there_is_a_block(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    book = SubscribedBook(0)
+    book.begin({TOKENS[0]: Mode.FULL}, HandClock().now(), None)
+    with following(Books(settings, database_url, backlog_of(journal, settings), print, book)):
+        until(lambda: query(database_url, "SELECT instrument_token FROM subscribed_instruments") == [(TOKENS[0],)])

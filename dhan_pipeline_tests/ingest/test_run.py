@@ -22,10 +22,11 @@ from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.digests import hour_digest
-from dhan_pipeline.subscriptions import Subscription, SubscriptionError, write_subscriptions
+from dhan_pipeline.subscriptions import Subscription, SubscriptionError, read_subscriptions, write_subscriptions
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     CLIENT_ID,
     EQUITY,
     HOUR,
@@ -40,6 +41,7 @@ from dhan_pipeline_tests.ingest.feed import (
     prepare_capture,
     query,
     record,
+    simulator_of,
     ticker,
 )
 from dhan_pipeline_tests.ingest.running import Running, ingest, stored, with_feed
@@ -132,6 +134,36 @@ async def test_the_database_knows_how_the_capture_is(ready: Settings, database_u
         await until(lambda: query(database_url, "SELECT 1 FROM captures WHERE (status->>'ticks')::int > 0"))
         [(status,)] = query(database_url, "SELECT status FROM captures")
         assert status in running.of_kind("status")
+
+
+@BOTH_SOURCES
+async def test_the_database_knows_what_the_capture_was_subscribed_to_and_when(
+    ready: Settings, database_url: str
+) -> None:
+    def rows() -> list[tuple[object, ...]]:
+        return query(database_url, "SELECT * FROM subscribed_instruments ORDER BY instrument_token")
+
+    listed = read_subscriptions(ready.subscriptions_path)
+    async with simulator_of(ready, rate=500) as simulator:
+        settings = ready.model_copy(update={f"{ready.source}_feed_url": simulator.feed_url})
+        async with ingest(settings) as first:
+            await until(rows)
+            await until(lambda: first.of_kind("status") and first.of_kind("status")[-1]["ticks"])
+        before = rows()
+        assert [(row[:3], row[4]) for row in before] == [
+            ((settings.capture_number, s.instrument_token, s.mode.value), None)
+            for s in sorted(listed, key=lambda s: s.instrument_token)
+        ]
+        write_subscriptions(ready.subscriptions_path, listed[1:])
+        async with ingest(settings):
+            await until(lambda: rows() != before)
+    assert [row for row in rows() if row in before] == [row for row in before if row[1] != listed[0].instrument_token]
+    [(until_stop,)] = query(
+        database_url,
+        "SELECT until <= (SELECT min(started_at) FROM feed_gaps WHERE cause = 'stop') FROM subscribed_instruments "
+        "WHERE until IS NOT NULL",
+    )
+    assert until_stop
 
 
 async def test_a_second_capture_of_the_same_number_is_refused(ready: Settings) -> None:

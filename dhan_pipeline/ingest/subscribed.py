@@ -1,0 +1,35 @@
+"""What a capture is subscribed to, on its way into the database, which may be away meanwhile."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+
+from psycopg2.extensions import connection
+
+from dhan_pipeline.store import subscribed
+from dhan_pipeline.ticks import Mode
+
+
+class SubscribedBook:
+    """Remembers each change until it is written. It is told in the event loop; the thread with the database writes."""
+
+    def __init__(self, capture: int) -> None:
+        self._capture = capture
+        self._waiting: deque[Callable[[connection], None]] = deque()
+
+    def begin(self, modes: Mapping[int, Mode], at: datetime, ended_at: datetime | None) -> None:
+        """The capture begins with these. The one before it ended at `ended_at`, if there was one."""
+        self._waiting.append(
+            partial(subscribed.record, capture=self._capture, modes=dict(modes), at=at, ended_at=ended_at)
+        )
+
+    def change(self, changes: Mapping[int, Mode | None], at: datetime) -> None:
+        """From `at` on each of these is subscribed in its mode, or, where that is None, no more."""
+        self._waiting.append(partial(subscribed.change, capture=self._capture, changes=dict(changes), at=at))
+
+    def write(self, conn: connection) -> None:
+        """Write what waits, in order. What fails is written again the next time."""
+        while self._waiting:
+            self._waiting[0](conn)
+            self._waiting.popleft()

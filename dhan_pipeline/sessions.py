@@ -1,21 +1,19 @@
 """Hours and trading sessions of the Indian exchanges, in India Standard Time.
 
-What is regular stands here, with the date from which it holds; `sessions.csv` beside this module holds the days that
-differ. A day's cell there is empty (a day like others of its weekday), `closed`, `open` (a weekend with the sessions of
-a weekday), `morning` or `evening` (commodities: that half alone), or `HH:MM-HH:MM` (a Muhurat session and nothing
-else). Sources: circulars of NSE, BSE and MCX on holidays; SEBI's of 2026-01-16 on the closing auction.
+What is regular stands here, with the date from which it holds; `special_days.py` reads the days that differ. MCX closes
+agricultural commodities earlier than the rest, at 17:00 or 21:00: of a segment, the last close counts. Sources:
+circulars of NSE, BSE and MCX; SEBI's of 2026-01-16 on the closing auction.
 """
 
-import csv
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.special_days import Market, problems, special_days
 
 IST = ZoneInfo("Asia/Kolkata")
 
@@ -75,7 +73,7 @@ Kind = Literal[
     "cross_currency",  # pairs without the rupee only
     "morning",  # commodities
     "evening",  # commodities
-    "muhurat",
+    "special",  # Muhurat, or a Saturday on which the exchanges try their second site
 ]
 
 
@@ -90,7 +88,6 @@ class Session:
 
 _Times = tuple[Kind, time, time]
 _Rules = tuple[tuple[date, tuple[_Times, ...]], ...]  # each with the day from which it holds
-_Market = Literal["equity", "currency", "commodity"]
 
 _PRE_OPEN: _Times = ("pre_open", time(9, 0), time(9, 15))
 
@@ -116,7 +113,7 @@ _CURRENCY: _Rules = (
 )
 _COMMODITY_HALVES = time(17, 0)
 
-_SEGMENTS: dict[ExchangeSegment, tuple[_Market, _Rules]] = {
+_SEGMENTS: dict[ExchangeSegment, tuple[Market, _Rules]] = {
     ExchangeSegment.IDX_I: ("equity", _CASH),
     ExchangeSegment.NSE_EQ: ("equity", _CASH),
     ExchangeSegment.NSE_FNO: ("equity", _DERIVATIVES),
@@ -127,17 +124,28 @@ _SEGMENTS: dict[ExchangeSegment, tuple[_Market, _Rules]] = {
     ExchangeSegment.BSE_FNO: ("equity", _DERIVATIVES),
 }
 
-_PRE_OPEN_OF_MUHURAT = timedelta(minutes=15)
+#: Exchanges close on 13 to 16 weekdays of a year. With fewer than so many known, its calendar is not.
+HOLIDAYS_OF_A_YEAR = 10
+
+#: How long before a year without a calendar begins that is said: from 1 December on.
+WARN_AHEAD = timedelta(days=31)
+
+_REMEDY = (
+    "Upgrade dhan-pipeline or pandas-market-calendars and sync the instruments, or write its holidays into the file of"
+    " SESSIONS_FILE."
+)
+
+_PRE_OPEN_OF_SPECIAL = timedelta(minutes=15)
 
 
 def sessions(segment: ExchangeSegment, day: date) -> list[Session]:
     """The segment's sessions of an IST day, by opening time; empty on a day without trading. They may overlap."""
     market, rules = _SEGMENTS[segment]
-    special = _special_days().get(day, {}).get(market, "")
+    special = special_days().get(day, {}).get(market, "")
     if special == "closed" or (not special and day.weekday() >= 5):
         return []
     if "-" in special:
-        return _muhurat(day, special, pre_open=market == "equity")
+        return _special(day, special, pre_open=market == "equity")
     if market == "commodity":
         halves: list[_Times] = [
             ("morning", time(9, 0), _COMMODITY_HALVES),
@@ -200,27 +208,42 @@ def session_bounds(
 
 def calendar_known(day: date) -> bool:
     """Whether the holidays of the day's year are known. If not, every weekday counts as a trading day."""
-    return any(known.year == day.year for known in _special_days())
+    closed = (
+        known for known, cells in special_days().items() if known.year == day.year and cells.get("equity") == "closed"
+    )
+    return sum(known.weekday() < 5 for known in closed) >= HOLIDAYS_OF_A_YEAR
+
+
+def calendar_problem(day: date) -> str | None:
+    """What a person should mend in the calendar, in a sentence or two, as of an IST day; None where it is well.
+
+    The holidays of the day's year are not known, or those of the next one a month before it begins; or the site's own
+    file of special days cannot be used.
+    """
+    found = list(problems())
+    ahead = day + WARN_AHEAD
+    if not calendar_known(day):
+        found.append(f"The calendar knows no holidays of {day.year}: every weekday counts as a trading day. {_REMEDY}")
+    elif not calendar_known(ahead):
+        found.append(f"The calendar ends on {day.year}-12-31, and knows no holidays of {ahead.year}. {_REMEDY}")
+    return " ".join(found) or None
 
 
 def _session(day: date, kind: Kind, opens: time, closes: time) -> Session:
     return Session(kind, datetime.combine(day, opens, IST), datetime.combine(day, closes, IST))
 
 
-def _muhurat(day: date, times: str, pre_open: bool) -> list[Session]:
-    opens, closes = map(time.fromisoformat, times.split("-"))
-    session = _session(day, "muhurat", opens, closes)
-    before = [Session("pre_open", session.open - _PRE_OPEN_OF_MUHURAT, session.open)] if pre_open else []
-    return [*before, session]
+def _special(day: date, times: str, pre_open: bool) -> list[Session]:
+    found = []
+    for stretch in times.split():
+        opens, closes = map(time.fromisoformat, stretch.split("-"))
+        found.append(_session(day, "special", opens, closes))
+    first = found[0].open
+    before = [Session("pre_open", first - _PRE_OPEN_OF_SPECIAL, first)] if pre_open else []
+    return [*before, *found]
 
 
 def _commodity_close(day: date) -> time:
     """Commodities follow the American markets: they close at 23:30 while New York has daylight saving time."""
     noon = datetime.combine(day, time(12, 0), _NEW_YORK)
     return time(23, 30) if noon.dst() else time(23, 55)
-
-
-@cache
-def _special_days() -> dict[date, dict[str, str]]:
-    with Path(__file__).with_suffix(".csv").open(newline="") as file:
-        return {date.fromisoformat(row["date"]): row for row in csv.DictReader(file)}

@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     sessions: Literal["exchange", "always"] = "exchange"
     """`always` treats every minute as in session: for the simulator, which never closes."""
 
+    sessions_file: Path = Path("sessions.csv")
+    """Days on which exchanges trade otherwise than our own table says; need not exist. Read again when it changes."""
+
     partitions_start: date | None = None
     """First day of the hourly partitions (IST). Unset: 30 days ago."""
 
@@ -155,6 +158,11 @@ class Settings(BaseSettings):
     def journal_dir(self) -> Path:
         """Where the hourly journal files are."""
         return self.data_dir / "journal"
+
+    @property
+    def holidays_path(self) -> Path:
+        """Holidays of years that our own table lacks."""
+        return self.data_dir / "holidays.csv"
 
     @property
     def subscriptions_path(self) -> Path:

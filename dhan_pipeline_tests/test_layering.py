@@ -34,6 +34,8 @@ ROOMS = (
         "symbols",
         "ticks",
         "sessions",
+        "special_days",
+        "holidays",
         "subscriptions",
         "settings",
         "sources",

@@ -1,20 +1,20 @@
-import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhan_pipeline import sessions as sessions_module
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.sessions import (
     HOUR_NS,
     IST,
     Session,
     calendar_known,
+    calendar_problem,
     day_start_ns,
     hour_key,
     hour_start_ns,
@@ -26,6 +26,7 @@ from dhan_pipeline.sessions import (
     session_bounds,
     sessions,
 )
+from dhan_pipeline.special_days import use_special_days
 
 NSE_EQ, NSE_FNO, NSE_CURRENCY, MCX_COMM, IDX_I, BSE_EQ, BSE_FNO = (
     ExchangeSegment[name] for name in ("NSE_EQ", "NSE_FNO", "NSE_CURRENCY", "MCX_COMM", "IDX_I", "BSE_EQ", "BSE_FNO")
@@ -40,6 +41,14 @@ def ns(text: str) -> int:
 
 def text(of_day: Iterable[Session]) -> list[str]:
     return [f"{s.kind} {s.open:%H:%M}-{s.close:%H:%M}" for s in of_day]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    """The site's own file of special days, which is not there yet."""
+    use_special_days(tmp_path / "holidays.csv", tmp_path / "sessions.csv")
+    yield tmp_path / "sessions.csv"
+    use_special_days(tmp_path / "none", tmp_path / "none")
 
 
 @given(st.integers(0, 4_000_000_000_000_000_000))
@@ -141,8 +150,8 @@ def test_the_budget_is_traded_on_a_weekend(day: date) -> None:
 
 def test_muhurat_trading_replaces_the_day() -> None:
     diwali = date(2025, 10, 21)
-    assert text(sessions(NSE_EQ, diwali)) == ["pre_open 13:30-13:45", "muhurat 13:45-14:45"]
-    assert text(sessions(MCX_COMM, diwali)) == ["muhurat 13:45-14:45"]
+    assert text(sessions(NSE_EQ, diwali)) == ["pre_open 13:30-13:45", "special 13:45-14:45"]
+    assert text(sessions(MCX_COMM, diwali)) == ["special 13:45-14:45"]
     assert not in_session(ns("2025-10-21T10:00"))
     assert in_session(ns("2025-10-21T13:30"))
     assert in_session(ns("2026-11-08T18:30"))
@@ -178,19 +187,76 @@ def test_weekdays_of_a_year_without_calendar_are_open_and_said_to_be_unknown() -
     assert sessions(NSE_EQ, date(2027, 1, 2)) == []
 
 
-def test_the_table_of_special_days_is_sound() -> None:
-    table = sessions_module._special_days()
-    assert list(table) == sorted(table)
-    for day, row in table.items():
-        assert row["occasion"]
-        weekend = day.weekday() >= 5
-        for market in ("equity", "currency", "commodity"):
-            allowed = r"|closed|\d\d:\d\d-\d\d:\d\d" + (r"|morning|evening" if market == "commodity" else "")
-            assert re.fullmatch(allowed + ("|open" if weekend else ""), row[market]), (day, market)
-            assert not (weekend and row[market] == "closed"), (day, market)
-    for year, trading_days in ((2025, 249), (2026, 247)):
-        days = [date(year, 1, 1) + timedelta(n) for n in range(365)]
-        assert sum(bool(sessions(NSE_EQ, day)) for day in days) == trading_days
+@pytest.mark.parametrize(("year", "trading_days"), [(2025, 249), (2026, 247)])
+def test_a_year_has_as_many_trading_days_as_the_exchanges_said(year: int, trading_days: int) -> None:
+    days = [date(year, 1, 1) + timedelta(n) for n in range(365)]
+    assert sum(bool(sessions(NSE_EQ, day)) for day in days) == trading_days
+
+
+@pytest.mark.parametrize("day", [date(2025, 1, 1), date(2026, 6, 30), date(2026, 11, 30)])
+def test_a_calendar_that_goes_on_for_a_month_has_no_problem(day: date) -> None:
+    assert calendar_problem(day) is None
+
+
+def test_from_december_on_a_calendar_that_ends_with_the_year_is_said() -> None:
+    problem = calendar_problem(date(2026, 12, 1))
+    assert problem is not None
+    assert problem.startswith("The calendar ends on 2026-12-31, and knows no holidays of 2027. Upgrade")
+
+
+def test_a_year_without_calendar_is_said() -> None:
+    problem = calendar_problem(date(2027, 1, 26))
+    assert problem is not None
+    assert problem.startswith("The calendar knows no holidays of 2027: every weekday counts as a trading day.")
+
+
+def test_the_site_s_own_file_wins(own: Path) -> None:
+    own.write_text(
+        "date,equity,currency,commodity,occasion\n"
+        "2026-11-08,18:15-19:15,18:15-19:15,18:00-19:15,Muhurat\n"
+        "2026-11-10,,,closed,\n"
+        "2026-11-24,open,,,Guru Nanak Jayanti is traded this year\n"
+        "2026-11-28,09:15-10:00 11:30-12:30,,,from the second site\n"
+        "2026-11-30,closed,,evening,a day of mourning\n"
+    )
+    assert text(sessions(NSE_EQ, date(2026, 11, 8))) == ["pre_open 18:00-18:15", "special 18:15-19:15"]
+    assert text(sessions(MCX_COMM, date(2026, 11, 8))) == ["special 18:00-19:15"]
+    assert sessions(NSE_FNO, date(2026, 11, 10)) == sessions(MCX_COMM, date(2026, 11, 10)) == []
+    assert "continuous 09:15-15:40" in text(sessions(NSE_FNO, date(2026, 11, 24)))
+    assert sessions(NSE_CURRENCY, date(2026, 11, 24)) == []
+    assert text(sessions(BSE_EQ, date(2026, 11, 28))) == [
+        "pre_open 09:00-09:15",
+        "special 09:15-10:00",
+        "special 11:30-12:30",
+    ]
+    assert sessions(NSE_EQ, date(2026, 11, 30)) == []
+    assert text(sessions(MCX_COMM, date(2026, 11, 30))) == ["evening 17:00-23:55"]
+    assert len(sessions(NSE_CURRENCY, date(2026, 11, 30))) == 2
+    assert calendar_problem(FRIDAY) is None
+
+
+def test_a_day_that_is_entered_counts_at_once(own: Path) -> None:
+    assert in_session(ns("2026-11-20T10:00"))
+    own.write_text("date,equity,currency,commodity\n2026-11-20,closed,closed,closed\n")
+    assert not in_session(ns("2026-11-20T10:00"))
+    own.unlink()
+    assert in_session(ns("2026-11-20T10:00"))
+
+
+def test_a_year_is_known_once_the_site_has_written_its_holidays_down(own: Path) -> None:
+    days = [date(2027, 3, 1) + timedelta(7 * week) for week in range(10)]
+    own.write_text("date,equity\n" + "".join(f"{day},closed\n" for day in days[:9]))
+    assert not calendar_known(date(2027, 1, 1))
+    own.write_text("date,equity\n" + "".join(f"{day},closed\n" for day in days))
+    assert calendar_known(date(2027, 1, 1))
+    assert calendar_problem(date(2026, 12, 31)) is None
+
+
+def test_what_is_wrong_in_the_site_s_own_file_is_a_problem_of_the_calendar(own: Path) -> None:
+    own.write_text("date,equity\n2026-11-31,closed\n")
+    assert calendar_problem(FRIDAY) == (
+        f"{own}, line 2: 2026-11-31 is no date such as 2026-11-08; the line is left out."
+    )
 
 
 def test_sessions_do_without_pandas() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import SOURCES, Source
+from dhan_pipeline.special_days import use_special_days
 
 _Done = TypeVar("_Done")
 
@@ -43,15 +44,20 @@ def parse_sources(text: str) -> tuple[Source, ...]:
 
 
 def read_settings(**overrides: Any) -> Settings:
-    """The settings from the environment; raises PipelineError that names each variable that is wrong."""
+    """The settings from the environment; raises PipelineError that names each variable that is wrong.
+
+    From then on this process follows their calendar.
+    """
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
     except UnicodeDecodeError:
         raise PipelineError("The file .env is not a text file.") from None
     except ValidationError as error:
         # Its own message would show the value, which may be a secret in the wrong place.
         wrong = "; ".join(f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
         raise PipelineError(f"The settings cannot be used: {wrong}.") from None
+    use_special_days(settings.holidays_path, settings.sessions_file)
+    return settings
 
 
 def for_each_source(

@@ -1,6 +1,7 @@
 """What is captured: a person's rules, applied to the instruments of the day."""
 
 import json
+import sys
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,7 @@ def subscriptions(
     does not keep the other from being written.
     """
     from dhan_pipeline.clock import Clock
+    from dhan_pipeline.holidays import calendar_problem_left
     from dhan_pipeline.sessions import IST
     from dhan_pipeline.store.engine import connect
     from dhan_pipeline.store.instruments import read_instruments
@@ -67,6 +69,8 @@ def subscriptions(
             print(json.dumps(told if len(sources) > 1 else told[sources[0]]))
     for each, resolution in done.items() if not as_json else ():
         _show(each, resolution, MAX_SUBSCRIPTIONS[each])
+    if problem := calendar_problem_left(settings, today):
+        print(problem, file=sys.stderr)
     if failure is not None:
         raise failure
 

@@ -39,7 +39,7 @@ from dhan_pipeline.quality.gaps import session_seconds
 from dhan_pipeline.quality.measures import DISK_WARN_GB
 from dhan_pipeline.quality.pauses import PauseWatch
 from dhan_pipeline.quality.trade_clock import moved_in_words
-from dhan_pipeline.sessions import hour_key, packets_due, packets_due_throughout
+from dhan_pipeline.sessions import IST, calendar_problem, hour_key, packets_due, packets_due_throughout
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.subscriptions import read_subscriptions
@@ -236,6 +236,10 @@ class Ingest:
                 "pid": os.getpid(),
             }
         )
+        if self._settings.sessions == "exchange" and (
+            problem := calendar_problem(self._clock.now().astimezone(IST).date())
+        ):
+            self._warn(problem)
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in {

@@ -44,6 +44,7 @@ from dhan_pipeline.orchestration.timescale import (
 )
 from dhan_pipeline.orchestration.tokens import TOKEN_JOBS, TOKEN_SCHEDULES
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.special_days import use_special_days
 
 Location = Literal["ingest", "dhan_pipeline"]
 
@@ -65,6 +66,7 @@ def build_defs(
     Reads settings from the environment; touches no database, no network.
     """
     settings = settings or Settings()
+    use_special_days(settings.holidays_path, settings.sessions_file)
     resources = build_resources(settings, clock or Clock(), capture_command)
     parts = [PARTS[location]] if location else PARTS.values()
     return dg.Definitions.merge(*(build(settings, resources) for build in parts))

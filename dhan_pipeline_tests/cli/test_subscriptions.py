@@ -58,6 +58,14 @@ def test_each_rule_is_shown_with_what_it_comes_to_and_the_capture_reads_the_resu
     assert [subscription.symbol for subscription in read][:3] == ["NIFTY", "RELIANCE", "TCS"]
 
 
+def test_what_is_wrong_in_the_site_s_file_of_special_days_is_said_beside(subscribe: Subscribe, tmp_path: Path) -> None:
+    (tmp_path / "sessions.csv").write_text("date,equity\n2026-11-08,18:15\n")
+    done = subscribe("--dry-run", "--json")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("sessions.csv, line 2: 18:15 is nothing that equity can be; the line is left out.")
+    assert json.loads(done.stdout)["subscriptions"] == 6
+
+
 def test_a_dry_run_leaves_the_list_as_it_is(subscribe: Subscribe, tmp_path: Path) -> None:
     assert subscribe("--dry-run").exit_code == 0
     assert not (tmp_path / "data" / "subscriptions_dhan.csv").exists()

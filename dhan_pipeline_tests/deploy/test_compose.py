@@ -219,7 +219,7 @@ def test_prometheus_and_grafana_find_their_files(services: dict[str, dict[str, A
 
 def test_every_setting_reaches_the_capture() -> None:
     fixed = {"postgres_bin_dir", "database_url", "data_dir", "dhan_token_file", "kite_token_file"}
-    fixed |= {"subscriptions_file", "metrics_host", "metrics_port"}
+    fixed |= {"subscriptions_file", "sessions_file", "metrics_host", "metrics_port"}
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     free = [name.upper() for name in Settings.model_fields if name not in fixed | secret]
     set_all = {name: f"of {name}" for name in free}
@@ -231,7 +231,15 @@ def test_every_setting_reaches_the_capture() -> None:
 
 def test_a_setting_that_nobody_sets_keeps_its_default(services: dict[str, dict[str, Any]]) -> None:
     given = {name for name, value in services["worker"]["environment"].items() if value is not None}
-    fixed = {"DATA_DIR", "DHAN_TOKEN_FILE", "KITE_TOKEN_FILE", "SUBSCRIPTIONS_FILE", "METRICS_HOST", "METRICS_PORT"}
+    fixed = {
+        "DATA_DIR",
+        "DHAN_TOKEN_FILE",
+        "KITE_TOKEN_FILE",
+        "SUBSCRIPTIONS_FILE",
+        "SESSIONS_FILE",
+        "METRICS_HOST",
+        "METRICS_PORT",
+    }
     assert given == fixed | {"TRANSPORT"}
 
 

@@ -17,6 +17,7 @@ import dagster as dg
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.masters import download_master, parse_master
+from dhan_pipeline.holidays import calendar_problem_left
 from dhan_pipeline.orchestration.metadata import Metadata, of_each_source
 from dhan_pipeline.orchestration.names import OWNERS, REFERENCE
 from dhan_pipeline.orchestration.resources import explained
@@ -99,7 +100,11 @@ def subscriptions(
     The capture reads the result when it starts.
     """
     on = clock.now().astimezone(IST).date()
-    return _of_each_source(context, settings, lambda of_one: _subscriptions(of_one, on, context))
+    problem = calendar_problem_left(settings, on)
+    if problem:
+        context.log.warning(problem)
+    result = _of_each_source(context, settings, lambda of_one: _subscriptions(of_one, on, context))
+    return result._replace(metadata={**(result.metadata or {}), "calendar": problem or "ok"})
 
 
 def _subscriptions(settings: Settings, on: date, context: dg.AssetExecutionContext) -> Metadata:

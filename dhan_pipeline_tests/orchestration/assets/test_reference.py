@@ -1,5 +1,7 @@
 """The reference data, materialised for real."""
 
+from pathlib import Path
+
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.subscriptions import read_subscriptions
 from dhan_pipeline_tests.orchestration.conftest import Pipeline
@@ -15,7 +17,17 @@ def test_the_instrument_sync_downloads_loads_and_resolves(pipeline: Pipeline) ->
     assert metadata(result, "instruments")["inserted"] == 3
     subscriptions = metadata(result, "subscriptions")
     assert (subscriptions["dagster/row_count"], subscriptions["missing"]) == (2, 1)
+    assert subscriptions["calendar"] == "ok"
     assert [s.symbol for s in read_subscriptions(pipeline.settings.subscriptions_path)] == ["NIFTY", "RELIANCE"]
+
+
+def test_each_sync_says_what_is_wrong_with_the_calendar(pipeline: Pipeline, tmp_path: Path) -> None:
+    own = tmp_path / "sessions.csv"
+    own.write_text("date,equity\n2026-11-08,18:15\n")
+    settings = pipeline.settings.model_copy(update={"sessions": "exchange", "sessions_file": own})
+    result = run_job(Pipeline(settings, pipeline.instance), "instrument_sync_job")
+    assert result.success
+    assert metadata(result, "subscriptions")["calendar"].startswith(f"{own}, line 2: 18:15 is nothing that equity can")
 
 
 def test_with_both_brokers_each_has_its_files_its_rows_and_its_metadata(pipeline: Pipeline) -> None:

@@ -20,7 +20,7 @@ from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.ingest.writer import require_the_same_journal
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases, ledger
-from dhan_pipeline.store.instruments import load_tokens
+from dhan_pipeline.store.instruments import load_futures, load_tokens
 
 #: What was stored since the last look counts as backlog.
 _POLL_S = 0.25
@@ -53,6 +53,8 @@ class Books:
         since the Unix epoch, UTC); None for none."""
         self.tokens: NDArray[np.int64] = np.zeros(0, np.int64)
         """The instruments that the database knew at the start."""
+        self.futures: NDArray[np.int64] = self.tokens
+        """Those of them that are futures."""
         self._settings = settings
         self._backlog = backlog
         self._last_durable = backlog.last_durable
@@ -116,6 +118,7 @@ class Books:
         require_the_same_journal(conn, capture, last, whole)
         self.whole = None if whole is None else (whole, ledger.last_received_ns(conn, whole))
         self.tokens = load_tokens(conn, self._settings.source)
+        self.futures = load_futures(conn, self._settings.source)
         self.counts.hours |= frozenset(ledger.hours(conn))
         conn.commit()
         self._found.set()

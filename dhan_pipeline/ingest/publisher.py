@@ -87,7 +87,7 @@ class Publisher:
         self._gathered_s = 0.0
         """When the last of them were made."""
         self._depths: Depths | None = None
-        self.liveliness = Liveliness(settings, connections, listener)
+        self.liveliness = Liveliness(settings, connections, listener, clock.speed)
 
     @property
     def counts(self) -> Counts:
@@ -149,7 +149,7 @@ class Publisher:
         # What is left to hand over may be of instruments that are subscribed no more.
         tokens = np.union1d(self._tokens, self._books.tokens)
         self._processor = BlockProcessor(tokens, decoder(self._settings))
-        self.liveliness.know(self._processor.instruments)
+        self.liveliness.know(self._processor.instruments, self._books.futures)
         if after is not None and not resume(
             self._processor, self._settings.journal_dir, self._settings.capture_number, after, self._is_over
         ):

@@ -343,6 +343,7 @@ class Ingest:
         ) | {
             **self._gaps.status(),
             **self._writer.facts(),
+            **self._writer.liveliness.market.facts(self._clock.now_ns()),
             "backlog_blocks": self._backlog.blocks,
             "reconnects": self._connects.total() - len(self._connects),
             "trade_clock": self._writer.liveliness.trade_clock,

@@ -25,7 +25,7 @@ from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
-from dhan_pipeline.store.instruments import load_tokens
+from dhan_pipeline.store.instruments import load_futures, load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions, instant
 from dhan_pipeline.threads import in_thread
 
@@ -84,7 +84,7 @@ class Writer:
         self._committed: int | None = None
         """The last block that is."""
         self._redrives = 0
-        self.liveliness = Liveliness(settings, connections or {}, listener)
+        self.liveliness = Liveliness(settings, connections or {}, listener, clock.speed)
 
     def stop(self, within_s: float) -> None:
         """End once the backlog is empty, or after so many seconds; at once while the database is away.
@@ -155,7 +155,8 @@ class Writer:
             ):
                 return False
             self._processor, self._redrives = processor, redrives
-            self.liveliness.know(processor.instruments)
+            self.liveliness.know(processor.instruments, load_futures(conn, self._settings.source))
+            conn.commit()
         if self._pending:
             last = self._pending[-1].stretch
             self._backlog.start_after(last.last_block_id, last.last_received_ns)
@@ -232,7 +233,8 @@ class Writer:
         conn.commit()
         if not np.array_equal(tokens, processor.instruments.tokens):
             processor.learn(tokens)
-            self.liveliness.know(processor.instruments)
+            self.liveliness.know(processor.instruments, load_futures(conn, self._settings.source))
+            conn.commit()
         elif not len(tokens) and not self._emptiness_told:
             self._emptiness_told = True
             source = self._settings.source

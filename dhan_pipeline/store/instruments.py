@@ -263,6 +263,12 @@ def load_tokens(conn: connection, source: Source) -> NDArray[np.int64]:
     return read_records(conn, query, [source], {"instrument_token": "int8"})["instrument_token"]
 
 
+def load_futures(conn: connection, source: Source) -> NDArray[np.int64]:
+    """Tokens of those that are futures."""
+    query = "SELECT instrument_token FROM instruments WHERE source = %s AND expiry IS NOT NULL AND option_type IS NULL"
+    return read_records(conn, query, [source], {"instrument_token": "int8"})["instrument_token"]
+
+
 def read_instruments(conn: connection, source: Source) -> "pd.DataFrame":
     """The active instruments of a source, by token: the columns and types of `InstrumentMaster.rows`."""
     frame: pd.DataFrame = read_instrument_table(conn, source).to_pandas(date_as_object=False)

@@ -22,6 +22,7 @@ from dhan_pipeline.store.instruments import (
     SCHEMA,
     SEGMENT_ROWS,
     InstrumentSyncError,
+    load_futures,
     load_tokens,
     read_instruments,
     sync_to_database,
@@ -99,6 +100,9 @@ def test_a_whole_master_is_stored_and_read_back_the_same(database_url: str, conn
     stored = read_instruments(conn, "dhan")
     pd.testing.assert_frame_equal(stored, master.rows.sort_values("instrument_token").reset_index(drop=True))
     assert load_tokens(conn, "dhan").tolist() == stored["instrument_token"].tolist()
+    futures = stored[stored["instrument_type"].str.startswith("FUT")]
+    assert set(load_futures(conn, "dhan")) == set(futures["instrument_token"])
+    assert len(futures)
     conn.rollback()
 
     assert counts(sync_to_database(database_url, master)) == {"unchanged": len(master.rows)}

@@ -124,6 +124,25 @@ class Settings(BaseSettings):
     shadow_agree_error: float = Field(default=0.95, ge=0, le=1)
     """Share of an hour's seconds in which both brokers say the same of an instrument."""
 
+    alert_slack_webhook_url: SecretStr | None = None
+    """Alerts go to whichever channels are set. An incoming webhook of Slack, or of what speaks its language."""
+    alert_smtp_url: SecretStr | None = None
+    """`smtp://user:password@host:587` (STARTTLS where it is offered) or `smtps://…:465`; with `alert_email_to`."""
+    alert_email_to: str | None = None
+    """Addresses, with commas between."""
+    alert_email_from: str | None = None
+    """Unset: the user in `alert_smtp_url`, where that is an address."""
+    alert_webhook_url: SecretStr | None = None
+    """Is sent JSON, by POST."""
+    alert_telegram_token: SecretStr | None = None
+    """A bot's; with `alert_telegram_chat`."""
+    alert_telegram_chat: str | None = None
+    alert_telegram_api_url: str = "https://api.telegram.org"
+    alerts_file: Path = Path("alerts.yaml")
+    """Rules that say what is muted, and whom an owner's alerts go to. It may be absent."""
+    dagster_url: str | None = None
+    """Where a person opens Dagster's UI, for the links in alerts."""
+
     @property
     def sources(self) -> tuple[Source, ...]:
         """The brokers whose feeds are captured, in the order in which they are named."""

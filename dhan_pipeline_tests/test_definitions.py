@@ -56,6 +56,7 @@ ASSETS = {
     ),
     "shadow_comparison": ({"ticks"}, "market_data", {"postgres", "table"}, HOURLY, {"sources_agree"}),
     "tick_storage": ({"ticks"}, "market_data", {"postgres"}, None, {"jobs", "licence"}),
+    "alerts": (set(), "operations", set(), None, {"delivered"}),
 }
 
 
@@ -163,6 +164,7 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         "ingest_supervisor",
         "candles_sensor",
         "gap_recovery_sensor",
+        "alert_sensor",
     }
     for instigator in (*repository.schedule_defs, *repository.sensor_defs):
         assert instigator.default_status.value == "RUNNING"

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import typer
 
+from dhan_pipeline.cli.alert import alert_app
 from dhan_pipeline.cli.capture import decode, ingest
 from dhan_pipeline.cli.database import db_app, migrate, redrive, sync_instruments
 from dhan_pipeline.cli.find import find
@@ -45,6 +46,7 @@ app.command(short_help="List the times in which packets may be missing.")(gaps)
 app.command(short_help="Rebuild hours of ticks from the journal, or only compare.")(replay)
 app.command(short_help="Process rejected packets again, after a fix.")(redrive)
 app.add_typer(token_app, name="token")
+app.add_typer(alert_app, name="alert")
 app.command(short_help="Explain a message of the feed.")(decode)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.alerts import alert_sensor, alerts_asset, alerts_delivered
 from dhan_pipeline.orchestration.assets.archive import build_archive_asset
 from dhan_pipeline.orchestration.assets.broker import build_broker_assets
 from dhan_pipeline.orchestration.assets.candles import build_candle_assets
@@ -98,8 +99,9 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             *build_broker_assets(days),
             build_archive_asset(days),
             tick_storage,
+            alerts_asset,
         ],
-        asset_checks=[*build_checks(settings, hours), tick_storage_checks],
+        asset_checks=[*build_checks(settings, hours), tick_storage_checks, alerts_delivered],
         jobs=[
             instrument_sync_job,
             candles_job,
@@ -111,7 +113,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
             event_log_job,
             tick_storage_job,
         ],
-        sensors=[candles_sensor, gap_recovery_sensor],
+        sensors=[candles_sensor, gap_recovery_sensor, alert_sensor],
         schedules=[
             instrument_sync_schedule,
             archive_schedule,

@@ -64,7 +64,7 @@ def services(stack: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return dict(stack["services"])
 
 
-@pytest.mark.parametrize("overlay", ["standin.yml", "tokens.yml"])
+@pytest.mark.parametrize("overlay", ["standin.yml", "tokens.yml", "alerts.yml"])
 def test_the_files_that_go_with_it_are_valid_too(overlay: str) -> None:
     compose("--file", str(COMPOSE), "--file", str(REPOSITORY / "deploy" / "compose" / overlay), "config", "--quiet")
 
@@ -219,7 +219,7 @@ def test_prometheus_and_grafana_find_their_files(services: dict[str, dict[str, A
 
 def test_every_setting_reaches_the_capture() -> None:
     fixed = {"postgres_bin_dir", "database_url", "data_dir", "dhan_token_file", "kite_token_file"}
-    fixed |= {"subscriptions_file", "sessions_file", "metrics_host", "metrics_port"}
+    fixed |= {"subscriptions_file", "sessions_file", "alerts_file", "metrics_host", "metrics_port"}
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     free = [name.upper() for name in Settings.model_fields if name not in fixed | secret]
     set_all = {name: f"of {name}" for name in free}
@@ -237,6 +237,7 @@ def test_a_setting_that_nobody_sets_keeps_its_default(services: dict[str, dict[s
         "KITE_TOKEN_FILE",
         "SUBSCRIPTIONS_FILE",
         "SESSIONS_FILE",
+        "ALERTS_FILE",
         "METRICS_HOST",
         "METRICS_PORT",
     }

@@ -8,7 +8,7 @@ RESULTS := data/benchmarks
 TESTERS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5)))
 UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
-.PHONY: help setup demo test lint types format bench bench-long soak compose-smoke lock clean
+.PHONY: help setup demo test lint types format docs bench bench-long soak compose-smoke lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ types: $(VENV)/.dev ## Check types, strictly
 format: $(VENV)/.dev ## Rewrite to the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## Build the pages of docs/, with a search, into data/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 BENCHMARKS := end_to_end rabbitmq decode enrich journal receive copy_rows rebuild catch_up instruments candles
 

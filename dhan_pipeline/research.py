@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import date, datetime, time, timedelta
 from importlib.util import find_spec
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +34,7 @@ from dhan_pipeline.store.symbols import resolve_symbols
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 #: A time: aware, or of the IST clock; of a date, its midnight in India. As text, ISO 8601.
 When = datetime | date | str
@@ -47,6 +48,39 @@ class ResearchError(PipelineError):
     """What was asked for cannot be had so."""
 
 
+@overload
+def read_ticks(
+    symbols: Symbols,
+    start: When,
+    end: When,
+    *,
+    columns: Sequence[str] | None = None,
+    as_: Literal["pandas"] = "pandas",
+    source: Source | None = None,
+    settings: Settings | None = None,
+) -> "pd.DataFrame": ...
+@overload
+def read_ticks(
+    symbols: Symbols,
+    start: When,
+    end: When,
+    *,
+    columns: Sequence[str] | None = None,
+    as_: Literal["polars"],
+    source: Source | None = None,
+    settings: Settings | None = None,
+) -> "pl.DataFrame": ...
+@overload
+def read_ticks(
+    symbols: Symbols,
+    start: When,
+    end: When,
+    *,
+    columns: Sequence[str] | None = None,
+    as_: Literal["arrow"],
+    source: Source | None = None,
+    settings: Settings | None = None,
+) -> pa.Table: ...
 def read_ticks(
     symbols: Symbols,
     start: When,
@@ -94,6 +128,39 @@ def read_ticks(
     return _as(_with_own_words(table.select(names)), as_)
 
 
+@overload
+def read_candles(
+    symbols: Symbols,
+    start: When,
+    end: When,
+    minutes: int = 1,
+    *,
+    as_: Literal["pandas"] = "pandas",
+    source: Source | None = None,
+    settings: Settings | None = None,
+) -> "pd.DataFrame": ...
+@overload
+def read_candles(
+    symbols: Symbols,
+    start: When,
+    end: When,
+    minutes: int = 1,
+    *,
+    as_: Literal["polars"],
+    source: Source | None = None,
+    settings: Settings | None = None,
+) -> "pl.DataFrame": ...
+@overload
+def read_candles(
+    symbols: Symbols,
+    start: When,
+    end: When,
+    minutes: int = 1,
+    *,
+    as_: Literal["arrow"],
+    source: Source | None = None,
+    settings: Settings | None = None,
+) -> pa.Table: ...
 def read_candles(
     symbols: Symbols,
     start: When,

@@ -1,4 +1,4 @@
-"""The documents say what is true: every column, every command, queries that run, links that lead somewhere."""
+"""The documents say what is true: every column, every command, links that lead somewhere."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,7 @@ from dhan_pipeline import cli
 from dhan_pipeline.cli.app import app
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token, split_instrument_token
 from dhan_pipeline.ticks import COLUMNS
-
-REPOSITORY = Path(__file__).parent.parent
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+from dhan_pipeline_tests.documents.snippets import DOCUMENTS, REPOSITORY
 
 TYPES = {
     "bool": "boolean",
@@ -52,14 +50,6 @@ def rows(section: str) -> dict[str, list[str]]:
     """Cells of each table row whose first cell is code, by that cell."""
     found = re.findall(r"^\| `([^`]+)` \|(.*)\|$", section, re.MULTILINE)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in found}
-
-
-def blocks(language: str) -> list[tuple[str, str]]:
-    return [
-        (path.name, block)
-        for path in DOCUMENTS
-        for block in re.findall(rf"^```{language}\n(.*?)^```", text(path), re.MULTILINE | re.DOTALL)
-    ]
 
 
 def commands() -> set[str]:
@@ -101,32 +91,10 @@ def test_the_readme_lists_every_command_and_no_other() -> None:
     assert {word for cell in first_cells for word in re.findall(r"`([^`]+)`", cell)} == commands()
 
 
-def test_every_command_line_in_the_documents_has_options_that_there_are() -> None:
-    programs = get_command(app).commands  # type: ignore[attr-defined]
-    lines = [
-        (programs[name], rest)
-        for path in DOCUMENTS
-        for name, rest in re.findall(r"(?:`|dhan-pipeline )([a-z-]+) ([^`\n]+)", text(path).replace("\\\n", ""))
-        if name in programs
-    ]
-    assert len(lines) > 30
-    for program, rest in lines:
-        command = program.commands[rest.split()[0]] if hasattr(program, "commands") else program
-        known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
-        assert set(re.findall(r"--[a-z-]+", rest)) <= known, (command.name, rest)
-
-
-def test_the_guide_lists_every_exit_code() -> None:
-    table = sections(text(REPOSITORY / "docs" / "guide.md"))["Commands"]
+def test_the_page_on_commands_lists_every_exit_code() -> None:
+    table = text(REPOSITORY / "docs" / "commands.md")
     named, _, _ = (cli.__doc__ or "").partition("Exit codes: ")[2].partition(". ")
     assert re.findall(r"^\| (\d+) \|", table, re.MULTILINE) == re.findall(r"\d+", named)
-
-
-@pytest.mark.parametrize(("name", "query"), blocks("sql"))
-def test_every_query_in_the_documents_runs(name: str, query: str, conn: connection) -> None:
-    with conn.cursor() as cursor:
-        cursor.execute(query)
-        assert cursor.description
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -148,7 +116,7 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert named <= targets
 
 
-def test_the_token_in_the_guide_is_right() -> None:
+def test_the_token_in_the_concepts_is_right() -> None:
     assert generate_instrument_token("NSE_EQ", 2885) == 1103806597957
     assert split_instrument_token(1103806597957) == (ExchangeSegment.NSE_EQ, 2885)
-    assert text(REPOSITORY / "docs" / "guide.md").count("1103806597957") == 2
+    assert text(REPOSITORY / "docs" / "concepts.md").count("1103806597957") == 2

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from psycopg2.extensions import connection
 
-import dhan_pipeline
 from dhan_pipeline import read_candles, read_ticks, research
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.research import ResearchError
@@ -249,9 +248,3 @@ def test_the_examples_of_the_document_run(
     assert set(names["spreads"]["trading_symbol"]) == {"RELIANCE", "INFY"}
     assert names["depth_of_bids"].shape == names["prices"].shape[:1] > (5,)
     assert len(names["day"]) == 180
-
-
-def test_the_package_has_nothing_else_to_offer() -> None:
-    assert dhan_pipeline.__all__ == ["load_instruments_cache", "read_candles", "read_ticks"]
-    with pytest.raises(AttributeError, match="no attribute 'read_tocks'"):
-        _ = dhan_pipeline.read_tocks

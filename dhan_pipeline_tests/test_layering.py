@@ -20,6 +20,7 @@ ROOMS = (
     {"demo"},
     {"definitions", "ingest_definitions", "pipeline_definitions"},
     {"orchestration"},
+    {"diagnosis"},
     {"ingest"},
     {"alerts"},
     {"quality"},

@@ -13,6 +13,7 @@ import typer
 from dhan_pipeline.cli.alert import alert_app
 from dhan_pipeline.cli.capture import decode, ingest
 from dhan_pipeline.cli.database import db_app, migrate, redrive, sync_instruments
+from dhan_pipeline.cli.doctor import doctor
 from dhan_pipeline.cli.find import find
 from dhan_pipeline.cli.gaps import gaps
 from dhan_pipeline.cli.replay import replay
@@ -21,6 +22,7 @@ from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.subscriptions import subscriptions
 from dhan_pipeline.cli.timescale import db_to_timescaledb
 from dhan_pipeline.cli.token import token_app
+from dhan_pipeline.cli.why import why
 from dhan_pipeline.cli.worker import worker
 from dhan_pipeline.errors import redacted
 
@@ -42,6 +44,8 @@ app.command(short_help="Find instruments by what a trader writes.")(find)
 app.command()(migrate)
 db_app.command("to-timescaledb", short_help="Move ticks into a hypertable of TimescaleDB.")(db_to_timescaledb)
 app.add_typer(db_app, name="db")
+app.command(short_help="Is everything fit for the session?")(doctor)
+app.command(short_help="Why does nothing come of an instrument?")(why)
 app.command(short_help="List the times in which packets may be missing.")(gaps)
 app.command(short_help="Rebuild hours of ticks from the journal, or only compare.")(replay)
 app.command(short_help="Process rejected packets again, after a fix.")(redrive)

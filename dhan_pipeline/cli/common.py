@@ -4,16 +4,22 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import SOURCES, Source
 from dhan_pipeline.special_days import use_special_days
+
+if TYPE_CHECKING:
+    from dhan_pipeline.diagnosis.findings import Finding
 
 _Done = TypeVar("_Done")
 
@@ -119,6 +125,29 @@ async def until_signal(work: Callable[[asyncio.Event], Awaitable[None]], for_s: 
     if for_s is not None:
         loop.call_later(for_s, stop.set)
     await work(stop)
+
+
+#: How a line of a diagnosis begins, and its colour on a terminal.
+_STATES = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "bad": ("BAD", "bold red")}
+
+
+def print_findings(findings: "Sequence[Finding]") -> None:
+    """A table of what was found, a line each; below what is not well, what to do about it."""
+    several = any(finding.source is not None for finding in findings)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    if several:
+        table.add_column("broker", no_wrap=True)
+    table.add_column("look at", no_wrap=True)
+    table.add_column("found, and -> what to do")
+    for finding in findings:
+        word, colour = _STATES[finding.state]
+        told = Text(finding.found)
+        if finding.fix:
+            told.append(f"\n-> {finding.fix}", "bold")
+        whose = [finding.source or ""] if several else []
+        table.add_row(Text(word, colour), *whose, finding.name, told)
+    Console().print(table)
 
 
 def stderr_console() -> Console:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.feeds.client import Feed
+from dhan_pipeline.instruments import source_of, split_instrument_token
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.ticks import Decoded
@@ -39,6 +40,14 @@ def feed_of(settings: Settings) -> type[Feed]:
     from dhan_pipeline.feeds.kite.client import Feed as KiteFeed
 
     return KiteFeed
+
+
+def instrument_mark(instrument_token: int) -> tuple[int, bytes]:
+    """Where a packet of the instrument says whose it is, and the bytes that stand there: also one that was rejected."""
+    if source_of(instrument_token) == "dhan":
+        segment, security_id = split_instrument_token(instrument_token)
+        return 3, bytes([segment]) + security_id.to_bytes(4, "little")
+    return 0, instrument_token.to_bytes(4, "big")
 
 
 def explainer(source: Source) -> "Callable[[bytes], list[ExplainedPacket]]":

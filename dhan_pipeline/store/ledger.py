@@ -299,6 +299,27 @@ def rejections(conn: connection, since_ns: int, reason: str | None = None) -> li
         return cursor.fetchall()
 
 
+@dataclass(frozen=True, slots=True)
+class Rejections:
+    """Rejected packets that have a reason in common."""
+
+    reason: str
+    packets: int
+    last_ns: int
+    """When the last was received: ns since the Unix epoch, UTC."""
+
+
+def rejections_of(conn: connection, since_ns: int, offset: int, mark: bytes) -> list[Rejections]:
+    """The rejected packets received since (ns, UTC) that have these bytes at the offset, by reason, most first."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT reason, count(*), (extract(epoch FROM max(received)) * 1e9)::bigint FROM rejected_packets "
+            "WHERE received >= %s AND substring(payload FROM %s FOR %s) = %s GROUP BY 1 ORDER BY 2 DESC, 1",
+            (instant(since_ns), offset + 1, len(mark), mark),
+        )
+        return [Rejections(*row) for row in cursor.fetchall()]
+
+
 def rejected_positions(conn: connection, block_ids: list[int], reason: str | None = None) -> dict[int, set[int]]:
     """Positions of the rejected packets of each block, of one `reason` or of any."""
     found: dict[int, set[int]] = {block_id: set() for block_id in block_ids}
@@ -310,6 +331,18 @@ def rejected_positions(conn: connection, block_ids: list[int], reason: str | Non
         )
         for block_id, position in cursor.fetchall():
             found[block_id].add(position)
+    return found
+
+
+def most_ticks_a_day(conn: connection, since_ns: int) -> int | None:
+    """The most ticks that a day (IST) from an instant (ns, UTC) on has in the ledger; None for no block of any."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT max(ticks)::bigint FROM (SELECT sum(ticks) AS ticks FROM ingest_ledger WHERE hour >= %s "
+            "GROUP BY (hour AT TIME ZONE 'Asia/Kolkata')::date) AS days",
+            (instant(since_ns),),
+        )
+        found: int | None = cursor.fetchall()[0][0]
     return found
 
 

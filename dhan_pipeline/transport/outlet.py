@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+from aiormq import ChannelNotFoundEntity
 from aiormq.abc import AbstractChannel, AbstractConnection
 
 from dhan_pipeline.transport.broker import (
@@ -76,6 +77,23 @@ class Outlet:
                 await self._connection.ready()  # at once, unless it has
             return False
         return True
+
+
+async def look(url: str) -> tuple[str, Depths | None]:
+    """RabbitMQ's version, and what waits in it; None where nobody has made its queues yet. Changes nothing.
+
+    Raises BrokerError.
+    """
+    async with connected(url, "doctor") as connection:
+        version = connection.server_properties.get("version", b"")
+        (channel,) = await answers(connection.channel())
+        try:
+            depths = await Outlet(connection, channel).depths()
+        except BrokerError as error:
+            if not isinstance(error.__cause__, ChannelNotFoundEntity):
+                raise
+            depths = None
+    return version.decode() if isinstance(version, bytes) else str(version), depths
 
 
 @asynccontextmanager

@@ -1,0 +1,153 @@
+"""This machine: room on its disks for the day, open files, and whether the calendar of its days is known."""
+
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import psycopg2
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.diagnosis.findings import Finding, asked_database, bad, ok, warn
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.journal.reader import captures, list_files
+from dhan_pipeline.quality.measures import DISK_ERROR_GB, DISK_WARN_GB
+from dhan_pipeline.sessions import DAY_NS, IST, calendar_known, day_start_ns
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.ledger import most_ticks_a_day
+from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
+from dhan_pipeline.ticks import Mode
+
+#: Days that are looked back to for how much one takes.
+_LOOK_BACK_DAYS = 7
+
+#: Bytes of a tick in the table, its index included, and in the journal by mode: see docs/performance.md.
+ROW_BYTES = 300
+PACKET_BYTES = {Mode.FULL: 120, Mode.QUOTE: 60, Mode.TICKER: 40}
+
+#: Where no day has been captured yet: packets a second of an instrument, over all of a session. The liveliest futures
+#: send one or two, most options none for minutes.
+_PACKETS_A_SECOND = 0.5
+_SESSION_S = 23_400  # 09:00 to 15:30
+_DAY_S = 86_400
+
+#: A capture, PostgreSQL and Dagster need some hundreds each.
+FILES_WARN = 1024
+FILES_BAD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What a day takes, in bytes, and how that is known."""
+
+    journal: float
+    table: float
+    how: str
+    estimated: bool
+
+
+def calendar(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The finding `calendar`: the holidays of the year are known."""
+    today = clock.now().astimezone(IST).date()
+    if calendar_known(today):
+        return [ok("calendar", f"The holidays of {today.year} are known.")]
+    fix = "Update this program."
+    return [bad("calendar", f"The holidays of {today.year} are not known: every weekday counts as a trading day.", fix)]
+
+
+def disk(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The finding `disk`: the disks of the journal and of the database have room for a day at the expected rate."""
+    ticks, cluster = _of_database(settings, clock)
+    need = _need(settings, clock, ticks)
+    needs: dict[int, float] = {}  # by disk
+    paths: dict[int, Path] = {}
+    places = [(settings.journal_dir, need.journal)] + ([(cluster, need.table)] if cluster else [])
+    for path, size in places:
+        there = next(each for each in (path, *path.absolute().parents) if each.exists())
+        device = there.stat().st_dev
+        needs[device] = needs.get(device, 0.0) + size
+        paths.setdefault(device, there)
+    device = min(needs, key=lambda each: shutil.disk_usage(paths[each]).free - needs[each])
+    free, needed = shutil.disk_usage(paths[device]).free, needs[device]
+    what = "of the journal" if paths[device] != cluster else "of the database"
+    what += " and the database" if len(places) > len(needs) else ""
+    found = f"{_size(free)} free on the disk {what}; a day takes {_size(needed)} ({need.how})."
+    if cluster is None:
+        found += " The database's own disk cannot be seen from here."
+    fix = "Make room, or move DATA_DIR to a larger disk; sealed days of the journal may be moved away."
+    if free < DISK_ERROR_GB * 1e9 or (free < needed and not need.estimated):
+        return [bad("disk", found, fix)]
+    if free < max(DISK_WARN_GB * 1e9, 2 * needed):
+        return [warn("disk", found, fix)]
+    return [ok("disk", found)]
+
+
+def _of_database(settings: Settings, clock: Clock) -> tuple[int | None, Path | None]:
+    """Ticks of the fullest of the last days, and where the cluster is; None for what cannot be known."""
+    ticks, cluster = None, None
+    try:
+        with asked_database(settings) as conn, conn.cursor() as cursor:
+            since_ns = day_start_ns(clock.now_ns()) - _LOOK_BACK_DAYS * DAY_NS
+            ticks = most_ticks_a_day(conn, since_ns)
+            cursor.execute("SELECT inet_server_addr() = inet_client_addr(), current_setting('data_directory')")
+            here, directory = cursor.fetchall()[0]
+            cluster = Path(directory) if here and Path(directory).exists() else None
+    except (psycopg2.Error, PipelineError):  # the finding `database` says why; not everybody may ask for the directory
+        pass
+    return ticks, cluster
+
+
+def _need(settings: Settings, clock: Clock, ticks: int | None) -> _Need:
+    first = f"{datetime.fromtimestamp(clock.now_ns() / 1e9, IST) - timedelta(days=_LOOK_BACK_DAYS):%Y-%m-%d}"
+    by_day: dict[str, int] = {}
+    for capture in captures(settings.journal_dir):
+        for path in list_files(settings.journal_dir, capture, since=first):
+            by_day[path.parent.name] = by_day.get(path.parent.name, 0) + path.stat().st_size
+    if by_day:
+        day, size = max(by_day.items(), key=lambda item: item[1])
+        rows = size / PACKET_BYTES[Mode.FULL] if ticks is None else ticks
+        return _Need(size, rows * ROW_BYTES, f"as {day} did", estimated=False)
+    modes = _modes(settings)
+    packets = _PACKETS_A_SECOND * (_DAY_S if settings.sessions == "always" else _SESSION_S)
+    journal = sum(PACKET_BYTES[mode] * count * packets for mode, count in modes.items())
+    total = sum(modes.values())
+    if not total:
+        return _Need(0.0, 0.0, "nothing is subscribed yet", estimated=True)
+    how = f"estimated: {total:,} instruments with a packet in 2 s each; no day was captured yet"
+    return _Need(journal, total * packets * ROW_BYTES, how, estimated=True)
+
+
+def _modes(settings: Settings) -> Mapping[Mode, int]:
+    """How many instruments are subscribed in each mode."""
+    modes: dict[Mode, int] = {}
+    for source in settings.sources:
+        try:
+            for subscription in read_subscriptions(settings.of(source).subscriptions_path):
+                modes[subscription.mode] = modes.get(subscription.mode, 0) + 1
+        except SubscriptionError:  # the finding `subscriptions` says so
+            pass
+    return modes
+
+
+def open_files(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The finding `open files`: how many this process, and what is started like it, may have open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return [judge_open_files(soft, hard)]
+
+
+def judge_open_files(soft: int, hard: int) -> Finding:
+    """The limits, judged; -1 is no limit, as `getrlimit` has it."""
+    if soft == resource.RLIM_INFINITY:
+        return ok("open files", "A process may have any number of files open.")
+    found = f"A process may have {soft:,} files open; {FILES_WARN:,} are enough."
+    if soft >= FILES_WARN:
+        return ok("open files", found)
+    most = FILES_WARN if hard == resource.RLIM_INFINITY else min(hard, FILES_WARN)
+    fix = f"Run `ulimit -n {most}` before what you start, or set LimitNOFILE of the service."
+    return (bad if soft < FILES_BAD else warn)("open files", found, fix)
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

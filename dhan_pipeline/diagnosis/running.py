@@ -1,0 +1,94 @@
+"""What runs, or should: the capture of the session, and RabbitMQ with its workers, where they are in between."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import psycopg2
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.diagnosis.findings import Finding, asked_database, bad, in_words, ok, warn
+from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.quality.calendar import capture_expected, feed_expected, next_session
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.ledger import CaptureStatus, statuses
+from dhan_pipeline.transport.broker import BrokerError, broker_url
+from dhan_pipeline.transport.outlet import look
+
+#: A capture reports each second.
+SILENT = timedelta(seconds=10)
+
+START = (
+    "Start Dagster, whose sensor `ingest_supervisor` starts the capture, or run `dhan-pipeline ingest`. If the sensor"
+    " is on, look at the last ingest run."
+)
+
+
+def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The finding `capture`: it runs in session, with all its connections; else when the next session opens."""
+    try:
+        with asked_database(settings) as conn:
+            found = {each.capture: each for each in statuses(conn)}.get(settings.capture_number)
+            with conn.cursor() as cursor:
+                cursor.execute("SELECT now()")
+                now = cursor.fetchall()[0][0]
+    except (PipelineError, psycopg2.errors.UndefinedTable):
+        return [warn("capture", f"Not known: it is the database that tells. {when_next(settings, clock)}", "Mend"
+                     " `database` first.")]  # fmt: skip
+    if found is not None and now - found.updated_at <= SILENT:
+        return [_running(settings, clock, found)]
+    last = f" The last one spoke at {found.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST." if found else ""
+    if capture_expected(settings, clock):
+        return [bad("capture", f"None runs, and one should, for a session is on or about to open.{last}", START)]
+    return [ok("capture", f"None has to run now. {when_next(settings, clock)}")]
+
+
+def when_next(settings: Settings, clock: Clock) -> str:
+    """A sentence on the next session of what is subscribed."""
+    if settings.sessions == "always":
+        return "Sessions never end (SESSIONS=always)."
+    session = next_session(settings, clock)
+    if session is None:
+        return "No session is known of the next two weeks."
+    opens, closes = session
+    return f"The next session is {opens:%a %Y-%m-%d} from {opens:%H:%M} to {closes:%H:%M} IST."
+
+
+def _running(settings: Settings, clock: Clock, capture: CaptureStatus) -> Finding:
+    status = capture.status
+    since = f"{capture.started_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST"
+    up, connections = status["connections_up"], status["connections"]
+    found = (
+        f"Process {capture.pid} on {capture.host} runs since {since}, with {up} of {connections} connections up,"
+        f" {status['messages_per_second']:,.0f} messages/s, and {status['backlog_seconds']:.1f} s to catch up."
+    )
+    if status.get("token_problem"):
+        return bad("capture", f"{found} {status['token_problem']}", "Mend `token`: the capture goes on by itself.")
+    if up < connections and feed_expected(settings, clock):
+        fix = "It connects again by itself; `dhan-pipeline gaps` says why each connection was lost."
+        return bad("capture", found, fix)
+    return ok("capture", found)
+
+
+def rabbitmq(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The finding `rabbitmq`: it answers, and workers take what waits. None where the capture stores by itself."""
+    if settings.transport != "rabbitmq":
+        return []
+    try:
+        version, depths = asyncio.run(look(broker_url(settings)))
+    except BrokerError as error:
+        return [bad("rabbitmq", in_words(error), "Start the broker, or correct RABBITMQ_URL.")]
+    if depths is None:
+        return [warn("rabbitmq", f"RabbitMQ {version}, without queues yet: the first capture or worker makes them.",
+                     "Run `dhan-pipeline worker`.")]  # fmt: skip
+    waiting = sum(depths.ready)
+    found = f"RabbitMQ {version}; {waiting:,} messages wait, {depths.dead_letters:,} are dead letters"
+    if not all(depths.consumers):
+        return [bad("rabbitmq", f"{found}, and no worker takes from a lane.", "Run `dhan-pipeline worker`.")]
+    if waiting > settings.queue_depth_warn:
+        fix = "Run another `dhan-pipeline worker`, or look at the database: they are behind."
+        return [(bad if waiting > settings.queue_depth_error else warn)("rabbitmq", f"{found}.", fix)]
+    if depths.dead_letters:
+        return [warn("rabbitmq", f"{found}.", "See why with `dhan-pipeline redrive`, once the cause is mended.")]
+    return [ok("rabbitmq", f"{found}, and workers take from every lane.")]

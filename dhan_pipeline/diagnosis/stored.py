@@ -1,0 +1,161 @@
+"""The database and what it has to know before a session: its schema, the instruments, and what to subscribe of them."""
+
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+
+import numpy as np
+import psycopg2
+from psycopg2.extensions import connection
+
+from dhan_pipeline.clock import Clock
+from dhan_pipeline.diagnosis.findings import (
+    Finding,
+    asked_database,
+    bad,
+    in_words,
+    ok,
+    start_database,
+    warn,
+)
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store import timescale
+from dhan_pipeline.store.engine import DatabaseError
+from dhan_pipeline.store.instruments import read_instruments
+from dhan_pipeline.store.migrate import MigrationError, lacking
+from dhan_pipeline.subscriptions import (
+    MAX_SUBSCRIPTIONS,
+    Subscription,
+    SubscriptionError,
+    load_rules,
+    read_subscriptions,
+    resolve,
+)
+
+#: When the day's instruments are synced, with the minutes that may take, IST: see `orchestration/schedules.py`.
+_SYNC_HOUR, _SYNC_MINUTE = 8, 40
+
+#: So many names are shown.
+_SHOWN = 5
+
+MIGRATE = "Run `dhan-pipeline migrate`."
+SYNC = "Run `dhan-pipeline sync-instruments --download`, or launch `instrument_sync_job`."
+
+
+def database(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The findings `database` and `migrations`."""
+    try:
+        with asked_database(settings) as conn:
+            with conn, conn.cursor() as cursor:
+                cursor.execute("SHOW server_version")
+                version = cursor.fetchall()[0][0].partition(" ")[0]
+                cursor.execute("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
+                rows = cursor.fetchall()
+            extension = f" with TimescaleDB {rows[0][0]} ({timescale.licence(conn)} licence)" if rows else ""
+            where = "as set by DATABASE_URL" if settings.database_url else "the embedded one"
+            found = ok("database", f"PostgreSQL {version}{extension}, {where}.")
+            return [found, _migrations(conn)]
+    except DatabaseError as error:
+        return [bad("database", in_words(error), start_database(settings)), _unknown("migrations")]
+
+
+def _migrations(conn: connection) -> Finding:
+    try:
+        names = [file.stem for file in lacking(conn)]
+    except MigrationError as error:
+        return bad("migrations", in_words(error), "Run the latest version of this program.")
+    if names:
+        return bad("migrations", f"{len(names):,} are to be applied: {_some(names)}.", MIGRATE)
+    return ok("migrations", "All are applied.")
+
+
+def instruments(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The finding `instruments`: there are some, and the broker's list of them is today's."""
+    now = clock.now().astimezone(IST)
+    try:
+        with asked_database(settings) as conn, conn.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FILTER (WHERE is_active), max(last_updated) FROM instruments WHERE source = %s",
+                (settings.source,),
+            )
+            active, changed_at = cursor.fetchall()[0]
+    except DatabaseError:
+        return [_unknown("instruments")]
+    except psycopg2.errors.UndefinedTable as error:
+        return [bad("instruments", in_words(error), MIGRATE)]
+    if not active:
+        return [bad("instruments", f"The database has no active instruments of {settings.source}.", SYNC)]
+    try:
+        listed_at = datetime.fromtimestamp(settings.master_path.stat().st_mtime, IST)
+    except OSError:  # loaded from another folder, or another machine
+        listed_at = changed_at.astimezone(IST) if changed_at else datetime.fromtimestamp(0, IST)
+    found = f"{active:,} are active; the list is of {listed_at:%a %Y-%m-%d %H:%M} IST"
+    due = now.date() if (now.hour, now.minute) >= (_SYNC_HOUR, _SYNC_MINUTE) else now.date() - timedelta(days=1)
+    days = (due - listed_at.date()).days
+    if days <= 0:
+        return [ok("instruments", f"{found}.")]
+    if days == 1:
+        return [warn("instruments", f"{found}, which is yesterday's.", SYNC)]
+    return [bad("instruments", f"{found}: contracts have been listed and have expired since.", SYNC)]
+
+
+def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
+    """The finding `subscriptions`: the rules find all that they name, and the list that they came to is today's."""
+    apply = "Run `dhan-pipeline subscriptions`; a capture reads what it writes when it starts."
+    today = clock.now().astimezone(IST).date()
+    try:
+        rules = load_rules(settings.subscriptions_file)
+    except SubscriptionError as error:
+        return [bad("subscriptions", in_words(error), f"Write or correct {settings.subscriptions_file}.")]
+    try:
+        listed = read_subscriptions(settings.subscriptions_path, settings.source)
+    except SubscriptionError as error:
+        return [bad("subscriptions", in_words(error), apply)]
+    try:
+        with asked_database(settings) as conn:
+            gone = _gone(conn, listed, today)
+            if gone:
+                words = f"{len(gone):,} of {len(listed):,} have expired, or are not listed any more: {_some(gone)}."
+                return [bad("subscriptions", words, apply)]
+            resolution = resolve(rules, read_instruments(conn, settings.source), today, settings.source)
+    except DatabaseError:
+        return [warn("subscriptions", f"{len(listed):,} are listed; the database cannot be asked about them.", "Mend"
+                     " `database` first.")]  # fmt: skip
+    except psycopg2.errors.UndefinedTable as error:
+        return [bad("subscriptions", in_words(error), MIGRATE)]
+    except SubscriptionError as error:
+        return [bad("subscriptions", in_words(error), f"Correct {settings.subscriptions_file}.")]
+    missing = [(rule.line, name) for rule in resolution.summary for name in rule.missing]
+    if missing:
+        lines = ", ".join(dict.fromkeys(str(line) for line, _ in missing))
+        words = f"No active instrument of {settings.source} is called {_some([name for _, name in missing])}."
+        fix = f"Correct {settings.subscriptions_file}, line {lines}; `dhan-pipeline find` says what is near a name."
+        return [bad("subscriptions", words, fix)]
+    now = {(s.instrument_token, s.mode) for s in resolution.subscriptions}
+    then = {(s.instrument_token, s.mode) for s in listed}
+    if now != then:
+        words = f"The rules have come to something else since: {len(now - then):,} more, {len(then - now):,} less."
+        return [warn("subscriptions", words, apply)]
+    most = MAX_SUBSCRIPTIONS[settings.source]
+    return [ok("subscriptions", f"{len(listed):,} of at most {most:,}; each is listed and has not expired.")]
+
+
+def _gone(conn: connection, listed: Sequence[Subscription], today: date) -> list[str]:
+    """Symbols of those that expired before today (IST), or that the latest master does not name."""
+    symbols = {s.instrument_token: s.symbol for s in listed}
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT instrument_token FROM instruments WHERE instrument_token = ANY(%s) AND is_active"
+            " AND (expiry >= %s) IS NOT false",
+            (list(symbols), today),
+        )
+        there = np.fromiter((token for (token,) in cursor.fetchall()), np.int64)
+    return [symbols[token] for token in np.setdiff1d(list(symbols), there).tolist()]
+
+
+def _unknown(name: str) -> Finding:
+    return warn(name, "Not known: the database cannot be asked.", "Mend `database` first.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")

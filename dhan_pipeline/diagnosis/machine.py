@@ -14,8 +14,9 @@ from dhan_pipeline.diagnosis.findings import Finding, asked_database, bad, ok, w
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.journal.reader import captures, list_files
 from dhan_pipeline.quality.measures import DISK_ERROR_GB, DISK_WARN_GB
-from dhan_pipeline.sessions import DAY_NS, IST, calendar_known, day_start_ns
+from dhan_pipeline.sessions import DAY_NS, IST, calendar_known, calendar_problem, day_start_ns
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.special_days import problems
 from dhan_pipeline.store.ledger import most_ticks_a_day
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
 from dhan_pipeline.ticks import Mode
@@ -49,12 +50,15 @@ class _Need:
 
 
 def calendar(settings: Settings, clock: Clock) -> Sequence[Finding]:
-    """The finding `calendar`: the holidays of the year are known."""
+    """The finding `calendar`: the holidays of the year are known, and of the next one in time."""
     today = clock.now().astimezone(IST).date()
-    if calendar_known(today):
+    problem = calendar_problem(today)
+    if settings.sessions == "always":
+        return [ok("calendar", "Sessions never end (SESSIONS=always): no calendar is needed.")]
+    if problem is None:
         return [ok("calendar", f"The holidays of {today.year} are known.")]
-    fix = "Update this program."
-    return [bad("calendar", f"The holidays of {today.year} are not known: every weekday counts as a trading day.", fix)]
+    fix = "After an upgrade, run `dhan-pipeline sync-instruments --download`: it takes over what is known then."
+    return [(warn if calendar_known(today) and not problems() else bad)("calendar", problem, fix)]
 
 
 def disk(settings: Settings, clock: Clock) -> Sequence[Finding]:

@@ -34,6 +34,7 @@ from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.instruments import read_instruments
+from dhan_pipeline.store.subscribed import Subscribed, subscribed_during
 from dhan_pipeline.store.symbols import SymbolError, find_instruments, resolve_symbols
 from dhan_pipeline.store.ticks import LatestTick, latest_tick
 from dhan_pipeline.subscriptions import Subscription, SubscriptionError, load_rules, read_subscriptions, resolve
@@ -212,20 +213,39 @@ def _instrument(conn: connection, settings: Settings, symbol: str, clock: Clock)
 
 
 def _subscription(way: _Way) -> Finding:
-    """In the resolved list, and by which rule."""
+    """In the resolved list, by which rule, and what the running capture makes of it."""
+    restart = "It is taken over when the capture starts: terminate the ingest run and launch `ingest_job`."
+    told = _told(way)
+    captured = next((each for each in told if each.instrument_token == way.token), None)
+    rule = _rule(way)
+    by = f", by {rule}" if rule else ""
+    if captured is not None:
+        since = f"{captured.since.astimezone(IST):%Y-%m-%d %H:%M:%S} IST"
+        return ok("subscription", f"The capture is subscribed to it in {captured.mode.value} mode since {since}{by}.")
     if isinstance(way.listed, SubscriptionError):
         return bad("subscription", in_words(way.listed), "Run `dhan-pipeline subscriptions`.")
     mode = next((each.mode for each in way.listed if each.instrument_token == way.token), None)
-    rule = _rule(way)
     if mode is None:
         found = f"It is none of the {len(way.listed):,} instruments of the resolved list"
         if rule:
-            fix = "Run `dhan-pipeline subscriptions`; a capture reads what it writes when it starts."
-            return bad("subscription", f"{found}, though {rule} selects it.", fix)
+            return bad(
+                "subscription", f"{found}, though {rule} selects it.", f"Run `dhan-pipeline subscriptions`. {restart}"
+            )
         fix = f"Add it to a rule of {way.settings.subscriptions_file}, then run `dhan-pipeline subscriptions`."
         return bad("subscription", f"{found}, and no rule selects it.", fix)
-    by = f", by {rule}" if rule else ""
+    if told:
+        return bad(
+            "subscription", "It is in the resolved list, but the capture that runs has not subscribed to it.", restart
+        )
     return ok("subscription", f"It is in the resolved list in {mode.value} mode{by}.")
+
+
+def _told(way: _Way) -> list[Subscribed]:
+    """All that the running capture is subscribed to; empty where none runs, or it has not told yet."""
+    if way.conn is None or way.capture is None:
+        return []
+    now = way.clock.now()
+    return [each for each in subscribed_during(way.conn, now, now) if each.capture == way.capture.capture]
 
 
 def _rule(way: _Way) -> str:

@@ -34,6 +34,7 @@ ASSETS = {
             "token",
             "disk",
             "queue_depth",
+            "ready",
         },
     ),
     "raw_packets": ({"subscriptions"}, "market_data", {"arrow"}, HOURLY, set()),
@@ -150,6 +151,7 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         "token_refresh_job",
         "event_log_job",
         "tick_storage_job",
+        "readiness_job",
     }
     assert {(s.name, s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs} == {
         ("instrument_sync_schedule", "30 8 * * *", "Asia/Kolkata"),
@@ -159,6 +161,7 @@ def test_the_jobs_and_what_starts_them(definitions: dg.Definitions) -> None:
         ("token_refresh_schedule", "*/15 * * * *", "Asia/Kolkata"),
         ("event_log_schedule", "40 0 * * *", "Asia/Kolkata"),
         ("tick_storage_schedule", "*/15 * * * *", "Asia/Kolkata"),
+        ("readiness_schedule", "45 8 * * *", "Asia/Kolkata"),
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "ingest_supervisor",

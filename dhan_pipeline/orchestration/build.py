@@ -20,6 +20,7 @@ from dhan_pipeline.orchestration.checks import build_checks
 from dhan_pipeline.orchestration.event_log import event_log_job, event_log_schedule
 from dhan_pipeline.orchestration.ingest import build_ingest_job
 from dhan_pipeline.orchestration.partitions import daily_partitions, hourly_partitions
+from dhan_pipeline.orchestration.readiness import build_readiness
 from dhan_pipeline.orchestration.recovery import (
     gap_recovery_job,
     gap_recovery_sensor,
@@ -126,7 +127,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
         resources=resources,
         executor=EXECUTOR,
     )
-    return dg.Definitions.merge(everything, build_shadow(settings, hours))
+    return dg.Definitions.merge(everything, build_readiness(settings), build_shadow(settings, hours))
 
 
 #: The code locations of a production site, by name, and what builds them. Ingest is alone in its own, so that nothing

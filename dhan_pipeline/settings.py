@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     sessions_file: Path = Path("sessions.csv")
     """Days on which exchanges trade otherwise than our own table says; need not exist. Read again when it changes."""
 
+    code_url: str | None = Field(default=None, pattern=r"^https://[^/]*(github|gitlab)[^/]*/\S+/tree/[^/\s]+$")
+    """Where the code is on the web: assets in Dagster link there. Unset: to the files on this machine."""
+
     partitions_start: date | None = None
     """First day of the hourly partitions (IST). Unset: 30 days ago."""
 

@@ -30,7 +30,7 @@ from dhan_pipeline.orchestration.findings import (
     still_findings,
     stuck_findings,
 )
-from dhan_pipeline.orchestration.names import OWNERS
+from dhan_pipeline.orchestration.names import OPERATIONS, OWNERS
 from dhan_pipeline.settings import Settings
 
 ALERTS = dg.AssetKey("alerts")
@@ -144,10 +144,10 @@ def _in_words(
 
 alerts_asset = dg.AssetSpec(
     ALERTS,
-    group_name="operations",
+    group_name=OPERATIONS,
     owners=OWNERS,
     description="What people are told: `alert_sensor` sends each change of a check, and runs that fail or are stuck, to"
-    " the channels that are set.",
+    " the channels that are set.\n\nExecute its check to send a test message to each.",
 )
 
 

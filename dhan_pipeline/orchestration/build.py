@@ -15,11 +15,13 @@ from dhan_pipeline.orchestration.assets.broker import build_broker_assets
 from dhan_pipeline.orchestration.assets.candles import build_candle_assets
 from dhan_pipeline.orchestration.assets.hours import build_hourly_assets, build_live_feeds
 from dhan_pipeline.orchestration.assets.reference import instruments, scrip_master, subscriptions
+from dhan_pipeline.orchestration.assets.shadow import build_shadow_asset
 from dhan_pipeline.orchestration.candles import candles_job, candles_sensor
 from dhan_pipeline.orchestration.checks import build_checks
 from dhan_pipeline.orchestration.event_log import event_log_job, event_log_schedule
 from dhan_pipeline.orchestration.ingest import build_ingest_job
 from dhan_pipeline.orchestration.partitions import daily_partitions, hourly_partitions
+from dhan_pipeline.orchestration.policies import Asset, with_policies
 from dhan_pipeline.orchestration.readiness import build_readiness
 from dhan_pipeline.orchestration.recovery import (
     gap_recovery_job,
@@ -89,19 +91,21 @@ def _ingest(settings: Settings, resources: Resources) -> dg.Definitions:
 def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
     """Everything else."""
     hours, days = hourly_partitions(settings), daily_partitions(settings)
+    assets: list[Asset] = [
+        scrip_master,
+        instruments,
+        subscriptions,
+        *build_live_feeds(settings),
+        *build_hourly_assets(hours),
+        *build_candle_assets(hours),
+        *build_broker_assets(days),
+        build_archive_asset(days),
+        build_shadow_asset(hours),
+        tick_storage,
+        alerts_asset,
+    ]
     everything = dg.Definitions(
-        assets=[
-            scrip_master,
-            instruments,
-            subscriptions,
-            *build_live_feeds(settings),
-            *build_hourly_assets(hours),
-            *build_candle_assets(hours),
-            *build_broker_assets(days),
-            build_archive_asset(days),
-            tick_storage,
-            alerts_asset,
-        ],
+        assets=with_policies(assets, settings),
         asset_checks=[*build_checks(settings, hours), tick_storage_checks, alerts_delivered],
         jobs=[
             instrument_sync_job,
@@ -127,7 +131,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
         resources=resources,
         executor=EXECUTOR,
     )
-    return dg.Definitions.merge(everything, build_readiness(settings), build_shadow(settings, hours))
+    return dg.Definitions.merge(everything, build_readiness(settings), build_shadow(settings))
 
 
 #: The code locations of a production site, by name, and what builds them. Ingest is alone in its own, so that nothing

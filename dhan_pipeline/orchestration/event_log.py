@@ -158,5 +158,6 @@ event_log_schedule = dg.ScheduleDefinition(
     cron_schedule="40 0 * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags=event_log_job.tags,
     description="Every day at 00:40 IST, when no session is open.",
 )

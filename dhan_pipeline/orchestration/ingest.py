@@ -41,6 +41,7 @@ from dhan_pipeline.orchestration.names import (
     RAW_PACKETS,
     ROLE_TAG,
     SESSION_TAG,
+    SOURCE_TAG,
     STOP_AT_TAG,
     STOP_TAG,
     TICKS,
@@ -113,7 +114,12 @@ def build_ingest_job(settings: Settings, source: Source, hours: dg.HourlyPartiti
         description=f"Captures the feed for as long as the session lasts. Started and ended by `{supervisor}`;"
         " terminate it to stop capturing until you launch it again.",
         # Ahead of the queue: each second without capture is lost for good.
-        tags={ROLE_TAG: "ingest", CAPTURE_TAG: str(settings.of(source).capture_number), "dagster/priority": "10"},
+        tags={
+            ROLE_TAG: "ingest",
+            SOURCE_TAG: source,
+            CAPTURE_TAG: str(settings.of(source).capture_number),
+            "dagster/priority": "10",
+        },
         executor_def=dg.in_process_executor,
     )
     def ingest_job() -> None:

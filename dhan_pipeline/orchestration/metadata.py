@@ -16,24 +16,8 @@ from dhan_pipeline.sessions import IST
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.ticks import HourRebuild
-from dhan_pipeline.ticks import COLUMNS
 
 Metadata = dict[str, Any]
-
-
-def ticks_schema() -> dg.TableSchema:
-    """The columns of `ticks`, with units in their descriptions."""
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(
-                name=column.name,
-                type=column.kind,
-                description=f"{column.meaning} ({column.unit})" if column.unit else column.meaning,
-                constraints=dg.TableColumnConstraints(nullable=not column.required),
-            )
-            for column in COLUMNS
-        ]
-    )
 
 
 def of_each_source(parts: Mapping[Source, Metadata]) -> Metadata:

@@ -6,6 +6,8 @@ import dagster as dg
 
 from dhan_pipeline.sources import Source
 
+SCRIP_MASTER = dg.AssetKey("scrip_master")
+INSTRUMENTS = dg.AssetKey("instruments")
 RAW_PACKETS = dg.AssetKey("raw_packets")
 TICKS = dg.AssetKey("ticks")
 LIVE_FEED = dg.AssetKey("live_feed")
@@ -22,17 +24,20 @@ def of_source(name: str, source: Source, sources: Sequence[Source]) -> str:
     return name if len(sources) == 1 else f"{name}_{source}"
 
 
-#: Groups, and who owns all assets.
-REFERENCE, MARKET_DATA = "reference", "market_data"
+#: Groups, in the order of lineage, and who owns all assets.
+REFERENCE, CAPTURE, RESEARCH, COMPARISON, OPERATIONS = "reference", "capture", "research", "comparison", "operations"
 OWNERS = ("team:market-data",)
 
-#: `ingest` on runs of the ingest job.
+#: What kind of run it is: `ingest` on runs of the ingest job. See `run_tags.py` for those that no job of ours started.
 ROLE_TAG = "dhan/role"
+
+#: Whose feed or token a run is about, where it is one broker's.
+SOURCE_TAG = "dhan/source"
 
 #: Number of the capture that an ingest run keeps; `dagster.yaml` allows one run a number.
 CAPTURE_TAG = "dhan/capture"
 
-#: The session that a run was started for (or failed for good in), and its number among those.
+#: The day (IST) of the session that a run is about, or failed for good in; and of an ingest run its number among those.
 SESSION_TAG = "dhan/session"
 ATTEMPT_TAG = "dhan/attempt"
 

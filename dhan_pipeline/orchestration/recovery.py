@@ -78,6 +78,7 @@ def gap_recovery_job() -> None:
     name="gap_recovery_sensor",
     minimum_interval_seconds=INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
+    tags=gap_recovery_job.tags,
     description="Starts `gap_recovery_job` where a gap in session is over and something is left to be fetched.",
 )
 def gap_recovery_sensor(
@@ -123,6 +124,7 @@ reconciliation_job = dg.define_asset_job(
     cron_schedule="20 0 * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags=reconciliation_job.tags,
     description="Every day at 00:20 IST, for the day before, if it has ticks.",
 )
 def reconciliation_schedule(

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.orchestration.run_tags import tag_run
 from dhan_pipeline.settings import Settings
 
 #: Starts the capture that the ingest run supervises: the same program that a person can start.
@@ -20,8 +21,14 @@ CAPTURE_COMMAND = (sys.executable, "-m", "dhan_pipeline.cli", "ingest", "--super
 
 
 def build_resources(settings: Settings, clock: Clock, capture_command: Sequence[str]) -> dict[str, object]:
-    """The resources by name, as `Definitions` takes them."""
-    return {"settings": settings, "clock": clock, "capture_command": list(capture_command)}
+    """The resources by name, as `Definitions` takes them. Everything that runs asks for the settings, and is tagged."""
+
+    @dg.resource(config_schema={}, description="The settings of the environment and of `.env`.")
+    def tagging_settings(context: dg.InitResourceContext) -> Settings:
+        tag_run(context)
+        return settings
+
+    return {"settings": tagging_settings, "clock": clock, "capture_command": list(capture_command)}
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

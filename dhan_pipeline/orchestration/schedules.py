@@ -12,7 +12,7 @@ import psycopg2
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.orchestration.names import TICKS_ARCHIVE
+from dhan_pipeline.orchestration.names import ROLE_TAG, TICKS_ARCHIVE
 from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.archive import day_is_archived
@@ -26,7 +26,7 @@ instrument_sync_job = dg.define_asset_job(
     "instrument_sync_job",
     selection=["scrip_master", "instruments", "subscriptions"],
     description="Downloads the scrip master, updates the instruments, and resolves what to capture.",
-    tags={"dhan/role": "instrument_sync"},
+    tags={ROLE_TAG: "instrument_sync"},
 )
 
 #: The broker renews the master overnight; half an hour before the first session (commodities, 09:00) is left.
@@ -36,6 +36,7 @@ instrument_sync_schedule = dg.ScheduleDefinition(
     cron_schedule="30 8 * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags=instrument_sync_job.tags,
     description="Every day at 08:30 IST, before the sessions begin.",
 )
 
@@ -44,7 +45,7 @@ archive_job = dg.define_asset_job(
     "archive_job",
     selection=dg.AssetSelection.assets(TICKS_ARCHIVE),
     description="Writes a day of ticks to a Parquet file.",
-    tags={"dhan/role": "archive"},
+    tags={ROLE_TAG: "archive"},
 )
 
 
@@ -55,6 +56,7 @@ archive_job = dg.define_asset_job(
     cron_schedule="10 0 * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags=archive_job.tags,
     description="Every day at 00:10 IST: the day that is over, if it has ticks.",
 )
 def archive_schedule(
@@ -103,7 +105,7 @@ def drop_expired_ticks(
 @dg.job(
     description="Drops ticks older than the retention, once they are archived. The journal keeps them, so a dropped"
     " hour can be rebuilt.",
-    tags={"dhan/role": "retention"},
+    tags={ROLE_TAG: "retention"},
 )
 def retention_job() -> None:
     """Drop expired ticks."""
@@ -117,5 +119,6 @@ retention_schedule = dg.ScheduleDefinition(
     cron_schedule="30 0 * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags=retention_job.tags,
     description="Every day at 00:30 IST, when no session is open.",
 )

@@ -8,7 +8,7 @@ import dagster as dg
 
 from dhan_pipeline.candles import LATE_S
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.assets.shadow import SHADOW_COMPARISON, build_shadow_asset
+from dhan_pipeline.orchestration.assets.shadow import SHADOW_COMPARISON
 from dhan_pipeline.orchestration.candles import INTERVAL_S, RETRIES, RETRY_S, follow_ticks
 from dhan_pipeline.orchestration.names import ROLE_TAG
 from dhan_pipeline.settings import Settings
@@ -26,6 +26,7 @@ shadow_job = dg.define_asset_job(
     name="shadow_sensor",
     minimum_interval_seconds=INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
+    tags=shadow_job.tags,
     description=f"Starts `shadow_job` for each hour of which `ticks` was materialised, once it is over for"
     f" {LATE_S // 60} minutes: by then both brokers' ticks are there. Not where it was compared since, nor where the"
     f" hour has no tick. A run that failed is made again after {RETRY_S / 60:.0f} minutes, {RETRIES} times.",
@@ -37,11 +38,10 @@ def shadow_sensor(
     return follow_ticks(context, settings, clock, shadow_job.name, SHADOW_COMPARISON)
 
 
-def build_shadow(settings: Settings, hours: dg.HourlyPartitionsDefinition) -> dg.Definitions:
-    """The asset with its check; and what compares each hour by itself, where both brokers are captured."""
+def build_shadow(settings: Settings) -> dg.Definitions:
+    """What compares each hour by itself, where both brokers are captured."""
     both = len(settings.sources) > 1
     return dg.Definitions(
-        assets=[build_shadow_asset(hours)],
         jobs=[shadow_job] if both else [],
         sensors=[shadow_sensor] if both else [],
     )

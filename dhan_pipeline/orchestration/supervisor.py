@@ -19,6 +19,7 @@ from dhan_pipeline.orchestration.names import (
     NEEDS_PERSON_TAG,
     ROLE_TAG,
     SESSION_TAG,
+    SOURCE_TAG,
     STOP_AT_TAG,
     STOP_TAG,
     of_source,
@@ -145,6 +146,7 @@ def build_supervisor(settings: Settings, source: Source, ingest_job: dg.JobDefin
         job_name=ingest_job.name,
         minimum_interval_seconds=INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
+        tags={ROLE_TAG: "ingest", SOURCE_TAG: source},
         description="In session keeps one ingest run alive: replaces a dead one, leaves one that a person stopped, and"
         " asks it to stop when the session ends.",
     )

@@ -19,6 +19,7 @@ from dhan_pipeline.feeds.dhan.auth import (
 from dhan_pipeline.feeds.dhan.token import can_refresh, read_profile, refresh_token
 from dhan_pipeline.feeds.errors import CredentialsError, TokenError
 from dhan_pipeline.feeds.kite.token import token_report
+from dhan_pipeline.orchestration.names import ROLE_TAG, SOURCE_TAG
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.orchestration.schedules import TIME_ZONE
 from dhan_pipeline.quality.calendar import first_opening, token_needed_until
@@ -65,7 +66,7 @@ def refresh_access_token(
 @dg.job(
     description="Has a new access token made where the present one does not last for today's sessions, and asks the"
     " broker whether it is good.",
-    tags={"dhan/role": "token_refresh"},
+    tags={ROLE_TAG: "token_refresh", SOURCE_TAG: "dhan"},
 )
 def token_refresh_job() -> None:
     """Refresh the access token."""
@@ -99,6 +100,7 @@ def _can_be_renewed(credentials: Credentials | None, now: datetime) -> bool:
     cron_schedule="*/15 * * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags=token_refresh_job.tags,
     description="Every quarter of an hour: starts `token_refresh_job` where the token does not last for today's"
     " sessions, or is about to end and can be renewed. Dhan renews those of its web site; others are made where"
     " DHAN_PIN and DHAN_TOTP_SECRET are set.",
@@ -153,7 +155,7 @@ def check_kite_token(
 @dg.job(
     description="Asks Kite whether its access token is good for today's sessions. Only a person's login makes another:"
     " where it is not, the run fails and says so, in time before the first session.",
-    tags={"dhan/role": "token_check"},
+    tags={ROLE_TAG: "token_check", SOURCE_TAG: "kite"},
 )
 def token_check_job() -> None:
     """Check Kite's access token."""
@@ -166,6 +168,7 @@ def token_check_job() -> None:
     cron_schedule="*/15 * * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags=token_check_job.tags,
     description="Every quarter of an hour: starts `token_check_job` once on each day of sessions, an hour before the"
     " first. Tokens of Kite die at 06:00 IST, and only a person's login makes another.",
 )

@@ -52,6 +52,7 @@ def test_one_ingest_run_a_capture_two_of_a_backfill_at_once_and_nothing_kept_for
         assert all(days[status] > 0 for status in (TickStatus.SKIPPED, TickStatus.SUCCESS, TickStatus.FAILURE))
     assert not shipped.telemetry_enabled
     assert not shipped.nux_enabled
+    assert shipped.freshness_enabled  # by default; the master and the instruments have a deadline
 
 
 def test_an_hour_is_sealed_whatever_the_storage(

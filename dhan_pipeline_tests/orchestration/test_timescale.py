@@ -1,5 +1,7 @@
 """The storage of ticks is watched: every 15 minutes where TimescaleDB has jobs, and whenever a person asks."""
 
+from datetime import datetime
+
 import dagster as dg
 import pytest
 from psycopg2.extensions import connection
@@ -12,6 +14,7 @@ from dhan_pipeline.orchestration.timescale import (
     tick_storage_job,
     tick_storage_schedule,
 )
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import timescale
 from dhan_pipeline_tests.orchestration.conftest import NOW, Pipeline
@@ -36,7 +39,8 @@ def run(pipeline: Pipeline) -> dict[str, dg.AssetCheckEvaluation]:
 
 
 def scheduled(settings: Settings, instance: dg.DagsterInstance) -> dg.RunRequest | dg.SkipReason:
-    context = dg.build_schedule_context(instance, resources=build_resources(settings, NOW, []))
+    at = datetime(2026, 11, 20, 9, 15, tzinfo=IST)
+    context = dg.build_schedule_context(instance, at, resources=build_resources(settings, NOW, []))
     said = tick_storage_schedule(context)
     assert isinstance(said, dg.RunRequest | dg.SkipReason)
     return said
@@ -57,13 +61,10 @@ def test_the_storage_is_observed_and_judged(pipeline: Pipeline, conn: connection
     assert ("native partitions" in str(metadata["storage"].value)) == (licence is None)
 
 
-def test_it_is_watched_where_there_is_something_to_watch(pipeline: Pipeline, conn: connection) -> None:
+def test_it_is_watched_all_the_time_where_jobs_run_and_else_once_a_day(pipeline: Pipeline, conn: connection) -> None:
     said = scheduled(pipeline.settings, pipeline.instance)
-    if timescale.is_hypertable(conn):
-        assert isinstance(said, dg.RunRequest)
-    else:
-        assert isinstance(said, dg.SkipReason)
-        assert said.skip_message == "Ticks are in native partitions: no job runs there."
+    assert isinstance(said, dg.RunRequest)
+    assert said.run_key == (None if timescale.is_hypertable(conn) else "2026-11-20")
 
 
 def test_a_database_that_does_not_answer_is_not_asked(pipeline: Pipeline) -> None:

@@ -9,14 +9,14 @@ from contextlib import closing
 from datetime import date
 
 import dagster as dg
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, TICKS, TICKS_ARCHIVE
+from dhan_pipeline.orchestration.columns import ticks_archive_schema
+from dhan_pipeline.orchestration.names import OWNERS, RESEARCH, TICKS, TICKS_ARCHIVE
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store.archive import archive_day, archive_schema
+from dhan_pipeline.store.archive import archive_day
 from dhan_pipeline.store.engine import connect, database_url
 
 
@@ -27,13 +27,14 @@ def build_archive_asset(days: dg.DailyPartitionsDefinition) -> dg.AssetsDefiniti
         key=TICKS_ARCHIVE,
         deps=[TICKS],
         partitions_def=days,
-        group_name=MARKET_DATA,
+        group_name=RESEARCH,
         owners=OWNERS,
         kinds={"parquet"},
-        metadata={"dagster/column_schema": _schema()},
+        metadata={"dagster/column_schema": ticks_archive_schema()},
         description="The day's ticks as one Parquet file, sorted by instrument and time, with what each instrument was"
-        " then: for pandas, polars, DuckDB. It is read back and compared with the table before it gets its name, and"
-        " only then may the day leave the database. Materialising it again replaces it.",
+        " then: for pandas, polars, DuckDB. It is made each night. It is read back and compared with the table before"
+        " it gets its name, and only then may the day leave the database.\n\nMaterialise a day again to replace its"
+        " file, such as after its ticks were rebuilt.",
     )
     def ticks_archive(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
@@ -55,13 +56,3 @@ def build_archive_asset(days: dg.DailyPartitionsDefinition) -> dg.AssetsDefiniti
         )
 
     return ticks_archive
-
-
-def _schema() -> dg.TableSchema:
-    """The columns of the file, with units in their descriptions."""
-    columns = []
-    for field in archive_schema():
-        unit, meaning = field.metadata[b"unit"].decode(), field.metadata[b"meaning"].decode()
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        columns.append(dg.TableColumn(field.name, str(kind), f"{meaning} ({unit})" if unit else meaning))
-    return dg.TableSchema(columns=columns)

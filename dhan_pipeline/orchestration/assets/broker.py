@@ -19,8 +19,9 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.ingest.broker_bars import EXPIRED, Fetch, fetch_day
 from dhan_pipeline.instruments import source_of
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
+from dhan_pipeline.orchestration.columns import table_schema
 from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, of_each_source, picture, severity, table
-from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS
+from dhan_pipeline.orchestration.names import COMPARISON, OWNERS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.days import reconcile_day
 from dhan_pipeline.quality.measures import CheckOutcome
@@ -66,16 +67,17 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         key=BROKER_CANDLES,
         deps=["subscriptions"],
         partitions_def=days,
-        group_name=MARKET_DATA,
+        group_name=COMPARISON,
         owners=OWNERS,
         kinds={"postgres", "table"},
-        metadata={"dagster/table_name": "broker_candles"},
+        metadata={"dagster/table_name": "broker_candles", "dagster/column_schema": table_schema("broker_candles")},
         check_specs=[fetched],
         description="The day's bars of a minute, and of the day, as the broker's history has them: of what had ticks,"
-        " and of what is subscribed. Dhan takes five requests a second and Kite three, so 5,000 instruments take half"
-        " an hour or one; an interrupted run goes on where it was. What was fetched after the day's end is not fetched"
-        " again, unless `again` is set. Of contracts that have expired since, Dhan has options that were near the"
-        " money, and Kite nothing. Candles that touch a gap are made again with the bars.",
+        " and of what is subscribed. They are fetched each night. Of contracts that have expired since, Dhan has"
+        " options that were near the money, and Kite nothing. Candles that touch a gap are made again with the bars."
+        "\n\nMaterialise a day by hand where instruments failed: what was fetched after the day's end is not fetched"
+        " again, unless `again` is set in the launchpad. Dhan takes five requests a second and Kite three, so 5,000"
+        " instruments take half an hour or one; an interrupted run goes on where it was.",
     )
     def broker_candles(
         context: dg.AssetExecutionContext,
@@ -104,13 +106,17 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         key=CANDLE_RECONCILIATION,
         deps=[CANDLES_1M, BROKER_CANDLES],
         partitions_def=days,
-        group_name=MARKET_DATA,
+        group_name=COMPARISON,
         owners=OWNERS,
         kinds={"postgres", "table"},
-        metadata={"dagster/table_name": "candle_differences"},
+        metadata={
+            "dagster/table_name": "candle_differences",
+            "dagster/column_schema": table_schema("candle_differences"),
+        },
         check_specs=[agree],
         description="Where the day's candles differ from the broker's: minutes that one side lacks, prices, volumes."
-        " What a noted gap or a late start explains is told apart.",
+        " What a noted gap or a late start explains is told apart. It is made each night.\n\nMaterialise a day again"
+        " after its candles or the broker's bars have changed.",
     )
     def candle_reconciliation(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]

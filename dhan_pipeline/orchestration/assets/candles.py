@@ -10,8 +10,9 @@ from contextlib import closing
 import dagster as dg
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.columns import table_schema
 from dhan_pipeline.orchestration.metadata import picture
-from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, TICKS
+from dhan_pipeline.orchestration.names import OWNERS, RESEARCH, TICKS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.candles import rebuild_candles
@@ -30,14 +31,15 @@ def build_candle_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         key=CANDLES_1M,
         deps=[TICKS],
         partitions_def=hours,
-        group_name=MARKET_DATA,
+        group_name=RESEARCH,
         owners=OWNERS,
         kinds={"postgres", "table"},
-        metadata={"dagster/table_name": "candles_1m"},
+        metadata={"dagster/table_name": "candles_1m", "dagster/column_schema": table_schema("candles_1m")},
         description="Bars of one minute, by the exchange's time of the trades, made of the hour's ticks: prices from"
         " the last price, volume and turnover from differences of the day's cumulative volume. Where packets were"
-        " missed, the broker's own bar stands in, if it was fetched. Materialising an hour by hand makes it anew: the"
-        " same rows, unless its ticks, its gaps or the broker's bars have changed.",
+        " missed, the broker's own bar stands in, if it was fetched. `candles_sensor` makes an hour some minutes after"
+        " its end, and again whenever its ticks were.\n\nMaterialise an hour by hand to make it anew: the same rows,"
+        " unless its ticks, its gaps or the broker's bars have changed.",
     )
     def candles_1m(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]

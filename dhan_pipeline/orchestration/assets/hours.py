@@ -10,14 +10,14 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.rebuild import HourRefusedError, rebuild_hour
+from dhan_pipeline.orchestration.columns import file_schema, ticks_schema
 from dhan_pipeline.orchestration.metadata import (
     raw_packets_metadata,
     rebuild_metadata,
     ticks_metadata,
-    ticks_schema,
     ticks_version,
 )
-from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, RAW_PACKETS, TICKS, live_feed_key
+from dhan_pipeline.orchestration.names import CAPTURE, OWNERS, RAW_PACKETS, TICKS, live_feed_key
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.gap_words import gap_in_words
 from dhan_pipeline.quality.gaps import GapPart
@@ -36,12 +36,17 @@ def build_live_feeds(settings: Settings) -> list[dg.AssetSpec]:
         dg.AssetSpec(
             live_feed_key(source, settings.sources),
             deps=["subscriptions"],
-            group_name=MARKET_DATA,
+            group_name=CAPTURE,
             owners=OWNERS,
             kinds={"websocket"},
+            metadata={
+                "capture": settings.of(source).capture_number,
+                "journal": dg.MetadataValue.path(str(settings.of(source).journal_dir.absolute())),
+            },
             description=f"What is happening now. {_BROKERS[source]}'s feed as the running capture sees it: its checks"
-            " are reported when their state changes and every five minutes. Run them here to ask again. The hours that"
-            " are over are judged on `ticks`.",
+            " are reported when their state changes and every five minutes. It is never materialised: the hours that"
+            " are over are `raw_packets` and `ticks`, and are judged there.\n\nLook at its checks to see whether the"
+            " capture is well, and execute them to ask it again.",
         )
         for source in settings.sources
     ]
@@ -54,12 +59,20 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         key=RAW_PACKETS,
         deps=["subscriptions"],
         partitions_def=hours,
-        group_name=MARKET_DATA,
+        group_name=CAPTURE,
         owners=OWNERS,
         kinds={"arrow"},
+        metadata={
+            "dagster/column_schema": file_schema(
+                ("received", "timestamp[ns, tz=UTC]", "when the message was received"),
+                ("connection", "uint8", "which connection of the capture it came from"),
+                ("text", "bool", "whether it was a text frame"),
+                ("payload", "binary", "the message, untouched; one may hold several packets"),
+            )
+        },
         description="The journal's hour: every message as it came from the socket, with its time of receipt. The ingest"
-        " run observes the open hour each minute and materialises it when it is over; materialising it by hand verifies"
-        " and counts it again.",
+        " run observes the open hour each minute and materialises it when it is over. Hours without a session stay"
+        " missing, and miss nothing.\n\nMaterialise an hour by hand to verify and count what is on the disk.",
     )
     def raw_packets(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
@@ -83,16 +96,17 @@ def build_hourly_assets(hours: dg.HourlyPartitionsDefinition) -> list[dg.AssetsD
         key=TICKS,
         deps=[RAW_PACKETS],
         partitions_def=hours,
-        group_name=MARKET_DATA,
+        group_name=CAPTURE,
         owners=OWNERS,
         kinds={"postgres", "table"},
         metadata={
             "dagster/table_name": "ticks",
             "dagster/column_schema": ticks_schema(),
         },
-        description="The hour's ticks in PostgreSQL. The ingest run writes them as they come and materialises the hour"
-        " when it is over; materialising it by hand makes it, in one transaction, what the journal says: the same rows."
-        " Where they were others, the metadata says which and in which columns.",
+        description="The hour's ticks in PostgreSQL. The ingest run writes them as they come, materialises the hour"
+        " when it is over, and has it judged by the checks. Hours without a session stay missing, and miss nothing."
+        "\n\nMaterialise hours by hand to rebuild them from the journal, each in one transaction: the same rows, whose"
+        " digest is the same. Where they were others, the metadata says which and in which columns.",
     )
     def ticks(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]

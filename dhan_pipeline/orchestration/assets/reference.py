@@ -18,8 +18,9 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.masters import download_master, parse_master
 from dhan_pipeline.holidays import calendar_problem_left
+from dhan_pipeline.orchestration.columns import file_schema, table_schema
 from dhan_pipeline.orchestration.metadata import Metadata, of_each_source
-from dhan_pipeline.orchestration.names import OWNERS, REFERENCE
+from dhan_pipeline.orchestration.names import INSTRUMENTS, OWNERS, REFERENCE, SCRIP_MASTER
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -30,12 +31,16 @@ from dhan_pipeline.subscriptions import load_rules, resolve, write_subscriptions
 
 
 @dg.asset(
+    key=SCRIP_MASTER,
     group_name=REFERENCE,
     owners=OWNERS,
     kinds={"csv"},
+    description="The broker's list of every instrument, downloaded and kept as a file, every day at 08:30 IST.\n\n"
+    "Launch `instrument_sync_job` to fetch it again, with what follows from it. A list that lacks a column, or most of"
+    " its rows, is refused: then what was there before stays.",
 )
 def scrip_master(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
-    """The broker's list of every instrument, downloaded and kept as a file."""
+    """Download each source's list."""
     return _of_each_source(context, settings, _scrip_master)
 
 
@@ -60,14 +65,18 @@ def _scrip_master(settings: Settings) -> Metadata:
 
 
 @dg.asset(
-    deps=[scrip_master],
+    key=INSTRUMENTS,
+    deps=[SCRIP_MASTER],
     group_name=REFERENCE,
     owners=OWNERS,
     kinds={"postgres", "table"},
-    metadata={"dagster/table_name": "instruments"},
+    metadata={"dagster/table_name": "instruments", "dagster/column_schema": table_schema("instruments")},
+    description="The table of every instrument that a list ever named. What the list of today no longer has is"
+    " deactivated, never deleted.\n\nQuery `active_instruments` for those of today. `quarantined` counts rows that"
+    " could not be read; they are shown with `scrip_master`.",
 )
 def instruments(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> dg.MaterializeResult[None]:
-    """The instruments table, brought up to date; what the master no longer lists is deactivated, never deleted."""
+    """Bring the table up to date."""
     return _of_each_source(context, settings, _instruments)
 
 
@@ -87,18 +96,27 @@ def _instruments(settings: Settings) -> Metadata:
 
 
 @dg.asset(
-    deps=[instruments],
+    deps=[INSTRUMENTS],
     group_name=REFERENCE,
     owners=OWNERS,
     kinds={"csv"},
+    metadata={
+        "dagster/column_schema": file_schema(
+            ("instrument_token", "integer", "the instrument; see instruments"),
+            ("exchange_segment", "string", "its segment, as Dhan's feed names it: NSE_EQ, NSE_FNO ..."),
+            ("security_id", "integer", "Dhan's id within the segment; empty for Kite"),
+            ("mode", "string", "ticker, quote or full"),
+            ("symbol", "string", "symbol as the exchange writes it"),
+        )
+    },
+    description="Which instruments to capture: the rules of the subscriptions file, applied to the active instruments."
+    " The capture reads the result when it starts.\n\nMaterialise it after a change of the rules. Its metadata says"
+    " what each rule comes to, and which names no instrument has.",
 )
 def subscriptions(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> dg.MaterializeResult[None]:
-    """Which instruments to capture: the rules of the subscriptions file applied to the active instruments.
-
-    The capture reads the result when it starts.
-    """
+    """Apply the rules of each source."""
     on = clock.now().astimezone(IST).date()
     problem = calendar_problem_left(settings, on)
     if problem:

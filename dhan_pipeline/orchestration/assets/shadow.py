@@ -13,8 +13,9 @@ import dagster as dg
 import numpy as np
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.columns import table_schema
 from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, picture, severity, table
-from dhan_pipeline.orchestration.names import MARKET_DATA, OWNERS, TICKS
+from dhan_pipeline.orchestration.names import COMPARISON, OWNERS, TICKS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.reconciliation import agreement_picture
 from dhan_pipeline.quality.shadow import ShadowComparison, sources_agree, why_nothing_is_compared
@@ -48,14 +49,19 @@ def build_shadow_asset(hours: dg.HourlyPartitionsDefinition) -> dg.AssetsDefinit
         key=SHADOW_COMPARISON,
         deps=[TICKS],
         partitions_def=hours,
-        group_name=MARKET_DATA,
+        group_name=COMPARISON,
         owners=OWNERS,
         kinds={"postgres", "table"},
-        metadata={"dagster/table_name": "shadow_comparisons"},
+        metadata={
+            "dagster/table_name": "shadow_comparisons",
+            "dagster/column_schema": table_schema("shadow_comparisons"),
+        },
         check_specs=[agree],
         description="How Dhan's ticks of an hour and Kite's compare, of each instrument that both have: prices and"
         " volumes that differ, seconds that one of them missed, and who was later. What lasts for under two seconds is"
-        " delivery, and counts as agreement. Where only one of them was captured, there is nothing to compare.",
+        " delivery, and counts as agreement. With `DATA_SOURCE=kite,dhan` each hour is compared by itself.\n\n"
+        "Materialise an hour by hand to compare it again. Where only one of them was captured, there is nothing to"
+        " compare.",
     )
     def shadow_comparison(
         context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]

@@ -76,7 +76,8 @@ def test_every_job_and_what_starts_it_says_what_it_does(definitions: dg.Definiti
     for instigator in (*repository.schedule_defs, *repository.sensor_defs):
         assert instigator.description
         assert instigator.default_status.value == "RUNNING"
-        for target in instigator.targets:
+        targets = instigator.targets if isinstance(instigator, dg.SensorDefinition) else [instigator]
+        for target in targets:
             assert instigator.tags.items() <= jobs[target.job_name].tags.items()
 
 

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ from dhan_pipeline.store.subscribed import Subscribed, subscribed_during
 from dhan_pipeline.store.symbols import SymbolError, find_instruments, resolve_symbols
 from dhan_pipeline.store.ticks import LatestTick, latest_tick
 from dhan_pipeline.subscriptions import Subscription, SubscriptionError, load_rules, read_subscriptions, resolve
+from dhan_pipeline.threads import in_thread
+
+#: How long the whole walk may take: a server that hangs takes connections, and answers nothing.
+PATIENCE_S = 40.0
 
 #: How long the journal is searched, in seconds.
 _SEARCH_S = 5.0
@@ -108,8 +113,18 @@ class _Way:
         return self.clock.now().astimezone(IST)
 
 
-def walk(settings: Settings, symbol: str, clock: Clock) -> Walk:
+def walk(settings: Settings, symbol: str, clock: Clock, patience_s: float = PATIENCE_S) -> Walk:
     """Walk the chain of an instrument of the settings' source, written as `find` takes it. Raises nothing."""
+    walking = in_thread(partial(_walk, settings, symbol, clock), "walk")
+    try:
+        return walking.result(patience_s)
+    except TimeoutError:
+        found = f"No answer within {patience_s:.0f} s: the database, or the disk of the journal, hangs."
+        link = bad("instrument", found, "See which with `dhan-pipeline doctor`.")
+        return Walk(symbol, settings.source, None, [link], f"{link.found} {link.fix}")
+
+
+def _walk(settings: Settings, symbol: str, clock: Clock) -> Walk:
     with contextlib.ExitStack() as stack:
         conn, away = None, ""
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -326,6 +327,14 @@ def test_without_the_database_the_list_and_the_journal_still_tell(way: Way) -> N
     assert said["writer"].startswith("The database cannot be used: ")
     assert "secret" not in told.verdict
     assert way.walk("S28855").broken == "instrument"
+
+
+def test_a_database_that_takes_connections_and_says_nothing_holds_nobody_up(way: Way) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        url = f"postgresql://127.0.0.1:{server.getsockname()[1]}/none"
+        told = walk(way.settings.model_copy(update={"database_url": url}), "S2885", way.clock, patience_s=0.2)
+    assert told.broken == "instrument"
+    assert told.verdict.startswith("No answer within 0 s: the database, or the disk of the journal, hangs.")
 
 
 async def test_of_a_running_capture_the_connection_that_carries_an_instrument_is_followed(

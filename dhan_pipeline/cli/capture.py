@@ -159,6 +159,8 @@ def _print_status(event: dict[str, Any]) -> None:
             f"p99 {event['latency_p99_ms'] or 0:.0f} ms  backlog {event['backlog_seconds']:.1f} s",
             file=sys.stderr,
         )
+    elif event["event"] == "subscriptions":
+        log.info(event["message"])
 
 
 def _stop_when_stdin_closes(stop: asyncio.Event) -> None:

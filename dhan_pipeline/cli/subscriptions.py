@@ -32,8 +32,8 @@ def subscriptions(
 ) -> None:
     """Apply the rules of the subscriptions file to the active instruments, and show what each comes to.
 
-    The next capture that starts reads the result. With both brokers, JSON has an object for each, and one that fails
-    does not keep the other from being written.
+    A capture that runs takes the result over within seconds, without a reconnect. With both brokers, JSON has an object
+    for each, and one that fails does not keep the other from being written.
     """
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.holidays import calendar_problem_left

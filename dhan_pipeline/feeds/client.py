@@ -152,6 +152,11 @@ class Feed(ABC):
         """The mode of each instrument token that is subscribed."""
         return {token: mode for connection in self._connections for token, mode in connection.subscriptions.items()}
 
+    @property
+    def subscribed(self) -> int:
+        """How many instruments are subscribed."""
+        return sum(len(connection.subscriptions) for connection in self._connections)
+
     def instruments(self, connection: int) -> tuple[int, ...]:
         """The instrument tokens that a connection is subscribed to."""
         return tuple(self._connections[connection].subscriptions)
@@ -177,45 +182,62 @@ class Feed(ABC):
         Raises SubscriptionLimitError if the broker's connections cannot hold them, and ValueError for a token that is
         not its own; then nothing changed.
         """
-        before = self.subscriptions
-        changed = {token: mode for token, mode in subscriptions.items() if before.get(token) != mode}
-        # Both raise what is wrong before anything is changed.
-        self._shard(before | changed)
-        self.wire.subscribe(changed)
-        await self.unsubscribe(changed)
-        await self._place(changed)
+        self.change(subscriptions)
+        await self.tell()
 
     async def unsubscribe(self, instrument_tokens: Iterable[int]) -> None:
         """End subscriptions; unknown ones are ignored."""
-        tokens = list(instrument_tokens)
-        for connection in self._connections:
-            await connection.unsubscribe(tokens)
+        self.change(dict.fromkeys(instrument_tokens))
+        await self.tell()
 
-    async def _place(self, subscriptions: Mapping[int, Mode]) -> dict[int, Mode]:
-        """Subscribe where there is room. Returns what finds none."""
+    def change(self, changes: Mapping[int, Mode | None]) -> None:
+        """Have each of these subscribed in its mode, or, where that is None, no more. `tell` the server then.
+
+        Each stays on its connection; new ones go where there is room. Raises as `subscribe`; then nothing changed.
+        """
+        wanted = {token: mode for token, mode in changes.items() if mode is not None}
+        kept = {token: mode for token, mode in self.subscriptions.items() if token not in changes}
+        # Both raise what is wrong before anything is changed.
+        self._shard(kept | wanted)
+        self.wire.subscribe(wanted)
+        for connection in self._connections:
+            for token in changes.keys() & connection.subscriptions.keys():
+                if token in wanted:
+                    connection.subscriptions[token] = wanted.pop(token)
+                else:
+                    del connection.subscriptions[token]
+        self._place(wanted)
+
+    async def tell(self) -> None:
+        """Have the server know of changes, on each connection that stands; the others say all when they do."""
+        await asyncio.gather(*(connection.tell() for connection in self._connections))
+
+    def _place(self, subscriptions: Mapping[int, Mode]) -> None:
+        """Give them to connections that have room. What finds none is given up, and told."""
         items = list(subscriptions.items())
         for number in range(self.max_connections):
             if not items:
-                break
+                return
             if number == len(self._connections):
                 self._add({})
             connection = self._connections[number]
             room = max(self._room - len(connection.subscriptions), 0)
-            await connection.subscribe(dict(items[:room]))
+            connection.subscriptions.update(items[:room])
             del items[:room]
-        return dict(items)
+        if items:
+            self._warn(
+                f"{self.broker} takes {self._room} instruments a connection, so {len(items)} of them are not captured"
+                " until the capture starts again; subscribe fewer."
+            )
+            self._on_shed(tuple(token for token, _ in items))
 
     async def _reduce(self, connection: FeedConnection) -> None:
         """The server does not take what a connection asked for: half of it is asked of others, as far as they go."""
         items = list(connection.subscriptions.items())
         self._room = max(len(items) // 2, 1)
         connection.subscriptions = dict(items[: self._room])
-        if left := await self._place(dict(items[self._room :])):
-            self._warn(
-                f"{self.broker} takes {self._room} instruments a connection, so {len(left)} of them are not captured"
-                " until the capture starts again; subscribe fewer."
-            )
-            self._on_shed(tuple(left))
+        self._place(dict(items[self._room :]))
+        await self.tell()
 
     def _add(self, subscriptions: Mapping[int, Mode]) -> None:
         connection = FeedConnection(

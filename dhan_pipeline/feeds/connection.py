@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -139,6 +139,9 @@ class FeedConnection:
         self._wire = wire
         self.number = number
         self.subscriptions = dict(subscriptions)
+        """The mode of each instrument token that is wanted. Once it is changed, `tell` the server."""
+        self._told: dict[int, Mode] = {}
+        self._telling = asyncio.Lock()
         self._on_messages = on_messages
         self._policy = policy
         self._packets_due = packets_due
@@ -163,6 +166,7 @@ class FeedConnection:
         if isinstance(outcome, FeedError):
             raise outcome
         self._socket = outcome
+        self._told = {}
         if self._dropped is not None:
             outcome.drop(self._dropped)
 
@@ -174,10 +178,7 @@ class FeedConnection:
         socket = self._socket
         assert socket is not None, "the connection is not open"
         try:
-            # A connection that is lost meanwhile is found to be so below.
-            with contextlib.suppress(ConnectionClosed):
-                for message in self._wire.subscribe(self.subscriptions):
-                    await socket.send(message)
+            await self.tell()
             await self._wait_until_lost(socket)
         finally:
             self._socket = None
@@ -194,23 +195,22 @@ class FeedConnection:
         if self._socket is not None:
             self._socket.drop(reason)
 
-    async def subscribe(self, subscriptions: Mapping[int, Mode]) -> None:
-        """Add subscriptions, now and at every reconnect."""
-        messages = self._wire.subscribe(subscriptions)
-        self.subscriptions.update(subscriptions)
-        await self._send(messages)
+    async def tell(self) -> None:
+        """Have the server know `subscriptions`, if it is there: end what is not wanted any more, begin what is new.
 
-    async def unsubscribe(self, instrument_tokens: Iterable[int]) -> None:
-        """End subscriptions; without it the server goes on sending, and counting them. Unknown ones are ignored."""
-        ended = {token: self.subscriptions.pop(token) for token in instrument_tokens if token in self.subscriptions}
-        await self._send(self._wire.unsubscribe(ended))
-
-    async def _send(self, messages: Iterable[str]) -> None:
-        if self._socket is not None:
-            # What is lost with the connection is said again at the next.
+        Without the first the server goes on sending, and counting them.
+        """
+        # One after the other: what is ended was begun before. And what is changed meanwhile is told then.
+        async with self._telling:
+            if (socket := self._socket) is None:  # what it does not know is said once it is there
+                return
+            before, self._told = self._told, dict(self.subscriptions)
+            ended = {token: mode for token, mode in before.items() if self._told.get(token) != mode}
+            begun = {token: mode for token, mode in self._told.items() if before.get(token) != mode}
+            # A connection that is lost meanwhile is found to be so elsewhere.
             with contextlib.suppress(ConnectionClosed):
-                for message in messages:
-                    await self._socket.send(message)
+                for message in (*self._wire.unsubscribe(ended), *self._wire.subscribe(begun)):
+                    await socket.send(message)
 
     async def _connect(self, credentials: Credentials, base_url: str) -> "_Socket | FeedError":
         def create(*args: Any, **kwargs: Any) -> _Socket:

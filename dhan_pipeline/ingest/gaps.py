@@ -22,6 +22,9 @@ SHORTEST_PAUSE_S = 5.0
 #: A gap that ended counts as recent for this long.
 RECENT_S = 300.0
 
+#: How the silence of an instrument ends that is watched no more.
+_UNWATCHED = "its connection was lost, its day ended, or it is no longer subscribed"
+
 #: Causes that explain why a lost connection stays lost, whatever it was lost for.
 _EXPLAINING = frozenset({Cause.TOKEN, Cause.LIMIT, Cause.PLAN})
 
@@ -81,6 +84,14 @@ class GapKeeper:
             again = "the capture ran again" if gap.cause in _BETWEEN_PROCESSES else "connected and subscribed again"
             self._end(gap, max(self._clock.now_ns(), gap.started_ns), again)
 
+    def joined(self, connection: int) -> None:
+        """Instruments were added to a connection: while it is away, their packets are missed, too."""
+        gap = self._open.get(connection)
+        if gap is not None:
+            instruments = tuple(dict.fromkeys((*(gap.instruments or ()), *self._instruments(connection))))
+            self._open[connection] = replace(gap, instruments=instruments)
+            self._note(self._open[connection])
+
     def suspended(self, connections: Collection[int], since_ns: int) -> None:
         """Nothing was received from `since_ns` until now, because the process stood still."""
         now_ns = self._clock.now_ns()
@@ -114,6 +125,12 @@ class GapKeeper:
             self._new(0, self._clock.now_ns(), Cause.LIMIT, "the broker's limit has no room for them", instruments)
         )
 
+    def wanted(self, instruments: Collection[int]) -> None:
+        """These are to be subscribed now: what the limits had no room for, and nobody wants any more, is no gap."""
+        for gap in [gap for gap in self._shed if not any(token in instruments for token in gap.instruments or ())]:
+            self._shed.remove(gap)
+            self._end(gap, max(self._clock.now_ns(), gap.started_ns), "they are no longer to be subscribed")
+
     def silent(self, instruments: tuple[int, ...], connection: int, since_ns: int) -> None:
         """An instrument that was lively sent nothing after `since_ns`, or all those of a segment on a connection."""
         if instruments not in self._silent:
@@ -128,7 +145,7 @@ class GapKeeper:
             if at_ns:
                 self._end(gap, at_ns, "packets came again")
             else:
-                self._end(gap, max(self._clock.now_ns(), gap.started_ns), "its connection was lost, or its day ended")
+                self._end(gap, max(self._clock.now_ns(), gap.started_ns), _UNWATCHED)
 
     def status(self) -> dict[str, Any]:
         """The gaps' part of a status line; seconds are those in session."""

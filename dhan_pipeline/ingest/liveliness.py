@@ -3,7 +3,8 @@
 The writer shows it each block once it is stored. Nothing here changes data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,9 @@ CHECK_NS = 1_000_000_000
 
 #: What it looks at of a tick.
 _SEEN = ("instrument_token", "time", "last_trade_time", "last_price", "day_close")
+
+#: The number of an instrument's part is made of its connection and its segment. No broker allows so many connections.
+_PARTS = 16 << 8
 
 #: Rows that wait for it at most. Looking at each block as it comes took 1.5 % of a core at 100 blocks a second.
 _WAITING_ROWS = 1 << 14
@@ -49,6 +53,8 @@ class Liveliness:
         self._always = settings.sessions == "always"
         self._offset_s = settings.trade_time_offset_s
         self._connections = connections
+        self._changing = Lock()
+        self._changed: tuple[Mapping[int, int], set[int]] | None = None
         self._listener = listener
         self._check_ns = 0
         self._waiting: list[tuple[Mode, list[NDArray[Any]]]] = []
@@ -56,13 +62,23 @@ class Liveliness:
         self._waiting_rows = 0
         self._silent: dict[tuple[int, ...], int] = {}
         """Whom the listener knows to be silent, and their connection."""
-        self._silent_parts: set[int] = set()
+        self._silent_parts: dict[int, tuple[int, ...]] = {}
+        """Who is in them."""
         self.trade_clock: Verdict = None
         """Whether trade times are what they should be; None: too few packets to say."""
         self.market = Market(speed)
         self._instruments = InstrumentIndex([])
         self._futures: NDArray[np.int64] = np.zeros(0, np.int64)
         self._begin()
+
+    def change(self, connections: Mapping[int, int], anew: Collection[int]) -> None:
+        """These are subscribed from now on, each on its connection; of those `anew` nothing is known.
+
+        For another thread.
+        """
+        with self._changing:
+            before = set() if self._changed is None else self._changed[1]
+            self._changed = connections, before.union(anew)
 
     def know(self, instruments: InstrumentIndex, futures: NDArray[np.int64] | None = None) -> None:
         """Watch these instruments; begin anew if they are others than before. `futures`: tokens of those that are."""
@@ -76,27 +92,57 @@ class Liveliness:
             self._begin()
 
     def _begin(self) -> None:
+        self._assign()
+        self._silence = SilenceWatch(self._connection_of)
+        # All of a segment may well be half of a connection: that is no reason to excuse it.
+        self._parts = SilenceWatch(self._part_connection, common=1.0)
+        self._clock = TradeClock(self._offset_s)
+
+    def _assign(self) -> None:
         tokens = self._instruments.tokens
         self._connection_of = np.full(len(tokens), -1, np.int16)
         at = self._instruments.lookup(np.fromiter(self._connections, np.int64, len(self._connections)))
         numbers = np.fromiter(self._connections.values(), np.int16, len(self._connections))
         self._connection_of[at[at >= 0]] = numbers[at >= 0]
-        self._silence = SilenceWatch(self._connection_of)
         # A connection's instruments of one segment are watched together, as if they were one.
         subscribed = np.flatnonzero(self._connection_of >= 0)
-        parts, part_of = np.unique(
-            self._connection_of[subscribed].astype(np.int64) << 8 | segments_of(tokens[subscribed]), return_inverse=True
+        self._part_of = np.full(len(tokens), _PARTS)  # those not subscribed
+        self._part_of[subscribed] = self._connection_of[subscribed].astype(np.int64) << 8 | segments_of(
+            tokens[subscribed]
         )
-        self._part_of = np.full(len(tokens), len(parts))
-        self._part_of[subscribed] = part_of
-        self._part_connection = np.append(parts >> 8, -1).astype(np.int16)  # the last: those not subscribed
-        # All of a segment may well be half of a connection: that is no reason to excuse it.
-        self._parts = SilenceWatch(self._part_connection, common=1.0)
-        self._clock = TradeClock(self._offset_s)
+        self._part_connection = np.full(_PARTS + 1, -1, np.int16)
+        parts = np.unique(self._part_of[subscribed])
+        self._part_connection[parts] = parts >> 8
         self.market.know(self._instruments, self._connection_of >= 0, self._futures)
+
+    def _take_over(self) -> None:
+        """Take over the change of what is subscribed, if there is one."""
+        with self._changing:
+            changed, self._changed = self._changed, None
+        if changed is None:
+            return
+        self._catch_up()
+        self._connections, anew = changed
+        tokens, before = self._instruments.tokens, self._connection_of
+        self._assign()
+        begin_anew = (self._connection_of != before) | np.isin(tokens, np.fromiter(anew, np.int64, len(anew)))
+        self._silence.change(self._connection_of, begin_anew)
+        parts_anew = np.ones(len(self._part_connection), np.bool_)
+        parts_anew[self._part_of[~begin_anew]] = False
+        gone = set(tokens[begin_anew].tolist())
+        for part, instruments in list(self._silent_parts.items()):
+            if instruments != self._of_part(part):
+                parts_anew[part] = True
+                del self._silent_parts[part]
+                self._tell_heard(instruments, 0)
+        self._parts.change(self._part_connection, parts_anew)
+        for instruments in [instruments for instruments in self._silent if len(instruments) == 1]:
+            if instruments[0] in gone:
+                self._tell_heard(instruments, 0)
 
     def see(self, blocks: StoredBlocks) -> None:
         """Take account of stored blocks. What is noted in them is taken for what came first."""
+        self._take_over()
         for _, note in blocks.notes:
             if isinstance(note, Gap) and note.cause is not Cause.SILENT:
                 # A connection that was away says nothing about its instruments.
@@ -139,11 +185,12 @@ class Liveliness:
             return
         silent, back = self._parts.check(now_ns)
         for part, _, first_ns in back:
-            self._silent_parts.discard(part)
-            self._tell_heard(self._of_part(part), first_ns)
+            if instruments := self._silent_parts.pop(part, None):
+                self._tell_heard(instruments, first_ns)
         for part, last_ns in silent:
-            if self._tell_silent(self._of_part(part), int(self._part_connection[part]), last_ns, now_ns):
-                self._silent_parts.add(part)
+            instruments = self._of_part(part)
+            if self._tell_silent(instruments, int(self._part_connection[part]), last_ns, now_ns):
+                self._silent_parts[part] = instruments
         silent, back = self._silence.check(now_ns)
         for at, _, first_ns in back:
             self._tell_heard((int(self._instruments.tokens[at]),), first_ns)
@@ -176,6 +223,7 @@ class Liveliness:
         """Begin anew with a connection."""
         for instruments in [instruments for instruments, of in self._silent.items() if of == connection]:
             self._tell_heard(instruments, 0)
-        self._silent_parts -= set(np.flatnonzero(self._part_connection == connection).tolist())
+        for part in [part for part in self._silent_parts if part >> 8 == connection]:
+            del self._silent_parts[part]
         self._silence.reset(connection)
         self._parts.reset(connection)

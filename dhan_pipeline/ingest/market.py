@@ -56,7 +56,7 @@ class Market:
         self.know(InstrumentIndex([]), np.zeros(0, np.bool_), np.zeros(0, np.int64))
 
     def know(self, instruments: InstrumentIndex, subscribed: NDArray[np.bool_], futures: Ints) -> None:
-        """Follow these instruments; of those that were known before, prices stay.
+        """Follow these instruments; of those that were known before and are subscribed, prices stay.
 
         `subscribed` says it of each; `futures` are tokens, of which some may not be among them.
         """
@@ -71,6 +71,7 @@ class Market:
         self._group[at[at >= 0]] = _FUTURE
         # 0: no tick yet. Of a page that is never written, no memory is taken.
         price, close, kept = np.zeros(len(tokens)), np.zeros(len(tokens)), before >= 0
+        kept[kept] = subscribed[before[kept]]
         price[before[kept]], close[before[kept]] = self._price[kept], self._close[kept]
         self._price, self._close = price, close
 

@@ -163,7 +163,11 @@ class Metrics:
             "source": settings.data_source,
             "transport": settings.transport,
         }
-        self._instruments = Counter(segment_of(token) for token in subscribed)
+        self.subscribe(subscribed)
+
+    def subscribe(self, instrument_tokens: Collection[int]) -> None:
+        """The capture is subscribed to these now."""
+        self._instruments = Counter(segment_of(token) for token in instrument_tokens)
 
     def collect(self) -> Iterator[Metric]:
         """Everything as it is now. For the thread of a scrape; cheap."""

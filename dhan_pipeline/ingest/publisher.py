@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,8 @@ class Publisher:
         self._clock = clock
         self._warn = warn
         self._tokens = np.fromiter(connections, np.int64, len(connections))
+        self._subscribed = False
+        """Whether others are subscribed than before."""
         self._books = Books(settings, database_url, backlog, warn, book)
         self._stop = threading.Event()
         self._stop_at_s = 0.0
@@ -93,6 +95,15 @@ class Publisher:
     def counts(self) -> Counts:
         """What the workers have committed since the start."""
         return self._books.counts
+
+    def subscribe(self, connections: Mapping[int, int], anew: Collection[int]) -> None:
+        """These are subscribed from now on, each on its connection; `anew` those that were not, or in another mode.
+
+        To be called before packets of new ones can come.
+        """
+        self.liveliness.change(connections, anew)
+        self._tokens = np.union1d(self._tokens, np.fromiter(connections, np.int64, len(connections)))
+        self._subscribed = True
 
     def facts(self) -> dict[str, Any]:
         """What the status line says besides; None for what is not known now."""
@@ -220,7 +231,14 @@ class Publisher:
         self._gathered_s = time.monotonic()
 
     def _prepare(self, timeout_s: float) -> None:
-        self._runs.extend(self._run(stretch) for stretch in joined(self._backlog.take(timeout_s)))
+        blocks = self._backlog.take(timeout_s)
+        if self._subscribed:
+            self._subscribed = False
+            known = self._processor.instruments
+            if (known.lookup(self._tokens) < 0).any():
+                self._processor.learn(np.union1d(self._tokens, known.tokens))
+                self.liveliness.know(self._processor.instruments)
+        self._runs.extend(self._run(stretch) for stretch in joined(blocks))
 
     def _run(self, stretch: Stretch) -> _Run:
         decoded = self._processor.decode(stretch)

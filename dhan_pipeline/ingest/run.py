@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,13 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.by_source import feed_of
 from dhan_pipeline.feeds.connection import FeedPolicy
-from dhan_pipeline.feeds.errors import SourceError
+from dhan_pipeline.feeds.errors import SourceError, SubscriptionLimitError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.capture import Receiver
 from dhan_pipeline.ingest.gaps import SHORTEST_PAUSE_S, GapKeeper, segments_of
 from dhan_pipeline.ingest.latency import LatencyHistogram
+from dhan_pipeline.ingest.listed import SubscriptionList
 from dhan_pipeline.ingest.metrics import Metrics
 from dhan_pipeline.ingest.status import StatusReport
 from dhan_pipeline.ingest.subscribed import SubscribedBook
@@ -42,7 +44,8 @@ from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import IST, calendar_problem, hour_key, packets_due, packets_due_throughout
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.partitions import instant
-from dhan_pipeline.subscriptions import read_subscriptions
+from dhan_pipeline.subscriptions import SubscriptionError
+from dhan_pipeline.ticks import Mode
 
 if TYPE_CHECKING:
     from dhan_pipeline.ingest.publisher import Publisher
@@ -67,6 +70,12 @@ _CLOCK_STEP_S = 2.0
 #: How soon a thread gets the interpreter from another that computes. With Python's 5 ms, each answer of the database
 #: may wait for that long: the p99 of 20,000 ticks/s fell from 47 to 32 ms on a busy machine.
 _SWITCH_INTERVAL_S = 0.0005
+
+#: How often the resolved list is looked at: so late is a change of it noticed.
+_LIST_POLL_S = 1.0
+
+#: A connection that loses more than this share of its instruments has another rhythm than before.
+_OTHER_RHYTHM = 0.1
 
 #: Of glibc's malloc.h.
 _M_ARENA_MAX = -8
@@ -126,15 +135,14 @@ class Ingest:
     ) -> None:
         """Take the capture's lock and recover its journal. Close with `close`.
 
-        `emit` gets one dictionary an event, in the event loop's thread: started, status, hour_complete, gap, warning,
-        stopped. `policy` is that of the settings if none is given. Raises LockHeldError where another process runs this
-        capture, SubscriptionError where the resolved subscriptions are missing, SubscriptionLimitError where they are
-        too many, ClockBehindError.
+        `emit` gets one dictionary an event, in the event loop's thread: started, status, hour_complete, gap,
+        subscriptions, warning, stopped. `policy` is that of the settings if none is given.
+
+        Raises LockHeldError where another process runs this capture, SubscriptionError where the resolved subscriptions
+        are missing, SubscriptionLimitError where they are too many, ClockBehindError.
         """
-        subscriptions = {
-            subscription.instrument_token: subscription.mode
-            for subscription in read_subscriptions(settings.subscriptions_path, settings.source)
-        }
+        self._list = SubscriptionList(settings.subscriptions_path, settings.source)
+        self._wanted = self._list.read()
         self._settings = settings
         self._database_url = database_url
         self._emit = emit
@@ -154,7 +162,7 @@ class Ingest:
             self._connects: Counter[int] = Counter()
             self._feed = feed(
                 settings,
-                subscriptions,
+                self._wanted,
                 self._receiver.receive,
                 self._warn,
                 clock=clock,
@@ -163,7 +171,7 @@ class Ingest:
                 on_connect=lambda connection: self._connects.update((connection,)),
                 on_first_message=lambda connection: self._gaps.message(connection),
                 on_down=self._on_down,
-                on_shed=lambda tokens: self._gaps.shed(tokens),
+                on_shed=self._on_shed,
             )
             last_gap_id = _last_gap_id(self._journal)
             self._gaps = GapKeeper(
@@ -190,14 +198,11 @@ class Ingest:
                 self._journal.last_received_ns,
                 self._on_damage,
             )
-            connections = {
-                token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)
-            }
             self._subscribed = SubscribedBook(settings.capture_number)
             self._writer = _sink(settings)(
-                settings, database_url, self._backlog, clock, self._warn, connections, self, self._subscribed
+                settings, database_url, self._backlog, clock, self._warn, self._connections(), self, self._subscribed
             )
-            self.metrics = Metrics(settings, clock, "capture", self._writer.counts, subscriptions)
+            self.metrics = Metrics(settings, clock, "capture", self._writer.counts, self._wanted)
             self._report = StatusReport(clock)
             self._messages = 0
             self._bytes = 0
@@ -245,6 +250,7 @@ class Ingest:
             for name, work in {
                 "feed": self._feed.run(),
                 "status": self._report_status(),
+                "subscriptions": self._follow_list(),
                 "journal": asyncio.to_thread(journal.join),
                 "stop": stop.wait(),
             }.items()
@@ -288,8 +294,71 @@ class Ingest:
     def _on_down(self, connection: int, error: SourceError, since_ns: int | None) -> None:
         self._gaps.down(connection, error, error.cause, since_ns)
 
+    def _on_shed(self, instruments: tuple[int, ...]) -> None:
+        self._gaps.shed(instruments)
+        self._tell_subscribed(instruments)
+
+    async def _follow_list(self) -> None:
+        """Take over the resolved list whenever somebody has written it. One that cannot be used changes nothing."""
+        while True:
+            await asyncio.sleep(_LIST_POLL_S)
+            if not self._list.changed():
+                continue
+            try:
+                self._subscribe(await asyncio.to_thread(self._list.read))
+            except (SubscriptionError, SubscriptionLimitError) as error:
+                self._warn(f"The subscriptions stay as they were. {error}")
+            await self._feed.tell()
+
+    def _subscribe(self, wanted: dict[int, Mode]) -> None:
+        """Change what is subscribed to this. Raises SubscriptionLimitError; then nothing changed."""
+        before, at = self._wanted, self._clock.now()
+        changes: dict[int, Mode | None] = {token: None for token in before if token not in wanted}
+        removed = len(changes)
+        changes |= {token: mode for token, mode in wanted.items() if before.get(token) != mode}
+        if not changes:
+            return
+        held = [set(self._feed.instruments(number)) for number in range(self._feed.connections)]
+        self._feed.change(changes)
+        self._wanted = wanted
+        self._gaps.wanted(wanted)
+        for number in range(self._feed.connections):
+            had = held[number] if number < len(held) else set()
+            has = set(self._feed.instruments(number))
+            if has - had:
+                self._gaps.joined(number)
+            if len(had - has) > _OTHER_RHYTHM * len(had):
+                self._pauses.forget(number)
+        self._tell_subscribed(changes, at)
+        added = len(wanted) - len(before) + removed
+        others = len(changes) - added - removed
+        self._emit(
+            {
+                "event": "subscriptions",
+                "added": added,
+                "removed": removed,
+                "changed": others,
+                "subscribed": self._feed.subscribed,
+                "message": f"The subscriptions have changed: +{added:,} -{removed:,} instruments"
+                f"{f', {others:,} in another mode' if others else ''}; {self._feed.subscribed:,} in all.",
+            }
+        )
+
+    def _connections(self) -> dict[int, int]:
+        """The connection of each instrument token."""
+        return {token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)}
+
+    def _tell_subscribed(self, changed: Collection[int], at: datetime | None = None) -> None:
+        """Have all know that these are subscribed, or no more, or in another mode."""
+        modes = self._feed.subscriptions
+        self._writer.subscribe(self._connections(), changed)
+        self._subscribed.change({token: modes.get(token) for token in changed}, at or self._clock.now())
+        self.metrics.subscribe(modes)
+
     def _packets_due(self, segments: Collection[ExchangeSegment]) -> bool:
-        return self._settings.sessions == "always" or packets_due(self._clock.now_ns(), segments)
+        if self._settings.sessions == "always":
+            return bool(segments)  # of a connection that has lost all of its instruments nothing is due
+        return packets_due(self._clock.now_ns(), segments)
 
     def _on_block(self, block: Block) -> None:
         self._messages += int(np.count_nonzero(block.connection != NOTE_CONNECTION))
@@ -345,6 +414,7 @@ class Ingest:
             **self._writer.facts(),
             **self._writer.liveliness.market.facts(self._clock.now_ns()),
             "backlog_blocks": self._backlog.blocks,
+            "subscribed": self._feed.subscribed,
             "reconnects": self._connects.total() - len(self._connects),
             "trade_clock": self._writer.liveliness.trade_clock,
             "token_expires_at": expires_at.isoformat() if (expires_at := self._feed.token_expires_at) else None,

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -75,6 +75,10 @@ class Writer:
         self._stop_at_s = 0.0
         self._status: dict[str, Any] | None = None
         self._book = book or SubscribedBook(settings.capture_number)
+        self._subscribed: Mapping[int, int] | None = None
+        """Connections by token, where they have changed."""
+        self._taken: list[Block] = []
+        """From the backlog, and not processed yet."""
         self._learn_at_s = 0.0
         self._emptiness_told = False
         self._processor: BlockProcessor | None = None
@@ -97,6 +101,14 @@ class Writer:
     def publish(self, status: dict[str, Any]) -> None:
         """Have the capture's status in the database replaced, when the writer comes to it."""
         self._status = status
+
+    def subscribe(self, connections: Mapping[int, int], anew: Collection[int]) -> None:
+        """These are subscribed from now on, each on its connection; `anew` those that were not, or in another mode.
+
+        To be called before packets of new ones can come.
+        """
+        self.liveliness.change(connections, anew)
+        self._subscribed = connections
 
     def facts(self) -> dict[str, Any]:
         """What the status line says besides: nothing."""
@@ -134,6 +146,7 @@ class Writer:
 
     def _resume(self, conn: connection) -> bool:
         """Go on after the last committed block. False where the time to stop came before."""
+        self._taken = []
         capture = self._settings.capture_number
         committed = ledger.last_block(conn, capture)
         received_ns = 0 if committed is None else ledger.last_received_ns(conn, committed)
@@ -182,7 +195,10 @@ class Writer:
                 ledger.write_status(conn, capture, self._settings.source, status)
             self._book.write(conn)
             if not self._pending:
-                self._process(self._backlog.take(_POLL_S))
+                self._taken = self._taken or self._backlog.take(_POLL_S)
+                self._know_subscribed(conn)
+                self._process(self._taken)
+                self._taken = []
             if self._pending:
                 self._commit(conn)
             elif (through_ns := self._backlog.taken_through_ns()) is not None:
@@ -208,9 +224,12 @@ class Writer:
         if ahead and self._backlog.waiting:
             writing = in_thread(write)
             try:
-                self._process(self._backlog.take(0))
-                for part in self._pending:
-                    _ = part.rows
+                self._taken = self._backlog.take(0)
+                if self._subscribed is None:  # else instruments in them may be unknown
+                    self._process(self._taken)
+                    self._taken = []
+                    for part in self._pending:
+                        _ = part.rows
             finally:
                 written = writing.result()
         else:
@@ -221,6 +240,27 @@ class Writer:
             self.liveliness.see(part)
         self._learn(conn, stored)
 
+    def _know_subscribed(self, conn: connection) -> None:
+        """Where others are subscribed than before, know those that were synced since the start before they come."""
+        connections, self._subscribed = self._subscribed, None
+        if connections is None:
+            return
+        processor = self._processor
+        assert processor is not None
+        if (processor.instruments.lookup(np.fromiter(connections, np.int64, len(connections))) < 0).any():
+            self._load(conn, processor)
+
+    def _load(self, conn: connection, processor: BlockProcessor) -> bool:
+        """Whether the database knows other instruments now; the processor then does, too."""
+        tokens = load_tokens(conn, self._settings.source)
+        conn.commit()
+        if np.array_equal(tokens, processor.instruments.tokens):
+            return False
+        processor.learn(tokens)
+        self.liveliness.know(processor.instruments, load_futures(conn, self._settings.source))
+        conn.commit()
+        return True
+
     def _learn(self, conn: connection, stored: list[ticks.StoredBlocks]) -> None:
         """Where packets came of unknown instruments, see whether they were synced since. `redrive` has the rest."""
         processor = self._processor
@@ -229,13 +269,7 @@ class Writer:
         if not unknown or time.monotonic() < self._learn_at_s:
             return
         self._learn_at_s = time.monotonic() + LEARN_S
-        tokens = load_tokens(conn, self._settings.source)
-        conn.commit()
-        if not np.array_equal(tokens, processor.instruments.tokens):
-            processor.learn(tokens)
-            self.liveliness.know(processor.instruments, load_futures(conn, self._settings.source))
-            conn.commit()
-        elif not len(tokens) and not self._emptiness_told:
+        if not self._load(conn, processor) and not len(processor.instruments) and not self._emptiness_told:
             self._emptiness_told = True
             source = self._settings.source
             self._warn(

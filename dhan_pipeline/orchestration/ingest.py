@@ -228,6 +228,8 @@ class _Supervision:
                 self._log(logging.INFO, f"The capture started as process {pid}.")
             case {"event": "stopped", "reason": reason}:
                 self._log(logging.INFO, f"The capture stopped: {reason}.")
+            case {"event": "subscriptions", "message": str(message)}:
+                self._log(logging.INFO, message)
             case {"event": "warning", "message": str(message)}:
                 self._log(logging.WARNING, message)
             case {"event": "gap"}:

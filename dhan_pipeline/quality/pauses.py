@@ -60,6 +60,10 @@ class PauseWatch:
             for since_ns, until_ns in habit.pauses(received_ns, self._shortest_s, self._speed):
                 yield connection, since_ns, until_ns
 
+    def forget(self, connection: int) -> None:
+        """Learn the connection's habit anew. For another thread than `see`."""
+        self._habits.pop(connection, None)
+
     def _may_end_a_pause(self, connection: NDArray[np.uint8], received_ns: NDArray[np.int64]) -> bool:
         """Whether a connection is heard again after some time. It takes account of the messages."""
         numbers, found = connection.tobytes(), False

@@ -41,11 +41,7 @@ class SilenceWatch:
         `common`: the share of a connection above which a silence is not its instruments' matter.
         """
         self._common = common
-        self._index = np.flatnonzero(connections >= 0)
-        """Index of each watched instrument. Its place here is its place in the arrays below."""
-        self._place = np.full(len(connections), -1, np.int64)
-        self._place[self._index] = np.arange(len(self._index))
-        self._connection = connections[self._index].astype(np.int64)
+        self._watch(connections)
         watched, numbers = len(self._index), int(self._connection.max(initial=0)) + 1
         self._passed = np.zeros(numbers, np.int64)  # packets of each connection
         self._since_ns = np.zeros(watched, np.int64)
@@ -61,6 +57,33 @@ class SilenceWatch:
         self._excused_ns = np.zeros(numbers, np.int64)
         self._excused_passed = np.zeros(numbers, np.int64)
         self._back: list[tuple[int, int, int]] = []
+
+    def _watch(self, connections: NDArray[np.int16]) -> None:
+        self._index = np.flatnonzero(connections >= 0)
+        """Index of each watched instrument. Its place here is its place in the arrays of what is known of it."""
+        self._place = np.full(len(connections), -1, np.int64)
+        self._place[self._index] = np.arange(len(self._index))
+        self._connection = connections[self._index].astype(np.int64)
+
+    def change(self, connections: NDArray[np.int16], anew: NDArray[np.bool_]) -> None:
+        """The instruments are subscribed so from now on. Of those that are not to begin `anew`, what is known stays."""
+        places = self._place
+        self._watch(connections)
+        before = places[self._index]
+        kept = (before >= 0) & ~anew[self._index]
+        for name in (
+            *("_since_ns", "_last_ns", "_last_passed", "_packets", "_seconds", "_others", "_longest_s"),
+            "_silent",
+        ):
+            old = getattr(self, name)
+            new = np.zeros(len(before), old.dtype)
+            new[kept] = old[before[kept]]
+            setattr(self, name, new)
+        more = int(self._connection.max(initial=0)) + 1 - len(self._passed)
+        if more > 0:
+            for name in ("_passed", "_excused_ns", "_excused_passed"):
+                setattr(self, name, np.append(getattr(self, name), np.zeros(more, np.int64)))
+        self._back = [back for back in self._back if (at := self._place[back[0]]) >= 0 and kept[at]]
 
     def reset(self, connection: int) -> None:
         """Forget what was lively, and who is silent, on a connection: after a gap of it, everything begins anew."""

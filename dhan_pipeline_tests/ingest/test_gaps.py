@@ -250,3 +250,30 @@ def test_seconds_out_of_session_do_not_count(kept: Kept) -> None:
 
 def test_the_segments_of_instruments_are_those_of_their_tokens() -> None:
     assert segments_of((TOKENS[1], TOKENS[2], TOKENS[2])) == {EQUITY[0], FUTURE[0]}
+
+
+def test_instruments_that_are_added_while_a_connection_is_away_are_missed_too(kept: Kept) -> None:
+    instruments = [TOKENS[1]]
+    kept.gaps = GapKeeper(
+        kept.notes.append, kept.events.append, lambda _: instruments, kept.session_seconds, kept.clock, 0
+    )
+    kept.gaps.joined(0)
+    assert kept.notes == []
+    lost(kept, since_ns=START_NS)
+    instruments[:] = [TOKENS[2]]
+    kept.gaps.joined(0)
+    assert kept.last.instruments == (TOKENS[1], TOKENS[2])
+    assert (kept.last.started_ns, kept.gaps.count) == (START_NS, 1)
+    kept.later(5)
+    kept.gaps.message(0)
+    assert kept.last.ended_ns == kept.clock.at_ns
+
+
+def test_the_want_of_what_found_no_room_ends_when_nobody_wants_it_any_more(kept: Kept) -> None:
+    kept.gaps.shed(TOKENS[1:3])
+    kept.later(60)
+    kept.gaps.wanted({TOKENS[2]})
+    assert kept.gaps.status()["gap_open_s"] == 60.0
+    kept.gaps.wanted({TOKENS[0]})
+    assert kept.last.recovery == "they are no longer to be subscribed"
+    assert kept.gaps.status()["gap_open_s"] == 0.0

@@ -215,3 +215,41 @@ def test_trade_times_in_true_utc_are_noticed(shown: Shown) -> None:
         at_ns = START_NS + second * SECOND_NS
         shown.see(at_ns, packet(ResponseCode.TICKER, EQUITY, 100.0, at_ns // SECOND_NS))
     assert shown.liveliness.trade_clock == "moved"
+
+
+def test_others_that_come_and_go_leave_what_is_known_of_the_rest(shown: Shown) -> None:
+    at_ns = shown.trade(START_NS, 320, EQUITY, FUTURE, INDEX)
+    shown.liveliness.change({EQUITY_TOKEN: 3, FUTURE_TOKEN: 3, OTHER_TOKEN: 4}, {TOKENS[0], OTHER_TOKEN})
+    # A third of what came on the connection is gone, so more time passes before as much has come without it.
+    shown.trade(at_ns, 160, FUTURE, OTHER_EQUITY)
+    assert [instruments for instruments, _, _ in shown.heard.fell] == [(EQUITY_TOKEN,)]  # the index is not missed
+
+
+def test_one_that_is_silent_and_no_longer_subscribed_is_not_silent_any_more(shown: Shown) -> None:
+    at_ns = shown.trade(START_NS, 320, EQUITY, FUTURE, INDEX)
+    at_ns = shown.trade(at_ns, 60, FUTURE, INDEX)
+    assert [instruments for instruments, _, _ in shown.heard.fell] == [(EQUITY_TOKEN,)]
+    shown.liveliness.change({FUTURE_TOKEN: 3, TOKENS[0]: 3}, {EQUITY_TOKEN})
+    shown.trade(at_ns, 2, FUTURE, INDEX)
+    assert shown.heard.back == [((EQUITY_TOKEN,), 0)]
+
+
+def test_one_in_another_mode_is_watched_anew(shown: Shown) -> None:
+    at_ns = shown.trade(START_NS, 320, EQUITY, FUTURE, INDEX)
+    shown.liveliness.change(THREE, {EQUITY_TOKEN})
+    shown.trade(at_ns, 60, FUTURE, INDEX)
+    assert shown.heard.fell == []
+
+
+def test_a_segment_that_is_silent_ends_being_so_when_others_of_it_are_subscribed(
+    settings: Settings, journal: JournalWriter
+) -> None:
+    equities = {EQUITY_TOKEN: 3, OTHER_TOKEN: 3, FUTURE_TOKEN: 3}
+    shown = Shown(settings, journal, equities)
+    at_ns = shown.trade(START_NS, 320, EQUITY, OTHER_EQUITY, FUTURE)
+    at_ns = shown.trade(at_ns, 60, FUTURE)
+    [(silent, _, _)] = shown.heard.fell
+    assert set(silent) == {EQUITY_TOKEN, OTHER_TOKEN}
+    shown.liveliness.change({EQUITY_TOKEN: 3, FUTURE_TOKEN: 3}, {OTHER_TOKEN})
+    shown.trade(at_ns, 5, FUTURE)
+    assert shown.heard.back == [(silent, 0)]

@@ -129,3 +129,13 @@ def test_heartbeats_do_not_hide_a_pause_of_data(in_block: int) -> None:
         offsets = np.concatenate(([0], size[start : start + in_block].cumsum()))
         found += watch.see(replace(block, offsets=offsets))
     assert [(since - START_NS, until - START_NS) for _, since, until in found] == [(59_900_000_000, 72_000_000_000)]
+
+
+def test_a_connection_that_is_to_be_learned_anew_has_no_pauses_until_then() -> None:
+    watch = PauseWatch(5.0)
+    assert pauses(watch, np.arange(0, 60, 0.1)) == []
+    watch.forget(0)
+    watch.forget(1)  # of which nothing is known
+    slower = 60 + np.concatenate([np.arange(0, 200, 8.0), 200 + np.arange(0, 60, 0.1)])
+    assert pauses(watch, slower) == []
+    assert pauses(watch, [slower[-1] + 40]) == [(0, slower[-1] - 0, slower[-1] + 40)]

@@ -246,3 +246,27 @@ def test_it_does_not_matter_how_packets_are_cut_into_blocks() -> None:
         found.append(fell)
     assert found[0] == found[1] == found[2]
     assert [at for at, _ in found[0]] == [7]
+
+
+def test_what_is_known_of_others_stays_when_instruments_come_and_go() -> None:
+    connections = one_connection(100)
+    connections[90:] = -1
+    stream = Stream(connections)
+    rates = np.where(connections >= 0, 1.0, 0.0)
+    stream.run(400, rates)
+    changed = connections.copy()
+    changed[:10], changed[90:] = -1, 1  # on a connection that was not there before
+    anew = np.zeros(100, np.bool_)
+    anew[20] = True
+    stream.watch.change(changed, anew)
+    rates = np.where(changed >= 0, 1.0, 0.0)
+    rates[[5, 20, 30, 95]] = 0.0  # only the third of them is watched, and known to be lively
+    stream.run(120, rates)
+    assert [at for _, at, _ in stream.fell] == [30]
+    stream.watch.change(changed, anew | (np.arange(100) == 30))  # who begins anew is not silent any more
+    rates[[30, 95]] = 1.0
+    stream.run(400, rates)
+    assert (len(stream.fell), stream.back) == (1, [])
+    rates[[30, 95]] = 0.0
+    stream.run(120, rates)
+    assert sorted(at for _, at, _ in stream.fell) == [30, 30, 95]

@@ -110,8 +110,8 @@ def _instruments(settings: Settings) -> Metadata:
         )
     },
     description="Which instruments to capture: the rules of the subscriptions file, applied to the active instruments."
-    " The capture reads the result when it starts.\n\nMaterialise it after a change of the rules. Its metadata says"
-    " what each rule comes to, and which names no instrument has.",
+    " A capture that runs takes the result over within seconds, without a reconnect.\n\nMaterialise it after a change"
+    " of the rules. Its metadata says what each rule comes to, and which names no instrument has.",
 )
 def subscriptions(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]

@@ -913,3 +913,34 @@ async def test_a_message_of_100_megabytes_is_refused_and_the_feed_goes_on(settin
             for connection in simulator.connections:
                 connection.send_huge()
             await until(lambda: downs.told.count(("first", 0)) == 2)
+
+
+async def test_another_mode_is_asked_for_on_the_connection_that_the_instrument_is_on(settings, exchange, watcher):
+    feed = watcher.feed(settings(exchange.url), dict.fromkeys(tokens(5001), Mode.TICKER))
+    last = tokens(5001)[-1]
+    assert last in feed.instruments(1)
+    async with running(feed):
+        await until(lambda: len(exchange.requests) == 51)
+        feed.change({last: Mode.FULL, tokens(1)[0]: None})
+        await feed.tell()
+        await until(lambda: len(exchange.requests) == 54)
+    by_connection = {number: [r for r in exchange.requests[51:54] if r[0] == number] for number in (0, 1)}
+    assert by_connection == {0: [(0, 16, 1)], 1: [(1, 16, 1), (1, 21, 1)]}
+
+
+async def test_what_is_changed_while_the_connection_still_subscribes_is_told_after(settings, good_token):
+    downs = Downs()
+    before, after = tokens(2000), tokens(2100)[1000:]
+    async with DhanSimulator(tokens(2100), rate=10) as simulator:
+        feed = downs.feed(settings(simulator.feed_url), dict.fromkeys(before, Mode.FULL))
+        async with running(feed):
+            await until(lambda: simulator.connections)
+            simulator.connections[0].listen(False)  # what is asked is heard late, and in order
+            feed.change(dict.fromkeys(before[:1000]) | dict.fromkeys(after, Mode.FULL))
+            telling = asyncio.create_task(feed.tell())
+            feed.change({before[0]: Mode.QUOTE, after[0]: None})
+            simulator.connections[0].listen(True)
+            await telling
+            await feed.tell()
+            await until(lambda: simulator.connections[0].subscribed == 1100)
+            assert simulator.connections[0].modes[0] == 2

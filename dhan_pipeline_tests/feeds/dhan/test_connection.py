@@ -397,8 +397,11 @@ async def test_instruments_come_and_go_while_connected():
     async with server(behave) as url:
         task = asyncio.create_task(receive(connection, url))
         await until(lambda: requests)
-        await connection.subscribe({RELIANCE: Mode.FULL})
-        await connection.unsubscribe([NIFTY, 1])
+        connection.subscriptions[RELIANCE] = Mode.FULL
+        await connection.tell()
+        del connection.subscriptions[NIFTY]
+        await connection.tell()
+        await connection.tell()
         await until(lambda: len(requests) == 3)
         task.cancel()
         await asyncio.wait([task])

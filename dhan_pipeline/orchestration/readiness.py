@@ -12,7 +12,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.findings import Finding, red
 from dhan_pipeline.diagnosis.readiness import examine
 from dhan_pipeline.orchestration.metadata import table
-from dhan_pipeline.orchestration.names import ROLE_TAG, live_feed_key
+from dhan_pipeline.orchestration.names import ROLE_TAG, SESSION_TAG, live_feed_key
 from dhan_pipeline.orchestration.schedules import TIME_ZONE
 from dhan_pipeline.quality.calendar import subscribed_segments
 from dhan_pipeline.sessions import IST, session_bounds
@@ -38,6 +38,7 @@ def build_readiness(settings: Settings) -> dg.Definitions:
         name="readiness_schedule",
         cron_schedule="45 8 * * *",
         execution_timezone=TIME_ZONE,
+        tags=readiness_job.tags,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="At 08:45 IST of each day with a session of what is subscribed: after the sync of instruments, and"
         " with a quarter of an hour left to mend something.",
@@ -49,7 +50,9 @@ def build_readiness(settings: Settings) -> dg.Definitions:
         trades = settings.sessions == "always" or any(
             session_bounds(day, subscribed_segments(settings.of(source))) for source in settings.sources
         )
-        return dg.RunRequest(run_key=str(day)) if trades else dg.SkipReason(f"There is no session on {day}.")
+        if not trades:
+            return dg.SkipReason(f"There is no session on {day}.")
+        return dg.RunRequest(run_key=str(day), tags={SESSION_TAG: str(day)})
 
     return dg.Definitions(
         asset_checks=[_ready(source, sources) for source in sources],

@@ -101,7 +101,7 @@ def instruments(settings: Settings, clock: Clock) -> Sequence[Finding]:
 
 def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
     """The finding `subscriptions`: the rules find all that they name, and the list that they came to is today's."""
-    apply = "Run `dhan-pipeline subscriptions`; a capture reads what it writes when it starts."
+    apply = "Run `dhan-pipeline subscriptions`; a capture that runs takes it over within seconds."
     today = clock.now().astimezone(IST).date()
     try:
         rules = load_rules(settings.subscriptions_file)

@@ -229,7 +229,7 @@ def _instrument(conn: connection, settings: Settings, symbol: str, clock: Clock)
 
 def _subscription(way: _Way) -> Finding:
     """In the resolved list, by which rule, and what the running capture makes of it."""
-    restart = "It is taken over when the capture starts: terminate the ingest run and launch `ingest_job`."
+    apply = "Run `dhan-pipeline subscriptions`; a capture that runs takes it over within seconds."
     told = _told(way)
     captured = next((each for each in told if each.instrument_token == way.token), None)
     rule = _rule(way)
@@ -238,19 +238,18 @@ def _subscription(way: _Way) -> Finding:
         since = f"{captured.since.astimezone(IST):%Y-%m-%d %H:%M:%S} IST"
         return ok("subscription", f"The capture is subscribed to it in {captured.mode.value} mode since {since}{by}.")
     if isinstance(way.listed, SubscriptionError):
-        return bad("subscription", in_words(way.listed), "Run `dhan-pipeline subscriptions`.")
+        return bad("subscription", in_words(way.listed), apply)
     mode = next((each.mode for each in way.listed if each.instrument_token == way.token), None)
     if mode is None:
         found = f"It is none of the {len(way.listed):,} instruments of the resolved list"
         if rule:
-            return bad(
-                "subscription", f"{found}, though {rule} selects it.", f"Run `dhan-pipeline subscriptions`. {restart}"
-            )
+            return bad("subscription", f"{found}, though {rule} selects it.", apply)
         fix = f"Add it to a rule of {way.settings.subscriptions_file}, then run `dhan-pipeline subscriptions`."
         return bad("subscription", f"{found}, and no rule selects it.", fix)
     if told:
+        late = "Ask again in some seconds; if that stays so, the ingest run says why the list cannot be used."
         return bad(
-            "subscription", "It is in the resolved list, but the capture that runs has not subscribed to it.", restart
+            "subscription", "It is in the resolved list, but the capture that runs has not subscribed to it.", late
         )
     return ok("subscription", f"It is in the resolved list in {mode.value} mode{by}.")
 

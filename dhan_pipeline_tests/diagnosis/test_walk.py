@@ -207,7 +207,7 @@ MINUTES_AGO = (NOW - timedelta(minutes=5)).isoformat()
             "no resolved subscriptions",
             "dhan-pipeline subscriptions",
         ),
-        (late_list, "S2885", "subscription", "has not subscribed to it", "launch `ingest_job`"),
+        (late_list, "S2885", "subscription", "has not subscribed to it", "Ask again in some seconds"),
         (does("DELETE FROM captures"), "S2885", "capture", "Capture 0 does not run, and should.", "ingest_supervisor"),
         (
             reports(token_problem="The token is over."),
@@ -287,7 +287,7 @@ def test_a_rule_that_selects_what_the_list_lacks_is_named(way: Way) -> None:
     told = way.walk(str(FUTURE))
     assert told.broken == "subscription"
     assert "line 4 of" in told.verdict
-    assert "Run `dhan-pipeline subscriptions`." in told.verdict
+    assert "Run `dhan-pipeline subscriptions`; a capture" in told.verdict
 
 
 def test_a_market_that_is_closed_breaks_no_link(way: Way) -> None:

@@ -72,8 +72,10 @@ def deliver(outbox: Outbox, now_s: float, send: Send, round_s: float = ROUND_S) 
         queue = _without_the_old(queue, now_s)
         while queue.waiting and queue.next_s <= now_s and time.monotonic() - began < round_s:
             count = 1 if len(queue.waiting) <= MANY else len(queue.waiting)
+            # Of what changed more than once meanwhile, only how it is now.
+            latest = {alert.name: alert for alert in queue.waiting[:count]}
             try:
-                send(destination, queue.waiting[:count], _note(queue))
+                send(destination, list(latest.values()), _note(queue))
             except DeliveryError as error:
                 queue = _failed(queue, now_s, error)
             else:

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from dhan_pipeline.alerts.transitions import Level
 from dhan_pipeline.sessions import IST
 
-#: Of a message with several alerts, so many are shown, and of each so much. Telegram takes 4096 characters.
+#: Of a message with several alerts, so many lines and links are shown, and of each so much. Telegram takes 4096
+#: characters.
 SHOWN = 20
+LINKS = 3
 SHOWN_CHARS = 140
 
 #: A description may hold a table's worth of words.
@@ -56,10 +58,7 @@ def text(alerts: Sequence[Alert], note: str = "") -> str:
     if len(alerts) == 1:
         lines = _body(alerts[0])
     else:
-        lines = [f"{_head(alert)}: {_short(alert.text)}" for alert in alerts[:SHOWN]]
-        if len(alerts) > SHOWN:
-            lines.append(f"And {len(alerts) - SHOWN} more.")
-        lines += sorted({alert.url.partition("?")[0] for alert in alerts[:SHOWN] if alert.url})[:3]
+        lines = [*_lines(alerts), *sorted({alert.url.partition("?")[0] for alert in alerts if alert.url})[:LINKS]]
     return "\n".join([*lines, *([note] if note else [])])
 
 
@@ -89,13 +88,12 @@ def as_json(alerts: Sequence[Alert], note: str = "") -> dict[str, Any]:
 
 def summary(failing: Sequence[Alert], now_s: float) -> Alert:
     """One alert for all that fails where alerts begin."""
-    names = "\n".join(f"{_head(alert)}: {_short(alert.text)}" for alert in failing[:SHOWN])
-    more = f"\nAnd {len(failing) - SHOWN} more." if len(failing) > SHOWN else ""
+    lines = "\n".join(_lines(failing))
     found = "this fails already and is" if len(failing) == 1 else "these fail already and are"
     return Alert(
         name="alerts begin",
         after=Level.ERROR,
-        text=f"What was told before is not known; {found} not told again:\n{names}{more}",
+        text=f"What was told before is not known; {found} not told again:\n{lines}",
         at_s=now_s,
         url=failing[0].url if len(failing) == 1 else "",
     )
@@ -123,11 +121,26 @@ def hour_in_words(partition: str) -> str:
 
 
 def _head(alert: Alert) -> str:
-    of = f", {hour_in_words(alert.partition)}" if alert.partition else ""
+    return f"{_kind(alert)}: {alert.name}{f', {hour_in_words(alert.partition)}' if alert.partition else ''}"
+
+
+def _kind(alert: Alert) -> str:
     if alert.after == Level.OK and alert.before is not None:
-        return f"OK again: {alert.name}{of}"
+        return "OK again"
     was = f" (was {alert.before.name})" if alert.before else ""  # OK before is the usual, and goes without saying
-    return f"{alert.after.name}{was}: {alert.name}{of}"
+    return f"{alert.after.name}{was}"
+
+
+def _lines(alerts: Sequence[Alert]) -> list[str]:
+    """A line for each of several alerts, and one for all that say the same, such as the checks of a dead capture."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for alert in alerts:
+        alike.setdefault((_kind(alert), alert.partition, _short(alert.text)), []).append(alert.name)
+    lines = []
+    for (kind, partition, words), names in alike.items():
+        lines.append(f"{kind}: {', '.join(names)}{f', {hour_in_words(partition)}' if partition else ''}: {words}")
+    more = [f"And {len(lines) - SHOWN} more."] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
 
 
 def _body(alert: Alert) -> list[str]:

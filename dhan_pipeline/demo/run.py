@@ -83,7 +83,7 @@ def run_demo(
         migrate(server.url)
         console.print(f"PostgreSQL runs. The exchange opens: {instruments} instruments, {rate:,.0f} ticks a second.")
         settings = stack.enter_context(exchange(services, sources, data_dir, server.url, instruments, rate))
-        settings = settings.model_copy(update={"partitions_start": first_day(settings)})
+        settings = settings.model_copy(update={"partitions_start": first_day(settings), "dagster_url": url})
 
         console.print("Dagster starts, and syncs some 200,000 instruments.")
         # The path of a Unix socket has at most 104 bytes on macOS; a data directory's may be longer.

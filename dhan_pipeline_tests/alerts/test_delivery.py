@@ -71,6 +71,17 @@ def test_it_is_tried_again_after_growing_pauses_and_then_all_of_it_comes_in_orde
     assert (outbox, took, wire.taken) == ({}, ["slack"], [("slack", 1, "")] * 2)
 
 
+def test_of_what_changed_more_than_once_while_it_waited_only_how_it_is_now_is_told() -> None:
+    failed, well = alerts(MANY), [alert.model_copy(update={"after": Level.OK}) for alert in alerts(MANY)]
+    sent: list[Level] = []
+    deliver(
+        post(post({}, {"slack": failed}), {"slack": well}),
+        NOW,
+        lambda _, messages, __: sent.extend(alert.after for alert in messages),
+    )
+    assert sent == [Level.OK] * MANY
+
+
 def test_a_destination_is_left_alone_for_as_long_as_it_wants() -> None:
     outbox, _ = deliver(post({}, {"slack": alerts(1)}), NOW, Wire("slack", retry_after_s=42).send)
     assert outbox["slack"].next_s == NOW + 42

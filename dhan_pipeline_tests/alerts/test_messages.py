@@ -52,21 +52,32 @@ def test_an_hour_is_named_and_one_that_was_judged_again_is_not_taken_for_now() -
 
 
 def test_several_are_one_message_with_a_line_each() -> None:
-    several = [CONNECTED.model_copy(update={"name": f"live_feed/{n}", "text": "long " * 100}) for n in range(SHOWN + 3)]
+    several = [
+        CONNECTED.model_copy(update={"name": f"live_feed/{n}", "text": f"{n} is {'long ' * 100}"})
+        for n in range(SHOWN + 3)
+    ]
     several[0] = several[0].model_copy(update={"after": Level.OK, "before": Level.WARN})
     assert title(several) == "23 alerts: 22 ERROR, 1 OK"
     lines = text(several, "A note.").splitlines()
-    assert lines[0].startswith("OK again: live_feed/0: long long")
-    assert len(lines) == SHOWN + 3
+    assert lines[0].startswith("OK again: live_feed/0: 0 is long long")
     assert lines[SHOWN:] == ["And 3 more.", "http://host:3000/assets/live_feed", "A note."]
     assert max(map(len, lines)) < 200
     assert len(as_json(several)["alerts"]) == SHOWN + 3
 
 
+def test_what_has_the_same_cause_is_one_line() -> None:
+    several = [CONNECTED.model_copy(update={"name": name}) for name in ("live_feed/gaps", "live_feed/disk")]
+    several.append(CONNECTED.model_copy(update={"name": "ticks/gaps", "partition": "2026-11-20T13:00"}))
+    assert text(several).splitlines()[:2] == [
+        "ERROR: live_feed/gaps, live_feed/disk: No connection is up.",
+        "ERROR: ticks/gaps, the hour 13:00 to 14:00 IST of 2026-11-20: No connection is up.",
+    ]
+
+
 def test_what_fails_where_alerts_begin_is_one_alert() -> None:
     begun = summary([CONNECTED, CONNECTED.model_copy(update={"name": "ingest_job"})], NOW)
     assert title([begun]) == "ERROR: alerts begin"
-    assert "ERROR: live_feed/connected: No connection is up.\nERROR: ingest_job: No" in text([begun])
+    assert "again:\nERROR: live_feed/connected, ingest_job: No connection is up." in text([begun])
 
 
 @pytest.mark.parametrize(

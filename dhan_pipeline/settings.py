@@ -6,13 +6,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, cast
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dhan_pipeline.sources import CAPTURES, Source, capture_number
 
 #: Where a container's secrets are: a file each, named like the setting.
 _SECRETS_DIR = Path(os.environ.get("SECRETS_DIR", "/run/secrets"))
+
+#: The limits at which checks fail, and whether it is by falling below them.
+_LIMITS = {
+    "parser_error_rate_error": False,
+    "latency_p99_ms_error": False,
+    "gap_s_error": False,
+    "queue_depth_error": False,
+    "tick_rate_error": True,
+    "insert_rate_error": True,
+    "memory_mb_error": False,
+    "cpu_percent_error": False,
+    "completeness_error": True,
+    "candles_agree_error": True,
+    "shadow_agree_error": True,
+}
 
 
 class Settings(BaseSettings):
@@ -116,6 +132,23 @@ class Settings(BaseSettings):
     queue_depth_warn: int = Field(default=5000, ge=0)
     queue_depth_error: int = Field(default=10_000, ge=0)
     """Messages that wait in RabbitMQ for workers."""
+    tick_rate_warn: float = Field(default=10_000.0, ge=0)
+    tick_rate_error: float = Field(default=5_000.0, ge=0)
+    """Ticks a minute, in session, of `rate_instruments` instruments."""
+    insert_rate_warn: float = Field(default=500.0, ge=0)
+    insert_rate_error: float = Field(default=100.0, ge=0)
+    """Ticks a second that the database takes while some wait for it, of `rate_instruments` instruments."""
+    rate_instruments: int = Field(default=1000, ge=1)
+    """So many instruments in session are what both rates are for. Of fewer or more, fewer or more ticks are due."""
+    memory_mb_warn: float = Field(default=400.0, ge=0)
+    memory_mb_error: float = Field(default=600.0, ge=0)
+    """Resident memory of the capture's process, in megabytes."""
+    cpu_percent_warn: float = Field(default=30.0, ge=0)
+    cpu_percent_error: float = Field(default=50.0, ge=0)
+    """Processor time of the capture's process over a minute, in percent of one core."""
+    completeness_warn: float = Field(default=0.99, ge=0, le=1)
+    completeness_error: float = Field(default=0.95, ge=0, le=1)
+    """Share of the instruments that something was due of in an hour, and came."""
     candles_agree_warn: float = Field(default=0.99, ge=0, le=1)
     candles_agree_error: float = Field(default=0.95, ge=0, le=1)
     """Share of a day's bars of a minute that agree with the broker's."""
@@ -145,6 +178,18 @@ class Settings(BaseSettings):
     """Rules that say what is muted, and whom an owner's alerts go to. It may be absent."""
     dagster_url: str | None = None
     """Where a person opens Dagster's UI, for the links in alerts."""
+
+    @field_validator(*_LIMITS)
+    @classmethod
+    def _after_its_warning(cls, error: float, info: ValidationInfo) -> float:
+        """What fails a check warns before."""
+        warning = f"{(info.field_name or '').removesuffix('_error')}_warn"
+        warn = info.data.get(warning, error)
+        falls = _LIMITS[info.field_name or ""]
+        if error > warn if falls else error < warn:
+            side = "at or below" if falls else "at or above"
+            raise PydanticCustomError("limits", f"Input should be {side} {warning.upper()}")
+        return error
 
     @property
     def sources(self) -> tuple[Source, ...]:

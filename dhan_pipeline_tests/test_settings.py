@@ -59,6 +59,34 @@ def test_values_that_cannot_work_are_refused(name: str, value: object) -> None:
         Settings(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"gap_s_error": 4}, "Input should be at or above GAP_S_WARN"),
+        ({"gap_s_warn": 61}, "Input should be at or above GAP_S_WARN"),
+        ({"tick_rate_error": 10_001}, "Input should be at or below TICK_RATE_WARN"),
+        ({"completeness_warn": 0.9}, "Input should be at or below COMPLETENESS_WARN"),
+    ],
+)
+def test_what_fails_a_check_warns_before(values: dict[str, float], said: str) -> None:
+    with pytest.raises(ValidationError, match=said) as raised:
+        Settings(**values)
+    assert [error["loc"][0] for error in raised.value.errors()] == [f"{next(iter(values)).rpartition('_')[0]}_error"]
+
+
+def test_a_limit_may_be_that_of_the_warning() -> None:
+    settings = Settings(gap_s_warn=7, gap_s_error=7, tick_rate_warn=0, tick_rate_error=0)
+    assert (settings.gap_s_error, settings.tick_rate_error) == (7, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name.endswith("_error")])
+def test_every_limit_is_held_to_its_warning(name: str) -> None:
+    warn = Settings.model_fields[f"{name.removesuffix('_error')}_warn"].default
+    error = Settings.model_fields[name].default
+    with pytest.raises(ValidationError, match=f"{name}\n"):
+        Settings(**{name: warn / 2 if error > warn else min(1, warn * 2) if warn < 1 else warn * 2})
+
+
 def test_settings_do_not_change_and_do_not_show_the_token() -> None:
     settings = Settings(dhan_access_token="secret-token")
     with pytest.raises(ValidationError):

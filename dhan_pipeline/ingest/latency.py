@@ -3,9 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from dhan_pipeline.store.flow import LATENCY_LIMITS_MS
+
 BINS_PER_DECADE = 60
 LOWEST_MS = 0.1
 _BINS = 8 * BINS_PER_DECADE  # 0.1 ms to 10^7 ms, three hours
+
+#: Of each limit, the bin that begins there, within 0.3 %.
+_ENDS = [round(np.log10(limit / LOWEST_MS) * BINS_PER_DECADE) for limit in LATENCY_LIMITS_MS]
 
 
 class LatencyHistogram:
@@ -27,3 +32,8 @@ class LatencyHistogram:
             return None
         bin_number = int(np.searchsorted(self.counts.cumsum(), total * percent / 100))
         return round(float(LOWEST_MS * 10 ** ((bin_number + 1) / BINS_PER_DECADE)), 2)
+
+    def columns(self) -> list[int]:
+        """The counts in fewer, wider bins: one that ends at each of `LATENCY_LIMITS_MS`, and one of all beyond."""
+        columns: list[int] = np.add.reduceat(self.counts, [0, *_ENDS]).tolist()
+        return columns

@@ -74,6 +74,9 @@ class Market:
         kept[kept] = subscribed[before[kept]]
         price[before[kept]], close[before[kept]] = self._price[kept], self._close[kept]
         self._price, self._close = price, close
+        if not self._ticks.any():  # of a feed that brings nothing it is told all the same what is subscribed
+            self._looks = ()
+            self.look(0)
 
     def update(
         self, index: NDArray[Any], received_us: Ints, price: NDArray[np.float64], close: NDArray[np.float64]

@@ -21,27 +21,32 @@ from dhan_pipeline.quality.measures import (
     HOUR_CHECKS,
     LIVE_CHECKS,
     STATUS_STALE_S,
-    CheckOutcome,
     absent_outcomes,
     closed_outcomes,
     hour_outcomes,
     live_outcomes,
 )
+from dhan_pipeline.quality.outcome import CheckOutcome
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect, database_url
 
 DESCRIPTIONS = {
+    "tick_rate": "Ticks a minute while what is subscribed trades: a thin stream may be half a feed.",
     "parser_error_rate": "Packets that could not be decoded or make no sense, of all that arrived.",
     "latency_p99": "From the receipt of a packet to its commit in the database: 99 % are faster.",
+    "insert_rate": "Ticks a second that the database takes while some wait for it.",
     "conservation": "Nothing is lost between the socket and the table: every packet is accounted for.",
     "gaps": "Times in session in which a connection brought nothing: what was missed, and why.",
+    "completeness": "Something came of every instrument that was subscribed and in session.",
     "digest": "The rows are those that were there before: nobody changed them, and a rebuild comes to the same.",
     "connected": "Every connection to the feed is up, and something arrives.",
     "silent_instruments": "Lively instruments that fell silent while others on their connection went on.",
     "trade_clock": "Trade times follow the clock by which they are read.",
     "token": "The access token is good until the last session of today closes.",
+    "memory": "Resident memory of the capture's process.",
+    "cpu": "Processor time of the capture's process over a minute.",
     "disk": "The journal has room to grow: without any, the capture ends.",
     "queue_depth": "Workers keep up with what the capture hands to RabbitMQ, where it does.",
 }

@@ -55,7 +55,6 @@ from dhan_pipeline.quality.gap_words import event_in_words
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.hours import hour_gaps, measure_hour
 from dhan_pipeline.quality.measures import (
-    CheckOutcome,
     HourMeasures,
     absent_outcomes,
     closed_outcomes,
@@ -63,6 +62,7 @@ from dhan_pipeline.quality.measures import (
     hour_outcomes,
     live_outcomes,
 )
+from dhan_pipeline.quality.outcome import CheckOutcome
 from dhan_pipeline.sessions import DAY_NS, hour_key, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source

@@ -11,8 +11,10 @@ from typing import Any
 import dagster as dg
 
 from dhan_pipeline.quality.gap_words import gaps_table
-from dhan_pipeline.quality.measures import CheckOutcome, HourMeasures
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.quality.measures import HourMeasures
+from dhan_pipeline.quality.outcome import CheckOutcome
+from dhan_pipeline.quality.pictures import ticks_picture
+from dhan_pipeline.sessions import IST, parse_hour_key
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.ticks import HourRebuild
@@ -40,6 +42,8 @@ def raw_packets_metadata(measures: HourMeasures) -> Metadata:
         "gap_seconds": round(sum(gap.seconds for gap in measures.gaps if not gap.of_one), 3),
         "silent_instruments": sum(gap.of_one for gap in measures.gaps),
     }
+    if drawing := ticks_picture(measures.flow.ticks_by_minute, parse_hour_key(measures.hour), measures.gaps):
+        metadata["ticks_a_minute"] = picture(drawing.words, drawing.svg)
     if measures.gaps:
         metadata["gaps"] = dg.MetadataValue.md(gaps_table(measures.gaps))
     for name, at_ns in (("first_received", measures.first_received_ns), ("last_received", measures.last_received_ns)):
@@ -60,8 +64,11 @@ def ticks_metadata(measures: HourMeasures) -> Metadata:
         "rejected": measures.rejected,
         "digest": measures.digest,
     }
-    if measures.latency_p99_ms is not None:
-        metadata["latency_p99_ms"] = measures.latency_p99_ms
+    for name in ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "latency_p999_ms"):
+        if (value := getattr(measures, name)) is not None:
+            metadata[name] = value
+    if drawing := ticks_picture(measures.flow.ticks_by_minute, parse_hour_key(measures.hour), measures.gaps):
+        metadata["ticks_a_minute"] = picture(drawing.words, drawing.svg)
     return metadata
 
 
@@ -138,6 +145,8 @@ def check_metadata(outcome: CheckOutcome) -> Metadata:
     if outcome.value is not None:
         metadata["value"] = float(outcome.value)
         metadata["unit"] = outcome.unit
+    if outcome.picture:
+        metadata["picture"] = picture(outcome.picture.words, outcome.picture.svg)
     if outcome.table:
         metadata["details"] = dg.MetadataValue.md(outcome.table)
     return metadata

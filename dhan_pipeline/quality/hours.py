@@ -6,6 +6,8 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.reader import captures, hour_summary
+from dhan_pipeline.quality.completeness import measure_completeness
+from dhan_pipeline.quality.due import due_in_hour
 from dhan_pipeline.quality.gaps import GapPart, parts
 from dhan_pipeline.quality.measures import HourMeasures
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
@@ -13,8 +15,10 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import digests, ledger
 from dhan_pipeline.store.digests import Digest
 from dhan_pipeline.store.engine import connect, database_url
+from dhan_pipeline.store.flow import hour_flow
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.partitions import has_expired
+from dhan_pipeline.store.subscribed import subscribed_during
 
 
 def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
@@ -25,6 +29,7 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
     meanwhile. Raises ValueError for what is not the key of an hour, OSError where the journal cannot be read,
     psycopg2.Error where the database cannot be asked.
     """
+    always = settings.sessions == "always"
     journal = [hour_summary(settings.journal_dir, capture, hour) for capture in captures(settings.journal_dir)]
     with closing(connect(database_url(settings))) as conn:
         with conn:
@@ -37,6 +42,9 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
             if over and totals.blocks and not expired:
                 digests.record_capture(conn, hour, Digest(totals.rows, totals.digest), clock.now())
             recorded = digests.records(conn, hour, 2)
+            flow = hour_flow(conn, hour)
+            due = due_in_hour(subscribed_during(conn, *ledger.hour_bounds(hour)), parse_hour_key(hour), always)
+        completeness = None if expired else measure_completeness(conn, hour, due, always)
         gaps = _gaps(conn, settings, hour)
     return HourMeasures(
         hour=hour,
@@ -57,7 +65,13 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
         digest=totals.digest,
         recorded=recorded,
         expired=expired,
+        latency_p50_ms=totals.latency_p50_ms,
+        latency_p95_ms=totals.latency_p95_ms,
         latency_p99_ms=totals.latency_p99_ms,
+        latency_p999_ms=totals.latency_p999_ms,
+        flow=flow,
+        trading=tuple(due.by_minute.tolist()) if len(due.tokens) else None,
+        completeness=completeness,
         gaps=gaps,
     )
 

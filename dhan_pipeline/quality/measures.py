@@ -6,18 +6,21 @@ configurable ones are in `Settings`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
+from dhan_pipeline.quality.completeness import Completeness, hour_completeness, live_completeness
 from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.quality.outcome import CheckOutcome, Severity, above, below
+from dhan_pipeline.quality.pictures import latency_picture, ticks_picture
+from dhan_pipeline.quality.rates import hour_insert_rate, hour_tick_rate, live_insert_rate, live_tick_rate
 from dhan_pipeline.quality.trade_clock import moved_in_words
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.sessions import IST, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.digests import DigestRecord
-
-Severity = Literal["WARN", "ERROR"]
+from dhan_pipeline.store.flow import HourFlow
 
 #: A capture reports each second; its word is not taken for the present when it is older than this.
 STATUS_STALE_S = 30.0
@@ -30,9 +33,19 @@ DISK_WARN_GB = 2.0
 DISK_ERROR_GB = 0.5
 
 #: Names of the checks, in the order in which outcomes are returned.
-_BOTH = ("parser_error_rate", "latency_p99", "conservation", "gaps")
+_BOTH = ("tick_rate", "parser_error_rate", "latency_p99", "insert_rate", "conservation", "gaps", "completeness")
 HOUR_CHECKS = (*_BOTH, "digest")
-LIVE_CHECKS = (*_BOTH, "connected", "silent_instruments", "trade_clock", "token", "disk", "queue_depth")
+LIVE_CHECKS = (
+    *_BOTH,
+    "connected",
+    "silent_instruments",
+    "trade_clock",
+    "token",
+    "memory",
+    "cpu",
+    "disk",
+    "queue_depth",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,14 @@ class HourMeasures:
     """Rows of `ticks` that are in the table."""
     latency_p99_ms: float | None
     """From receipt to commit, in milliseconds; None where no block of the hour was stored live."""
+    latency_p50_ms: float | None = None
+    latency_p95_ms: float | None = None
+    latency_p999_ms: float | None = None
+    flow: HourFlow = field(default_factory=HourFlow)
+    trading: tuple[int, ...] | None = None
+    """Of how many instruments packets were due in each minute; None where that is not on record."""
+    completeness: Completeness | None = None
+    """None where the table has none of its ticks."""
     gaps: tuple[GapPart, ...] = ()
     """The parts of gaps in the hour of which some was in session."""
     digest: str = ""
@@ -72,35 +93,33 @@ class HourMeasures:
     """Whether the table has none of its ticks because they are older than the retention."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckOutcome:
-    """One check, judged. `severity` is that of the failure, and WARN where the check passed."""
-
-    name: str
-    passed: bool
-    severity: Severity
-    value: float | None
-    """The measured number in `unit`; None where there was nothing to measure."""
-    unit: str
-    limits: str
-    """The target and thresholds, in words."""
-    description: str
-    """What was found, what it means, and what to do about it."""
-    table: str = ""
-    """What a person looks at next, in Markdown."""
-
-
 def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutcome]:
     """The outcomes of `HOUR_CHECKS` for a sealed hour."""
     hour = measures.hour
+    percentiles = (
+        measures.latency_p50_ms,
+        measures.latency_p95_ms,
+        measures.latency_p99_ms,
+        measures.latency_p999_ms,
+    )
     return [
+        hour_tick_rate(
+            hour,
+            measures.flow,
+            measures.trading,
+            settings,
+            ticks_picture(measures.flow.ticks_by_minute, parse_hour_key(hour), measures.gaps),
+        ),
         _parser_error_rate(measures.rejected, measures.packets, f"of the hour {hour}", settings),
         _latency(
             measures.latency_p99_ms,
             settings,
-            found=f"99 % of the blocks of {hour} were in the database {{value}} after their oldest packet arrived.",
+            found=f"99 % of the ticks of {hour} were in the database {{value}} after they arrived.",
             unknown=f"No block of {hour} was stored as it arrived (it was rebuilt, or is empty): no latency to judge.",
+            percentiles=percentiles,
+            counts=measures.flow.latency_counts,
         ),
+        hour_insert_rate(hour, measures.flow, measures.trading, settings),
         _conservation(
             {
                 "journal blocks = ledger blocks": (measures.journal_blocks, measures.blocks),
@@ -119,6 +138,7 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
             ),
         ),
         gaps_outcome(hour, measures.gaps, settings),
+        hour_completeness(hour, measures.completeness, settings),
         _digest(measures),
     ]
 
@@ -146,6 +166,7 @@ def live_outcomes(
     if p99 is None and not behind_ms:
         latency = None
     return [
+        live_tick_rate(status, settings),
         _parser_error_rate(rejected, packets, span, settings),
         _latency(
             latency,
@@ -153,17 +174,23 @@ def live_outcomes(
             found="Packets are in the database {value} after they arrive, or have waited that long"
             " (p99 of the last 10 s, or the backlog).",
             unknown="Nothing was stored in the last 10 s and nothing waits: no latency to judge.",
+            percentiles=[status.get(f"latency_{name}_ms") for name in ("p50", "p95", "p99", "p999")],
+            counts=status.get("latency_counts", ()),
         ),
+        live_insert_rate(status, settings),
         _conservation(
             _packet_balance(status["packets"], status["ticks"], status["state"], status["control"], status["rejected"]),
             "since the capture started",
             advice="The decoder loses packets: keep the journal and rebuild the hour once it is mended.",
         ),
         _live_gaps(status, settings),
+        live_completeness(status, settings),
         _connected(status) if feed_expected else _closed("connected", "No session is on: the feed may be silent."),
         _silent_instruments(status),
         _trade_clock(status, settings),
         _token(status, settings, token_until),
+        _memory(status, settings),
+        _cpu(status, settings),
         _disk(status),
         _queue_depth(status, settings),
     ]
@@ -202,7 +229,7 @@ def _parser_error_rate(rejected: int, packets: int, span: str, settings: Setting
     return CheckOutcome(
         "parser_error_rate",
         rate <= warn,
-        _severity(rate, error),
+        above(rate, error),
         100 * rejected / max(packets, 1),
         "percent",
         f"target below 0.1 %, warning above {100 * warn:g} %, critical above {100 * error:g} %",
@@ -210,7 +237,16 @@ def _parser_error_rate(rejected: int, packets: int, span: str, settings: Setting
     )
 
 
-def _latency(p99_ms: float | None, settings: Settings, *, found: str, unknown: str) -> CheckOutcome:
+def _latency(
+    p99_ms: float | None,
+    settings: Settings,
+    *,
+    found: str,
+    unknown: str,
+    percentiles: Sequence[float | None],
+    counts: Sequence[int],
+) -> CheckOutcome:
+    """`percentiles`: the 50th, 95th, 99th and 99.9th, in milliseconds. `counts`: as `store/flow.py` has them."""
     warn, error = settings.latency_p99_ms_warn, settings.latency_p99_ms_error
     limits = f"target below 500 ms, warning above {warn:g} ms, critical above {error:g} ms"
     if p99_ms is None:
@@ -221,7 +257,18 @@ def _latency(p99_ms: float | None, settings: Settings, *, found: str, unknown: s
             " The database does not keep up or was away: look at its load, checkpoints and disk."
             " Nothing is lost, the journal holds what waits."
         )
-    return CheckOutcome("latency_p99", p99_ms <= warn, _severity(p99_ms, error), p99_ms, "ms", limits, description)
+    cells = " | ".join("" if value is None else f"{value:,.1f} ms" for value in percentiles)
+    return CheckOutcome(
+        "latency_p99",
+        p99_ms <= warn,
+        above(p99_ms, error),
+        p99_ms,
+        "ms",
+        limits,
+        description,
+        f"| p50 | p95 | p99 | p99.9 |\n|---:|---:|---:|---:|\n| {cells} |",
+        latency_picture(counts, warn),
+    )
 
 
 def _conservation(equalities: Mapping[str, tuple[int, int]], span: str, advice: str) -> CheckOutcome:
@@ -356,7 +403,7 @@ def gaps_outcome(hour: str, gaps: Sequence[GapPart], settings: Settings) -> Chec
     return CheckOutcome(
         "gaps",
         seconds <= settings.gap_s_warn and not silences,
-        _severity(seconds, settings.gap_s_error),
+        above(seconds, settings.gap_s_error),
         seconds,
         "seconds",
         _gap_limits(settings),
@@ -379,7 +426,7 @@ def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     return CheckOutcome(
         "gaps",
         seconds <= settings.gap_s_warn,
-        _severity(seconds, settings.gap_s_error),
+        above(seconds, settings.gap_s_error),
         seconds,
         "seconds",
         _gap_limits(settings),
@@ -445,6 +492,45 @@ def _token(status: Mapping[str, Any], settings: Settings, needed_until: datetime
     )
 
 
+def _memory(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
+    warn, error = settings.memory_mb_warn, settings.memory_mb_error
+    used_mb = status["rss_mb"]
+    found = f"The capture's process has {used_mb:,.0f} MB of memory."
+    if used_mb > warn:
+        found += (
+            " Usual is below 200 MB, whatever waits. Out of session, terminate the ingest run and launch the ingest"
+            " job; if it grows again, keep the numbers for a report."
+        )
+    return CheckOutcome(
+        "memory",
+        used_mb <= warn,
+        above(used_mb, error),
+        used_mb,
+        "MB",
+        f"target below 200 MB, warning above {warn:g} MB, critical above {error:g} MB",
+        found,
+    )
+
+
+def _cpu(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
+    warn, error = settings.cpu_percent_warn, settings.cpu_percent_error
+    limits = f"target 5 to 15 % of a core, warning above {warn:g} %, critical above {error:g} %"
+    percent = status.get("cpu_percent_minute")
+    if percent is None:
+        found = "The capture has not run for a minute yet."
+        return CheckOutcome("cpu", True, "WARN", None, "percent of a core", limits, found)
+    a_second = (status.get("ticks_per_minute") or 0.0) / 60
+    found = (
+        f"The capture's process took {percent:,.1f} % of a core in the last minute, for {a_second:,.0f} ticks a second."
+    )
+    if percent > warn:
+        found += (
+            " Catching up after an outage takes more for a while, and so do far more than 10,000 ticks a second: then"
+            " raise CPU_PERCENT_WARN. Else the database answers in small steps: look at its load."
+        )
+    return CheckOutcome("cpu", percent <= warn, above(percent, error), percent, "percent of a core", limits, found)
+
+
 def _disk(status: Mapping[str, Any]) -> CheckOutcome:
     free_gb = status["disk_free_gb"]
     found = f"The journal's disk has {free_gb:,.1f} GB left."
@@ -453,7 +539,7 @@ def _disk(status: Mapping[str, Any]) -> CheckOutcome:
     return CheckOutcome(
         "disk",
         free_gb >= DISK_WARN_GB,
-        "ERROR" if free_gb < DISK_ERROR_GB else "WARN",
+        below(free_gb, DISK_ERROR_GB),
         free_gb,
         "GB",
         f"warning below {DISK_WARN_GB:g} GB, critical below {DISK_ERROR_GB:g} GB",
@@ -485,7 +571,7 @@ def _queue_depth(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     return CheckOutcome(
         "queue_depth",
         depth <= warn and not dead and not alone,
-        "ERROR" if alone else _severity(depth, error),
+        "ERROR" if alone else above(depth, error),
         float(depth),
         "messages",
         limits,
@@ -495,10 +581,6 @@ def _queue_depth(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
 
 def _minute(at: datetime) -> str:
     return f"{at.astimezone(IST):%Y-%m-%d %H:%M} IST"
-
-
-def _severity(value: float, error: float) -> Severity:
-    return "ERROR" if value > error else "WARN"
 
 
 def _clock_time(iso: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.instruments import ExchangeSegment, decimals_of, segments_of, source_of
-from dhan_pipeline.quality.measures import CheckOutcome
+from dhan_pipeline.quality.outcome import CheckOutcome
 from dhan_pipeline.sessions import IST, QUIET_KINDS, sessions
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import SOURCES, source_of_capture

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dhan_pipeline.quality.measures import CheckOutcome
+from dhan_pipeline.quality.outcome import CheckOutcome
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.store.timescale import Job, Storage
 

@@ -33,9 +33,12 @@ WITH latencies AS (
     SELECT latency_ms, sum(ticks) OVER (ORDER BY latency_ms) AS up_to, sum(ticks) OVER () AS total
     FROM ingest_ledger WHERE {condition} AND ticks > 0 AND latency_ms IS NOT NULL
 )
-SELECT min(latency_ms) FILTER (WHERE up_to >= 0.50 * total), min(latency_ms) FILTER (WHERE up_to >= 0.99 * total)
-FROM latencies
+SELECT {percentiles} FROM latencies
 """
+
+
+def _percentiles(*shares: float) -> str:
+    return ", ".join(f"min(latency_ms) FILTER (WHERE up_to >= {share} * total)" for share in shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,9 @@ class HourTotals:
     last_received: datetime | None
     latency_p50_ms: float | None
     """Receive of a block's oldest message to its commit, over rows. None where only rebuilds stored anything."""
+    latency_p95_ms: float | None
     latency_p99_ms: float | None
+    latency_p999_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +386,8 @@ def hour_totals(conn: connection, hour: str) -> HourTotals:
             {"start": start, "end": end},
         )
         rest = cursor.fetchall()[0]
-        cursor.execute(_LATENCIES.format(condition="hour = %s"), (start,))
+        percentiles = _percentiles(0.5, 0.95, 0.99, 0.999)
+        cursor.execute(_LATENCIES.format(condition="hour = %s", percentiles=percentiles), (start,))
         fields: tuple[Any, ...] = (blocks, *sums, found.rows, found.digest, *rest, *cursor.fetchall()[0])
     return HourTotals(*fields)
 
@@ -394,7 +400,8 @@ def recent_totals(conn: connection, clock: Clock) -> RecentTotals:
         totals = cursor.fetchall()[0]
         cursor.execute("SELECT sum(messages), sum(ticks) FROM ingest_ledger WHERE stored_at > %s", (since,))
         rates = [(count or 0) / RECENT_S for count in cursor.fetchall()[0]]
-        cursor.execute(_LATENCIES.format(condition="stored_at > %s"), (since,))
+        percentiles = _percentiles(0.5, 0.99)
+        cursor.execute(_LATENCIES.format(condition="stored_at > %s", percentiles=percentiles), (since,))
         latencies = cursor.fetchall()[0]
     return RecentTotals(*totals, *rates, *latencies)
 

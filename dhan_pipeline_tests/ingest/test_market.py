@@ -44,6 +44,19 @@ def test_before_the_first_look_nothing_is_told() -> None:
     assert Market().facts(START_NS) == {"segments": {}, "movers": {}}
 
 
+def test_of_a_feed_that_brings_nothing_it_is_told_what_is_subscribed(shown: Shown) -> None:
+    segments = shown.market.facts(START_NS)["segments"]
+    assert segments["NSE_EQ"] == {
+        "ticks": 0,
+        "ticks_per_second": 0.0,
+        "last_at": None,
+        "instruments": 25,
+        "heard": 0,
+    }
+    shown.see(START_NS, (INDEX, 26_000.0, 25_900.0))
+    assert shown.market.facts(START_NS)["segments"]["IDX_I"]["heard"] == 1
+
+
 def test_ticks_are_counted_by_segment_with_their_rate_over_ten_seconds(shown: Shown) -> None:
     for second in range(30):
         at_ns = START_NS + second * SECOND_NS

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from dhan_pipeline.ingest.counts import Counts
-from dhan_pipeline.ingest.status import StatusReport
+from dhan_pipeline.ingest.status import MINUTE_S, StatusReport
 from dhan_pipeline_tests.ingest.feed import HOUR, SECOND_NS, HandClock
 
 FIELDS = (
     "event at hour connections_up connections messages packets ticks state control rejected blocks bytes "
-    "backlog_seconds latency_p50_ms latency_p99_ms latency_total_p50_ms latency_total_p99_ms messages_per_second "
-    "rss_mb cpu_percent last_packet_at"
+    "backlog_seconds latency_p50_ms latency_p95_ms latency_p99_ms latency_p999_ms latency_counts "
+    "latency_total_p50_ms latency_total_p99_ms messages_per_second "
+    "rss_mb cpu_percent last_packet_at ticks_per_minute cpu_percent_minute"
 )
 
 
@@ -120,3 +121,25 @@ def test_before_anything_is_known_of_the_database_a_backlog_counts_from_the_star
     assert reported.line(last_received_ns=last_ns)["backlog_seconds"] == 0.0
     reported.clock.at_ns += 3 * SECOND_NS
     assert reported.line(last_received_ns=last_ns)["backlog_seconds"] == 3.0
+
+
+def test_load_is_told_of_a_whole_minute_and_of_no_less(reported: Reported) -> None:
+    lines = []
+    for _ in range(MINUTE_S + 2):
+        lines.append(reported.line())
+        reported.counts.ticks += 100
+    assert {line["ticks_per_minute"] for line in lines[:MINUTE_S]} == {None}
+    assert {line["cpu_percent_minute"] for line in lines[:MINUTE_S]} == {None}
+    for line in lines[MINUTE_S:]:  # which took a moment here
+        assert isinstance(line["ticks_per_minute"], float)
+        assert line["ticks_per_minute"] > 60 * 100
+        assert isinstance(line["cpu_percent_minute"], float)
+
+
+def test_latencies_of_the_last_lines_are_told_as_a_histogram(reported: Reported) -> None:
+    reported.line()
+    reported.counts.latency.add(np.array([0.5, 3.0, 3.0, 700.0, 1e7]))
+    line = reported.line()
+    assert isinstance(line["latency_counts"], list)
+    assert {at: count for at, count in enumerate(line["latency_counts"]) if count} == {0: 1, 2: 2, 9: 1, 16: 1}
+    assert line["latency_p95_ms"] == line["latency_p999_ms"]

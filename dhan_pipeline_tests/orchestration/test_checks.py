@@ -23,6 +23,7 @@ STATUS: dict[str, Any] = {
     "rejected": 0,
     "backlog_seconds": 0.0,
     "latency_p99_ms": 2.0,
+    "rss_mb": 150.0,
     "last_packet_at": None,
     "gaps": 0,
     "gap_open_s": 0.0,

@@ -7,21 +7,23 @@ from typing import Any
 import pytest
 
 from dhan_pipeline.gaps import Cause
+from dhan_pipeline.quality.completeness import Completeness
 from dhan_pipeline.quality.gap_words import ADVICE
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.measures import (
     HOUR_CHECKS,
     LIVE_CHECKS,
-    CheckOutcome,
     HourMeasures,
     absent_outcomes,
     closed_outcomes,
     hour_outcomes,
     live_outcomes,
 )
+from dhan_pipeline.quality.outcome import CheckOutcome
 from dhan_pipeline.sessions import IST, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.digests import DigestRecord, Origin
+from dhan_pipeline.store.flow import HourFlow
 
 SETTINGS = Settings(_env_file=None)
 GOOD_HOUR = HourMeasures(
@@ -40,7 +42,13 @@ GOOD_HOUR = HourMeasures(
     control=20,
     rejected=0,
     rows=900,
+    latency_p50_ms=4.0,
+    latency_p95_ms=8.0,
     latency_p99_ms=12.0,
+    latency_p999_ms=30.0,
+    flow=HourFlow(ticks_by_minute=(15,) * 60),
+    trading=(1,) * 60,
+    completeness=Completeness(subscribed=1, came=1),
 )
 GOOD_STATUS: dict[str, Any] = {
     "event": "status",
@@ -55,7 +63,15 @@ GOOD_STATUS: dict[str, Any] = {
     "control": 20,
     "rejected": 0,
     "backlog_seconds": 0.0,
+    "latency_p50_ms": 4.0,
+    "latency_p95_ms": 8.0,
     "latency_p99_ms": 12.0,
+    "latency_p999_ms": 30.0,
+    "latency_counts": [0, 10, 400, 480, 10, *[0] * 12],
+    "rss_mb": 150.0,
+    "ticks_per_minute": 18_000.0,
+    "cpu_percent_minute": 7.5,
+    "segments": {"NSE_EQ": {"instruments": 600, "heard": 600}, "NSE_FNO": {"instruments": 400, "heard": 398}},
     "last_packet_at": "2026-11-20T03:59:59.500000+00:00",
     "gaps": 0,
     "gap_open_s": 0.0,
@@ -356,7 +372,17 @@ def test_after_the_last_session_of_the_day_a_token_may_end() -> None:
 
 
 def test_a_status_line_of_an_older_capture_is_judged_by_what_it_says() -> None:
-    fields = ("gaps", "gap_open_s", "gap_recent_s", "silent", "silent_count", "trade_clock", "token_expires_at")
+    fields = ("latency_p95_ms", "latency_p999_ms", "latency_counts", "ticks_per_minute", "cpu_percent_minute")
+    fields += (
+        "subscribed",
+        "gaps",
+        "gap_open_s",
+        "gap_recent_s",
+        "silent",
+        "silent_count",
+        "trade_clock",
+        "token_expires_at",
+    )
     old = {name: value for name, value in GOOD_STATUS.items() if name not in fields}
     assert all(outcome.passed for outcome in live_outcomes(old, SETTINGS))
 
@@ -368,6 +394,42 @@ def test_a_disk_that_is_nearly_full_is_told_early(free_gb: float, passed: bool, 
     outcome = live("disk", disk_free_gb=free_gb)
     assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, free_gb)
     assert ("make room" in outcome.description) is not passed
+
+
+@pytest.mark.parametrize(
+    ("used_mb", "passed", "severity"), [(400.0, True, "WARN"), (401.0, False, "WARN"), (601.0, False, "ERROR")]
+)
+def test_memory_of_the_capture_is_judged_in_megabytes(used_mb: float, passed: bool, severity: str) -> None:
+    outcome = live("memory", rss_mb=used_mb)
+    assert (outcome.passed, outcome.severity, outcome.value, outcome.unit) == (passed, severity, used_mb, "MB")
+    assert ("Usual is below 200 MB" in outcome.description) is not passed
+
+
+@pytest.mark.parametrize(
+    ("percent", "passed", "severity"), [(30.0, True, "WARN"), (30.1, False, "WARN"), (50.1, False, "ERROR")]
+)
+def test_processor_time_is_judged_over_a_minute(percent: float, passed: bool, severity: str) -> None:
+    outcome = live("cpu", cpu_percent=99.0, cpu_percent_minute=percent)
+    assert (outcome.passed, outcome.severity, outcome.value) == (passed, severity, percent)
+    assert "for 300 ticks a second" in outcome.description
+    assert ("Catching up after an outage" in outcome.description) is not passed
+    young = live("cpu", cpu_percent=99.0, cpu_percent_minute=None)
+    assert (young.passed, young.value) == (True, None)
+
+
+def test_latencies_are_shown_as_percentiles_and_as_a_histogram() -> None:
+    for outcome in (hour("latency_p99", flow=HourFlow(latency_counts=(9,) * 17)), live("latency_p99")):
+        assert outcome.table.splitlines()[::2] == [
+            "| p50 | p95 | p99 | p99.9 |",
+            "| 4.0 ms | 8.0 ms | 12.0 ms | 30.0 ms |",
+        ]
+        assert outcome.picture is not None
+
+
+def test_the_ticks_of_an_hour_are_shown_with_its_gaps() -> None:
+    picture = hour("tick_rate", gaps=(gap(90.0), gap(3.0, Cause.SILENT, instruments=1))).picture
+    assert picture is not None
+    assert picture.words == "ticks a minute, up to 15, and 1 gaps"
 
 
 @pytest.mark.parametrize(

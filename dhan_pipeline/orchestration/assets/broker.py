@@ -24,7 +24,7 @@ from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, of_ea
 from dhan_pipeline.orchestration.names import COMPARISON, OWNERS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.days import reconcile_day
-from dhan_pipeline.quality.measures import CheckOutcome
+from dhan_pipeline.quality.outcome import CheckOutcome
 from dhan_pipeline.quality.reconciliation import Reconciliation, agreement_picture, bars_fetched, candles_agree
 from dhan_pipeline.sessions import day_bounds_ns
 from dhan_pipeline.settings import Settings

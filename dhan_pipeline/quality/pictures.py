@@ -1,0 +1,124 @@
+"""Small drawings of what is measured: ticks through an hour or a session, with its gaps, and latencies.
+
+SVG of at most 1.5 kB each, so that the UI shows it in place. Nothing is looked up here.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from math import log
+
+from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.sessions import IST
+from dhan_pipeline.store.flow import LATENCY_LIMITS_MS
+
+GOOD, BAD, FAINT = "#2a9d5c", "#d64545", "#999"
+
+_MINUTE_NS = 60_000_000_000
+_WIDTH, _HEIGHT = 360, 50
+#: The most columns that a picture has.
+_COLUMNS = 90
+#: Gaps that are drawn nearer to one another than this are drawn as one, and each as wide as this at least.
+_GAP_PIXELS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing, and words for who cannot see it."""
+
+    words: str
+    svg: str
+
+
+def ticks_picture(ticks: Sequence[int], start_ns: int, gaps: Sequence[GapPart]) -> Picture | None:
+    """A column for every minute's ticks, or for every few minutes', and red below it the gaps of connections.
+
+    `ticks` are those of each minute from `start_ns` on (ns since the Unix epoch, UTC). None without any ticks or gaps.
+    """
+    gaps = [gap for gap in gaps if not gap.of_one]
+    if not gaps and not any(ticks):
+        return None
+    each = -(-len(ticks) // _COLUMNS)
+    columns = [sum(ticks[at : at + each]) / len(ticks[at : at + each]) for at in range(0, len(ticks), each)]
+    highest, width = max(*columns, 1), _WIDTH / len(columns)
+    ends = [round(width * at) for at in range(len(columns) + 1)]
+    tops = [round(_HEIGHT * (1 - count / highest)) for count in columns]
+    steps = "".join(f"V{top}h{to - at}" for top, (at, to) in zip(tops, pairwise(ends), strict=True))
+    span_ns = each * len(columns) * _MINUTE_NS
+    band = "".join(f"M{at} 55h{to - at}" for at, to in _bands(gaps, start_ns, span_ns))
+    words = f"ticks a minute, up to {highest:,.0f}" + (f", and {len(gaps):,} gaps" if gaps else "")
+    middle, end = (start_ns + span_ns * part // 2 for part in (1, 2))
+    drawing = (
+        f"<path fill='{GOOD}' d='M0 {_HEIGHT}{steps}V{_HEIGHT}z'/>"
+        f"<path stroke='{FAINT}' d='M0 55h{_WIDTH}'/>"
+        + (f"<path stroke='{BAD}' stroke-width='6' d='{band}'/>" if band else "")
+        + _texts(
+            [(0, "start", _clock(start_ns)), (_WIDTH // 2, "middle", _clock(middle)), (_WIDTH, "end", _clock(end))], 68
+        )
+        + _texts([(_WIDTH // 2, "middle", words)], -4)
+    )
+    return Picture(words, _svg(drawing, _WIDTH, 14, 72))
+
+
+def latency_picture(counts: Sequence[int], warn_ms: float) -> Picture | None:
+    """Ticks by the time that they took, as `store/flow.py` counts them; red where that is above `warn_ms`.
+
+    Heights are logarithms, so that one slow tick of a million is seen. None without any.
+    """
+    some = [at for at, count in enumerate(counts) if count]
+    if not some:
+        return None
+    first, last = some[0], some[-1]
+    highest = max(counts)
+    width = 24
+    bars: dict[str, str] = {GOOD: "", BAD: ""}
+    for x, at in enumerate(range(first, last + 1)):
+        if counts[at]:
+            height = round(4 + (_HEIGHT - 4) * log(counts[at]) / max(log(highest), 1))
+            from_ms = LATENCY_LIMITS_MS[at - 1] if at else 0
+            bars[BAD if from_ms >= warn_ms else GOOD] += f"M{width * x + width // 2} {_HEIGHT}v-{height}"
+    labels = [
+        (width * (at - first + 1), "middle", _milliseconds(LATENCY_LIMITS_MS[at]))
+        for at in range(first, min(last + 1, len(LATENCY_LIMITS_MS)))
+    ]
+    span = max(width * (last - first + 1) + width // 2, 150)
+    words = "ticks by latency, heights are logarithms"
+    drawing = "".join(f"<path stroke='{colour}' stroke-width='20' d='{d}'/>" for colour, d in bars.items() if d)
+    drawing += _texts(labels, 62) + _texts([(0, "start", words)], -4)
+    return Picture(words, _svg(drawing, span, 14, 66))
+
+
+def _bands(gaps: Iterable[GapPart], start_ns: int, span_ns: int) -> list[tuple[int, int]]:
+    """Where gaps begin and end, in pixels."""
+    found: list[tuple[int, int]] = []
+    for gap in sorted(gaps, key=lambda gap: gap.started_ns):
+        at, to = (round(_WIDTH * (at_ns - start_ns) / span_ns) for at_ns in (gap.started_ns, gap.ended_ns))
+        at = max(min(at, _WIDTH - _GAP_PIXELS), 0)
+        to = min(max(to, at + _GAP_PIXELS), _WIDTH)
+        if found and at < found[-1][1] + _GAP_PIXELS:
+            found[-1] = found[-1][0], max(to, found[-1][1])
+        else:
+            found.append((at, to))
+    return found
+
+
+def _texts(texts: Iterable[tuple[int, str, str]], y: int) -> str:
+    """Texts beside each other: x, what of it is there, and words."""
+    return "".join(f"<text x='{x}' y='{y}' text-anchor='{anchor}'>{words}</text>" for x, anchor, words in texts)
+
+
+def _svg(drawing: str, width: int, above: int, below: int) -> str:
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width + 20}' height='{above + below}'"
+        f" viewBox='-10 -{above} {width + 20} {above + below}' font-family='sans-serif' font-size='10' fill='{FAINT}'>"
+        f"{drawing}</svg>"
+    )
+
+
+def _clock(at_ns: int) -> str:
+    return f"{datetime.fromtimestamp(at_ns // 1_000_000_000, IST):%H:%M}"
+
+
+def _milliseconds(limit: int) -> str:
+    return f"{limit} ms" if limit < 1000 else f"{limit // 1000} s"

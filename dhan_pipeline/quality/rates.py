@@ -1,0 +1,143 @@
+"""How many ticks come and are stored: of an hour and now, against floors that scale with what trades.
+
+A floor holds for `rate_instruments` instruments in continuous trading. Before the open, in auctions and after the close
+nothing is due, so nothing is judged; nor is it known to be due where nobody wrote down what was subscribed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dhan_pipeline.quality.due import trading_now
+from dhan_pipeline.quality.outcome import CheckOutcome, below
+from dhan_pipeline.quality.pictures import Picture
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.flow import MINUTES, WAITING_S, HourFlow
+
+_TICKS_A_MINUTE, _TICKS_A_SECOND = "ticks a minute", "ticks a second"
+
+
+def hour_tick_rate(
+    hour: str, flow: HourFlow, trading: Sequence[int] | None, settings: Settings, picture: Picture | None = None
+) -> CheckOutcome:
+    """The outcome of `tick_rate` for a sealed hour. `trading`: instruments by minute, None where that is not known."""
+    if trading is None:
+        found = f"What was subscribed in {hour} is not on record, so nobody knows how many ticks were due."
+        return _tick_rate(sum(flow.ticks_by_minute) / MINUTES, None, settings, found, picture)
+    minutes = [(ticks, count) for ticks, count in zip(flow.ticks_by_minute, trading, strict=True) if count]
+    if not minutes:
+        return _tick_rate(None, None, settings, f"Nothing that is subscribed traded continuously in {hour}.", picture)
+    rate, instruments = (sum(numbers) / len(minutes) for numbers in zip(*minutes, strict=True))
+    found = (
+        f"{rate:,.0f} ticks a minute came of {instruments:,.0f} instruments in the {len(minutes)} minutes of {hour}"
+        " in which they traded continuously."
+    )
+    return _tick_rate(rate, instruments, settings, found, picture)
+
+
+def live_tick_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
+    """The outcome of `tick_rate` for a capture's status line."""
+    rate, instruments = status.get("ticks_per_minute"), _trading_now(status, settings)
+    if rate is None:
+        return _tick_rate(None, None, settings, "The capture has not run for a minute yet.")
+    if (waiting_s := status["backlog_seconds"] or 0.0) > WAITING_S:
+        found = (
+            f"Ticks have waited for the database for {waiting_s:,.0f} s: how many come is seen once they are stored."
+            f" {status.get('messages_per_second', 0):,.0f} messages a second arrive in the journal."
+        )
+        return _tick_rate(rate, None, settings, found)
+    if not instruments:
+        return _tick_rate(rate, None, settings, "Nothing that is subscribed trades continuously: no tick is due.")
+    found = f"{rate:,.0f} ticks came in the last minute, of {instruments:,.0f} instruments that trade."
+    return _tick_rate(rate, instruments, settings, found)
+
+
+def _tick_rate(
+    rate: float | None, instruments: float | None, settings: Settings, found: str, picture: Picture | None = None
+) -> CheckOutcome:
+    """Judged where it is known how many instruments trade."""
+    warn, error = settings.tick_rate_warn, settings.tick_rate_error
+    limits = f"target 15,000 to 25,000 a minute, warning below {warn:,.0f}, critical below {error:,.0f}"
+    scale = _scale(instruments, settings)
+    passed = rate is None or instruments is None or rate >= warn * scale
+    if not passed:
+        found += (
+            f" From below {warn * scale:,.0f} it warns: look at `gaps` and `silent_instruments` first. If nothing is"
+            " missing, the market is quiet or the list is: options far from the money need a lower TICK_RATE_WARN."
+        )
+    return CheckOutcome(
+        "tick_rate",
+        passed,
+        "WARN" if passed else below(rate or 0.0, error * scale),
+        rate,
+        _TICKS_A_MINUTE,
+        limits + _of_how_many(instruments, settings),
+        found,
+        picture=picture,
+    )
+
+
+def hour_insert_rate(hour: str, flow: HourFlow, trading: Sequence[int] | None, settings: Settings) -> CheckOutcome:
+    """The outcome of `insert_rate` for a sealed hour; `trading` as above."""
+    if flow.waited_s > 0:
+        rate = flow.waited_ticks / max(flow.waited_s, 1.0)
+        found = (
+            f"For {_duration(flow.waited_s)} of {hour} ticks waited more than {WAITING_S:g} s for the database, which"
+            f" took {rate:,.0f} of them a second."
+        )
+        in_session = [count for count in trading or () if count]
+        return _insert_rate(rate, sum(in_session) / len(in_session) if in_session else None, settings, found)
+    rate = sum(flow.ticks_by_minute) / MINUTES / 60
+    found = f"The database took the ticks of {hour} as they came, {rate:,.0f} a second: none waited {WAITING_S:g} s."
+    return _insert_rate(rate, None, settings, found)
+
+
+def live_insert_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
+    """The outcome of `insert_rate` for a capture's status line."""
+    a_minute, waiting_s = status.get("ticks_per_minute"), status["backlog_seconds"] or 0.0
+    if a_minute is None:
+        return _insert_rate(None, None, settings, "The capture has not run for a minute yet.")
+    rate = a_minute / 60
+    if waiting_s <= WAITING_S:
+        found = f"The database takes all ticks as they come, {rate:,.0f} a second in the last minute."
+        return _insert_rate(rate, None, settings, found)
+    found = f"Ticks have waited for {waiting_s:,.0f} s, and the database took {rate:,.0f} a second in the last minute."
+    return _insert_rate(rate, _trading_now(status, settings) or None, settings, found)
+
+
+def _insert_rate(rate: float | None, waiting_of: float | None, settings: Settings, found: str) -> CheckOutcome:
+    """Judged where ticks waited: of so many instruments that trade."""
+    warn, error = settings.insert_rate_warn, settings.insert_rate_error
+    scale = _scale(waiting_of, settings)
+    passed = rate is None or waiting_of is None or rate >= warn * scale
+    if not passed:
+        found += (
+            f" From below {warn * scale:,.0f} it warns: the database is away, or held up by a lock, a full disk or a"
+            " checkpoint without end; with workers, there are too few. Nothing is lost, the journal holds what waits."
+        )
+    return CheckOutcome(
+        "insert_rate",
+        passed,
+        "WARN" if passed else below(rate or 0.0, error * scale),
+        rate,
+        _TICKS_A_SECOND,
+        f"target 1,000 to 2,000 a second; while ticks wait, warning below {warn:,.0f}, critical below {error:,.0f}"
+        + _of_how_many(waiting_of, settings),
+        found,
+    )
+
+
+def _trading_now(status: Mapping[str, Any], settings: Settings) -> int:
+    return sum(subscribed for subscribed, _ in trading_now(status, settings).values())
+
+
+def _scale(instruments: float | None, settings: Settings) -> float:
+    return (instruments or 0.0) / settings.rate_instruments
+
+
+def _of_how_many(instruments: float | None, settings: Settings) -> str:
+    of = f", of {settings.rate_instruments:,} instruments"
+    return of if instruments is None else f"{of}; {_scale(instruments, settings):.3g} of that for {instruments:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"

@@ -1,0 +1,43 @@
+import pytest
+from psycopg2.extensions import connection
+
+from dhan_pipeline.store.flow import LATENCY_LIMITS_MS, HourFlow, hour_flow
+from dhan_pipeline.store.ticks import write_blocks
+from dhan_pipeline_tests.store.blocks import StandingClock, make_block
+
+HOUR = "2026-11-20T09:00"
+
+
+def test_an_hour_without_blocks_has_no_flow(conn: connection) -> None:
+    assert hour_flow(conn, HOUR) == HourFlow()
+
+
+def test_ticks_count_in_the_minute_of_their_receipt_and_in_the_column_of_their_latency(conn: connection) -> None:
+    write_blocks(conn, [make_block(1, ticks=10, at_s=59)], StandingClock(59.0045))
+    write_blocks(conn, [make_block(2, ticks=20, at_s=60), make_block(3, ticks=1, at_s=61)], StandingClock(62))
+    write_blocks(conn, [make_block(4, hour="2026-11-20T10:00")], StandingClock(3600))
+    flow = hour_flow(conn, HOUR)
+    assert flow.ticks_by_minute[:3] == (20, 42, 0)
+    assert {limit: n for limit, n in zip(LATENCY_LIMITS_MS, flow.latency_counts, strict=False) if n} == {
+        5: 20,
+        2000: 2,
+        5000: 40,
+    }
+    assert (flow.waited_ticks, flow.waited_s) == (0, 0)
+
+
+def test_time_in_which_several_blocks_waited_counts_once(conn: connection) -> None:
+    # All of them wait until 09:00:30; nothing waits then, until one is stored ten seconds after it came.
+    write_blocks(conn, [make_block(n, ticks=5, at_s=n) for n in (1, 2, 3)], StandingClock(30))
+    write_blocks(conn, [make_block(5, ticks=5, at_s=40)], StandingClock(50))
+    flow = hour_flow(conn, HOUR)
+    assert flow.waited_ticks == 40
+    assert flow.waited_s == pytest.approx(29 + 10, abs=0.01)
+
+
+def test_what_a_rebuild_stored_came_and_has_no_latency(conn: connection) -> None:
+    write_blocks(conn, [make_block(1, ticks=5)], StandingClock(8))
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE ingest_ledger SET latency_ms = NULL")
+    flow = hour_flow(conn, HOUR)
+    assert (sum(flow.ticks_by_minute), sum(flow.latency_counts), flow.waited_s) == (10, 0, 0)

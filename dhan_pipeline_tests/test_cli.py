@@ -36,6 +36,8 @@ COMMANDS = (
     ("simulate",),
     ("ingest",),
     ("worker",),
+    ("watch",),
+    ("live",),
     ("sync-instruments",),
     ("subscriptions",),
     ("find",),

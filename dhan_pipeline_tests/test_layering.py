@@ -21,6 +21,7 @@ ROOMS = (
     {"definitions", "ingest_definitions", "pipeline_definitions"},
     {"orchestration"},
     {"diagnosis"},
+    {"page"},
     {"ingest"},
     {"alerts"},
     {"quality"},

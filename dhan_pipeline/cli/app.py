@@ -16,12 +16,14 @@ from dhan_pipeline.cli.database import db_app, migrate, redrive, sync_instrument
 from dhan_pipeline.cli.doctor import doctor
 from dhan_pipeline.cli.find import find
 from dhan_pipeline.cli.gaps import gaps
+from dhan_pipeline.cli.live import live
 from dhan_pipeline.cli.replay import replay
 from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.subscriptions import subscriptions
 from dhan_pipeline.cli.timescale import db_to_timescaledb
 from dhan_pipeline.cli.token import token_app
+from dhan_pipeline.cli.watch import watch
 from dhan_pipeline.cli.why import why
 from dhan_pipeline.cli.worker import worker
 from dhan_pipeline.errors import redacted
@@ -46,6 +48,8 @@ db_app.command("to-timescaledb", short_help="Move ticks into a hypertable of Tim
 app.add_typer(db_app, name="db")
 app.command(short_help="Is everything fit for the session?")(doctor)
 app.command(short_help="Why does nothing come of an instrument?")(why)
+app.command(short_help="Show what is happening now, in the terminal.")(watch)
+app.command(short_help="Serve a page that shows what is happening now.")(live)
 app.command(short_help="List the times in which packets may be missing.")(gaps)
 app.command(short_help="Rebuild hours of ticks from the journal, or only compare.")(replay)
 app.command(short_help="Process rejected packets again, after a fix.")(redrive)

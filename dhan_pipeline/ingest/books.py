@@ -102,12 +102,16 @@ class Books:
             else:
                 self._begin(conn)
             self.workers = leases.workers(conn)
-            if self._status is not None:
-                status, self._status = self._status, None
-                ledger.write_status(conn, capture, self._settings.source, status)
+            self._write_status(conn)
             self._book.write(conn)
             patience.succeeded()
             self._stop.wait(_POLL_S)
+        self._write_status(conn)
+
+    def _write_status(self, conn: connection) -> None:
+        if self._status is not None:
+            status, self._status = self._status, None
+            ledger.write_status(conn, self._settings.capture_number, self._settings.source, status)
 
     def _begin(self, conn: connection) -> None:
         capture = self._settings.capture_number

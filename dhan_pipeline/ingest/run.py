@@ -265,6 +265,8 @@ class Ingest:
             self._receiver.close()
             await asyncio.to_thread(journal.join)
             self._backlog.close()
+            if stop.is_set():
+                self._writer.publish(self.status() | {"stopped": True})
             self._writer.stop(DRAIN_S)
             await asyncio.to_thread(writer.join, DRAIN_S + 1)
         if not self._receiver.failure:
@@ -416,6 +418,7 @@ class Ingest:
             "backlog_blocks": self._backlog.blocks,
             "subscribed": self._feed.subscribed,
             "reconnects": self._connects.total() - len(self._connects),
+            "sessions": self._settings.sessions,
             "trade_clock": self._writer.liveliness.trade_clock,
             "token_expires_at": expires_at.isoformat() if (expires_at := self._feed.token_expires_at) else None,
             "token_problem": self._feed.token_problem,

@@ -6,6 +6,7 @@ instrument has exactly one open. Rows of the existing system have no version bef
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,7 +21,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection, cursor
 
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.instruments import ExchangeSegment, source_of
+from dhan_pipeline.instruments import ExchangeSegment, segment_of, source_of
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.records import read_records
@@ -267,6 +268,17 @@ def load_futures(conn: connection, source: Source) -> NDArray[np.int64]:
     """Tokens of those that are futures."""
     query = "SELECT instrument_token FROM instruments WHERE source = %s AND expiry IS NOT NULL AND option_type IS NULL"
     return read_records(conn, query, [source], {"instrument_token": "int8"})["instrument_token"]
+
+
+def read_names(conn: connection, tokens: Sequence[int]) -> dict[int, tuple[str, str, str]]:
+    """(trading symbol, exchange segment, name for people) of each of these tokens that is known."""
+    with conn.cursor() as cur:
+        cur.execute(
+            "SELECT instrument_token, trading_symbol, coalesce(name, '') FROM instruments "
+            "WHERE instrument_token = ANY(%s)",
+            (list(tokens),),
+        )
+        return {token: (symbol, segment_of(token).name, name) for token, symbol, name in cur.fetchall()}
 
 
 def read_instruments(conn: connection, source: Source) -> "pd.DataFrame":

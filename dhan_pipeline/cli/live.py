@@ -1,0 +1,44 @@
+"""The live page, served."""
+
+import signal
+import socket
+from typing import Annotated
+
+import typer
+
+from dhan_pipeline.cli.common import open_database, read_settings
+from dhan_pipeline.errors import PipelineError
+
+
+def live(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Where it is; 0: any free port.")] = 3001,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. There is no login: whoever reaches it sees the page.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve the live page: is the data good, rates, latency, gaps, and one instrument with its depth. Ctrl-C ends.
+
+    It reads the database and changes nothing there; the capture may run on another machine. It answers those who ask
+    for it as 127.0.0.1, localhost, or what --host says.
+    """
+    import uvicorn
+
+    from dhan_pipeline.page.app import make_app
+
+    # The server ends by itself at both, and raises them again afterwards.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+    with _listen(host, port) as listener, open_database(read_settings()) as url:
+        app = make_app(read_settings(), url, ["127.0.0.1", "localhost", host])
+        print(f"The live page is on http://{host}:{listener.getsockname()[1]}; Ctrl-C ends it.", flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+        server.run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises PipelineError where the address cannot be had."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PipelineError(f"The live page cannot be on {host}:{port} ({reason}): choose another --port.") from error

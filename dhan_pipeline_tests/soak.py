@@ -26,9 +26,6 @@ from pathlib import Path
 import dagster as dg
 import psycopg2
 
-from dhan_pipeline.demo.guardian import guarded
-from dhan_pipeline.demo.run import _MODULE, _stop_ingest_runs, _stop_postgres, _write_dagster_home
-from dhan_pipeline.demo.services import Services
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
@@ -37,6 +34,9 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.holder import Holder
 from dhan_pipeline.journal.reader import capture_dir
+from dhan_pipeline.local.guardian import guarded
+from dhan_pipeline.local.services import Services
+from dhan_pipeline.local.site import code_server, postgres, stop_ingest_runs, write_dagster_home
 from dhan_pipeline.orchestration.resources import settings_environment
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded, ledger
@@ -356,15 +356,13 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
         logs.mkdir()
         guardian = stack.enter_context(guarded(folder))
         services = Services(logs, guardian)
-        server = embedded.start(folder)
-        guardian.begin(folder)
-        stack.callback(_stop_postgres, folder, guardian)
-        migrate(server.url)
+        database_url = stack.enter_context(postgres(folder, guardian))
+        migrate(database_url)
         settings = Settings(
             _env_file=None,
             data_source="dhan",
             data_dir=folder / "data",
-            database_url=server.url,
+            database_url=database_url,
             dhan_token_file=folder / "token.json",
             sessions="always",
             feed_silence_s=SILENCE_S,
@@ -375,20 +373,19 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
         ]
         write_subscriptions(settings.subscriptions_path, chosen)
         tokens = [subscription.instrument_token for subscription in chosen]
-        add_instruments(server.url, tokens)
+        add_instruments(database_url, tokens)
         async with DhanSimulator(tokens, rate=RATE, seed=seed, record=True) as simulator:
             settings = settings.model_copy(update={"dhan_feed_url": simulator.feed_url})
             soak = Soak(settings, folder, simulator, services)
             soak.new_token()
-            socket = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dhan-", dir="/tmp"))) / "code"
-            home = _write_dagster_home(folder / "dagster", socket)
+            home = folder / "dagster"
+            write_dagster_home(home, anew=True)
             instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
             environment = {**os.environ, **settings_environment(settings), "DAGSTER_HOME": str(home)}
-            command = ("dagster", "api", "grpc", "--socket", str(socket), *_MODULE)
-            code = stack.enter_context(services.run("code-server", *command, environment=environment))
-            await asyncio.to_thread(code.wait_until, socket.exists)
-            command = ("dagster-daemon", "run", "--workspace", str(home / "workspace.yaml"))
-            daemon = stack.enter_context(services.run("daemon", *command, environment=environment))
+            code, workspace = stack.enter_context(code_server(services, environment))
+            daemon = stack.enter_context(
+                services.run("daemon", "dagster-daemon", "run", *workspace, environment=environment)
+            )
             soak.running = _Pids({"code-server": code, "daemon": daemon})  # type: ignore[assignment]
             repeat = f"SOAK_MINUTES={minutes:g} SOAK_SEED={seed} make soak"
             soak.say(f"Everything starts. The same faults again: {repeat}")
@@ -404,8 +401,8 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
             if not await soak.well():
                 problems.append("The capture did not catch up in the end.")
             daemon.ask_to_stop()
-            await asyncio.to_thread(_stop_ingest_runs, instance)
-        report = await asyncio.to_thread(check, simulator.logs, settings, server.url)
+            await asyncio.to_thread(stop_ingest_runs, instance)
+        report = await asyncio.to_thread(check, simulator.logs, settings, database_url)
         lines, growth = memory_problems(soak.memory)
         rate, slowness = rate_problems(soak)
         problems += [*report.problems, *silence_problems(soak), *slowness, *growth]

@@ -18,6 +18,7 @@ ROOMS = (
     {"sync_dhan_instruments"},
     {"cli"},
     {"demo"},
+    {"local"},
     {"definitions", "ingest_definitions", "pipeline_definitions"},
     {"orchestration"},
     {"diagnosis"},
@@ -50,7 +51,7 @@ ROOMS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}
 
-MAY_IMPORT_DAGSTER = {"orchestration", "definitions", "ingest_definitions", "pipeline_definitions", "demo"}
+MAY_IMPORT_DAGSTER = {"orchestration", "definitions", "ingest_definitions", "pipeline_definitions", "local", "demo"}
 
 #: Bytes in, batches out.
 SANS_IO = ("wire", "framing", "packets", "depth", "decode", "explain", "requests")

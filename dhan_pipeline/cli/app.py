@@ -23,6 +23,7 @@ from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.subscriptions import subscriptions
 from dhan_pipeline.cli.timescale import db_to_timescaledb
 from dhan_pipeline.cli.token import token_app
+from dhan_pipeline.cli.up import up
 from dhan_pipeline.cli.watch import watch
 from dhan_pipeline.cli.why import why
 from dhan_pipeline.cli.worker import worker
@@ -37,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(short_help="Run everything on this machine, over a simulated exchange.")(demo)
+app.command(short_help="Run everything on this machine, over the real feed.")(up)
 app.command(cls=WithFaults, short_help="Run the simulated exchange.")(simulate)
 app.command(short_help="Capture the feed, without Dagster.")(ingest)
 app.command(short_help="Store what captures hand to RabbitMQ.")(worker)

@@ -10,7 +10,6 @@ import yaml
 from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.demo.services import Services, free_port, listens
 from dhan_pipeline.feeds.simulator.dhan import choose_rows
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
@@ -23,6 +22,7 @@ from dhan_pipeline.feeds.simulator.tokens import (
     make_kite_access_token,
 )
 from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.local.services import Services, free_port, listens
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import SOURCES, Source

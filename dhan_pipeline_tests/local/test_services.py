@@ -1,4 +1,4 @@
-"""The demo's processes, over real ones: kept running, stopped with all that they started, ended when it is killed."""
+"""Processes, real ones: kept running, stopped with all that they started, ended when who started them is killed."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dhan_pipeline.demo import services as services_module
-from dhan_pipeline.demo.guardian import DemoError, guarded
-from dhan_pipeline.demo.services import Services
+from dhan_pipeline.local import services as services_module
+from dhan_pipeline.local.guardian import LocalError, guarded
+from dhan_pipeline.local.services import Services
 from dhan_pipeline.store import embedded
 
 #: Prints its process id and that of a child in its process group, and waits for ever.
@@ -26,8 +26,8 @@ PARENT = (
 DEMO = f"""
 import sys, time
 from pathlib import Path
-from dhan_pipeline.demo.guardian import guarded
-from dhan_pipeline.demo.services import Services
+from dhan_pipeline.local.guardian import guarded
+from dhan_pipeline.local.services import Services
 from dhan_pipeline.store import embedded
 data_dir = Path(sys.argv[1])
 with guarded(data_dir) as guardian:
@@ -133,7 +133,7 @@ def test_a_task_is_not_started_again(services: Services) -> None:
 def test_a_task_that_fails_is_said(services: Services) -> None:
     with (
         services.run("task", "python", "-c", "raise SystemExit(3)", keep=False) as task,
-        pytest.raises(DemoError, match=r"^The task failed; see .*task\.log\.$"),
+        pytest.raises(LocalError, match=r"^The task failed; see .*task\.log\.$"),
     ):
         task.wait_until_done()
 
@@ -154,7 +154,10 @@ def test_the_database_that_a_killed_demo_had_started_is_stopped(open_dir: Path) 
 
 
 def test_two_demos_in_one_folder_are_refused(data_dir: Path) -> None:
-    with guarded(data_dir), pytest.raises(DemoError, match=r"^A demo runs already in .*; stop it, or choose another"):
+    with (
+        guarded(data_dir),
+        pytest.raises(LocalError, match=r"^A demo, or `dhan-pipeline up`, runs already in .*; stop it,"),
+    ):
         guarded(data_dir).__enter__()
     with guarded(data_dir):
         pass

@@ -1,7 +1,7 @@
-"""Ends what a demo leaves behind that was killed: the guardian, a process that the demo tells what it starts.
+"""Ends what a killed program leaves behind: the guardian, a process that the program tells what it starts.
 
-A demo that ends in order has stopped everything by then. One that is killed only lets go of the pipe to its guardian,
-which has a session of its own and then does the rest. The next demo in the same folder waits for that.
+A program that ends in order has stopped everything by then. One that is killed only lets go of the pipe to its
+guardian, which has a session of its own and then does the rest. The next one in the same folder waits for that.
 """
 
 import fcntl
@@ -21,24 +21,24 @@ from dhan_pipeline.store import embedded
 #: How long processes may take to end when asked: a capture stores what it has received. Then they are killed.
 END_S = 10.0
 
-#: Longest wait for the guardian of a demo that was killed just before.
+#: Longest wait for the guardian of a program that was killed just before.
 WAIT_S = 60.0
 
 _POLL_S = 0.05
 
 
-class DemoError(PipelineError):
-    """The demo cannot run."""
+class LocalError(PipelineError):
+    """Not everything can be started on this machine."""
 
 
 class Guardian:
-    """The demo's end of the pipe."""
+    """Our end of the pipe."""
 
     def __init__(self, pipe: IO[str]) -> None:
         self._pipe = pipe
 
     def begin(self, what: int | Path) -> None:
-        """Something runs that must not outlive the demo: a process group, or the PostgreSQL of a data directory."""
+        """Something runs that must not outlive us: a process group, or the PostgreSQL of a data directory."""
         self._say(f"+{what}")
 
     def end(self, what: int | Path) -> None:
@@ -52,20 +52,29 @@ class Guardian:
 
 
 @contextmanager
-def guarded(data_dir: Path) -> Iterator[Guardian]:
-    """Make the data directory this demo's own, with a guardian. Whatever is not stopped at the end, it ends.
+def guarded(data_dir: Path, postgres_bin_dir: Path | None = None) -> Iterator[Guardian]:
+    """Make the data directory ours alone, with a guardian. Whatever is not stopped at the end, it ends.
 
-    There is a folder `logs` in it. Raises DemoError where another demo runs in it, or where what a killed one has left
-    does not end.
+    There is a folder `logs` in it. Raises LocalError where a demo or `up` runs in it, or where what a killed one has
+    left does not end.
     """
-    with _lock(data_dir / "demo.lock") as demo, _lock(data_dir / "guardian.lock") as last:
-        if not _taken(demo, within_s=0):
-            raise DemoError(f"A demo runs already in {data_dir}; stop it, or choose another --data-dir.")
+    with _lock(data_dir / "up.lock") as ours, _lock(data_dir / "guardian.lock") as last:
+        if not _taken(ours, within_s=0):
+            raise LocalError(
+                f"A demo, or `dhan-pipeline up`, runs already in {data_dir}; stop it, or choose another data directory."
+            )
         if not _taken(last, within_s=WAIT_S):
-            raise DemoError(f"What the last demo in {data_dir} has started does not end; choose another --data-dir.")
+            raise LocalError(
+                f"What was started in {data_dir} before, and then killed, does not end; choose another data directory."
+            )
         with (data_dir / "logs" / "guardian.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dhan_pipeline.demo.guardian"],
+                [
+                    sys.executable,
+                    "-m",
+                    "dhan_pipeline.local.guardian",
+                    *([postgres_bin_dir] if postgres_bin_dir else []),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -104,8 +113,8 @@ def _taken(fd: int, within_s: float) -> bool:
             time.sleep(_POLL_S)
 
 
-def guard(lines: Iterable[str]) -> None:
-    """Keep the books until the demo is gone, then end what it has not ended itself."""
+def guard(lines: Iterable[str], postgres_bin_dir: Path | None = None) -> None:
+    """Keep the books until the program is gone, then end what it has not ended itself."""
     left: dict[str, None] = {}
     for line in lines:
         what = line[1:].rstrip("\n")
@@ -124,7 +133,7 @@ def guard(lines: Iterable[str]) -> None:
     # After those who write into it.
     for data_dir in (Path(what) for what in left if not what.isdigit()):
         with suppress(PipelineError):
-            embedded.stop(data_dir)
+            embedded.stop(data_dir, postgres_bin_dir)
 
 
 def signal_group(group: int, number: int) -> bool:
@@ -137,4 +146,4 @@ def signal_group(group: int, number: int) -> bool:
 
 
 if __name__ == "__main__":
-    guard(sys.stdin)
+    guard(sys.stdin, Path(sys.argv[1]) if sys.argv[1:] else None)

@@ -1,4 +1,4 @@
-"""Processes of the demo: started with a log file each, kept running, and stopped with all that they started."""
+"""Processes with a log file each: started, kept running, and stopped with all that they started."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dhan_pipeline.demo.guardian import DemoError, Guardian, signal_group
+from dhan_pipeline.local.guardian import Guardian, LocalError, signal_group
 
 #: Longest that a service may take to start, and to end before it is killed.
 START_S = 60.0
@@ -48,17 +48,17 @@ class Service:
         return self._process.pid
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Return once `ready()`. Raises DemoError where the process ends before, or takes too long."""
+        """Return once `ready()`. Raises LocalError where the process ends before, or takes too long."""
         deadline = time.monotonic() + START_S
         while not ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise DemoError(f"The {self.name} did not start; see {self._log}.")
+                raise LocalError(f"The {self.name} did not start; see {self._log}.")
             time.sleep(0.05)
 
     def wait_until_done(self) -> None:
-        """Return once the process has ended well. Raises DemoError where it failed."""
+        """Return once the process has ended well. Raises LocalError where it failed."""
         if self._process.wait():
-            raise DemoError(f"The {self.name} failed; see {self._log}.")
+            raise LocalError(f"The {self.name} failed; see {self._log}.")
 
     def revive(self) -> bool:
         """Start the process again if it has ended, after a while that grows; whether that was done now."""
@@ -114,7 +114,7 @@ class Service:
 
 
 class Services:
-    """What a demo runs, and keeps running."""
+    """What runs, and is kept running."""
 
     def __init__(self, logs: Path, guardian: Guardian) -> None:
         """`logs` gets a file for each."""
@@ -127,7 +127,7 @@ class Services:
         self, name: str, *command: str, environment: Mapping[str, str] = os.environ, keep: bool = True
     ) -> Iterator[Service]:
         """A `Service` that is stopped at the end, and if `keep` one of those that are revived until then."""
-        running = Service(command, self._logs / f"{name}.log", environment, self._guardian)
+        running = Service(command, self.log(name), environment, self._guardian)
         try:
             if keep:
                 self._kept.append(running)
@@ -137,19 +137,32 @@ class Services:
                 self._kept.remove(running)
             running.stop()
 
+    def log(self, name: str) -> Path:
+        """The file that gets all that a service prints."""
+        return self._logs / f"{name}.log"
+
     def revive(self) -> list[str]:
         """Start again what has ended; returns the names of what was started now."""
         return [service.name for service in self._kept if service.revive()]
 
 
+def make_logs(data_dir: Path) -> Path:
+    """The folder for logs in a data directory, made if need be. Raises LocalError where it cannot be."""
+    try:
+        (data_dir / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LocalError(f"The data directory {data_dir} cannot be used: {error.strerror}.") from None
+    return data_dir / "logs"
+
+
 def free_port(port: int = 0) -> int:
-    """The port on 127.0.0.1 if it is free, any free one for 0. Raises DemoError for one that is taken."""
+    """The port on 127.0.0.1 if it is free, any free one for 0. Raises LocalError for one that is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise DemoError(f"Port {port} is taken; choose another with --port, or --port 0 for a free one.") from None
+            raise LocalError(f"Port {port} is taken; choose another with --port, or --port 0 for a free one.") from None
         free: int = probe.getsockname()[1]
         return free
 

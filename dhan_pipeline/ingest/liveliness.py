@@ -4,6 +4,7 @@ The writer shows it each block once it is stored. Nothing here changes data.
 """
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from threading import Lock
 from typing import Any, Protocol
 
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.market import Market
-from dhan_pipeline.instruments import InstrumentIndex, segment_of, segments_of
+from dhan_pipeline.instruments import ExchangeSegment, InstrumentIndex, segment_of, segments_of
 from dhan_pipeline.quality.silence import SilenceWatch
 from dhan_pipeline.quality.trade_clock import TradeClock, Verdict
-from dhan_pipeline.sessions import in_closing_auction, packets_due_throughout
+from dhan_pipeline.sessions import IST, day_start_ns, in_closing_auction, packets_due_throughout, sessions
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline.ticks import NULL_INT, Mode
@@ -66,6 +67,8 @@ class Liveliness:
         """Who is in them."""
         self.trade_clock: Verdict = None
         """Whether trade times are what they should be; None: too few packets to say."""
+        self.traded_though_closed: frozenset[ExchangeSegment] = frozenset()
+        """Segments that have traded today, although the calendar has no session of theirs today."""
         self.market = Market(speed)
         self._instruments = InstrumentIndex([])
         self._futures: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -104,8 +107,9 @@ class Liveliness:
         at = self._instruments.lookup(np.fromiter(self._connections, np.int64, len(self._connections)))
         numbers = np.fromiter(self._connections.values(), np.int16, len(self._connections))
         self._connection_of[at[at >= 0]] = numbers[at >= 0]
-        # A connection's instruments of one segment are watched together, as if they were one.
         subscribed = np.flatnonzero(self._connection_of >= 0)
+        self._segments = tuple(ExchangeSegment(int(of)) for of in np.unique(segments_of(tokens[subscribed])))
+        # A connection's instruments of one segment are watched together, as if they were one.
         self._part_of = np.full(len(tokens), _PARTS)  # those not subscribed
         self._part_of[subscribed] = self._connection_of[subscribed].astype(np.int64) << 8 | segments_of(
             tokens[subscribed]
@@ -176,8 +180,22 @@ class Liveliness:
         index = self._instruments.lookup(token)
         self._silence.update(index, received_ns)
         self._parts.update(self._part_of[index], received_ns)
+        if not self._always:
+            self._see_trades(token, traded_us, int(received_ns[-1]))
         self._clock.update(np.where(traded_us == NULL_INT, 0, traded_us // 1_000_000), received_ns)
         self.market.update(index, received_us, price, close)
+
+    def _see_trades(self, token: NDArray[np.int64], traded_us: NDArray[np.int64], now_ns: int) -> None:
+        """Notice that the calendar is wrong. Who subscribes on a holiday gets packets, but their trades are older."""
+        day = datetime.fromtimestamp(now_ns // 1_000_000_000, IST).date()
+        closed = {segment for segment in self._segments if not sessions(segment, day)}
+        traded: set[int] = set()
+        if closed:
+            today = traded_us >= day_start_ns(now_ns) // 1000
+            traded = set(np.unique(segments_of(token[today])).tolist())
+        self.traded_though_closed = frozenset(
+            segment for segment in closed if segment in traded or segment in self.traded_though_closed
+        )
 
     def _check(self, now_ns: int) -> None:
         self.trade_clock = self._clock.verdict()

@@ -209,6 +209,7 @@ class Ingest:
             self._announced: set[str] = set()
             self._disk_is_low = False
             self._trade_clock: str | None = None
+            self._traded_though_closed: frozenset[ExchangeSegment] = frozenset()
             undo.pop_all()
 
     def close(self) -> None:
@@ -420,6 +421,7 @@ class Ingest:
             "reconnects": self._connects.total() - len(self._connects),
             "sessions": self._settings.sessions,
             "trade_clock": self._writer.liveliness.trade_clock,
+            "traded_though_closed": sorted(segment.name for segment in self._writer.liveliness.traded_though_closed),
             "token_expires_at": expires_at.isoformat() if (expires_at := self._feed.token_expires_at) else None,
             "token_problem": self._feed.token_problem,
             "disk_free_gb": round(shutil.disk_usage(self._settings.journal_dir).free / 1e9, 1),
@@ -435,6 +437,7 @@ class Ingest:
             self._announce_hours()
             self._watch_disk()
             self._watch_trade_clock()
+            self._watch_calendar()
             await asyncio.sleep(1)
             self._watch_clocks(pulse_s, pulse_ns)
 
@@ -467,6 +470,16 @@ class Ingest:
         if verdict == "moved" and self._trade_clock != "moved":
             self._warn(moved_in_words(self._settings.source, self._settings.trade_time_offset_s))
         self._trade_clock = verdict
+
+    def _watch_calendar(self) -> None:
+        traded = self._writer.liveliness.traded_though_closed
+        if traded - self._traded_though_closed:
+            names = ", ".join(sorted(segment.name for segment in traded))
+            self._warn(
+                f"The calendar is wrong: it has no session today of {names}, which trade."
+                " Write the day into the file of SESSIONS_FILE; it counts at once."
+            )
+        self._traded_though_closed = traded
 
     def _watch_disk(self) -> None:
         free_gb = shutil.disk_usage(self._settings.journal_dir).free / 1e9

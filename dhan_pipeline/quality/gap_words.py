@@ -15,7 +15,7 @@ _TABLE_ROWS = 50
 #: What to do about a gap.
 ADVICE = {
     Cause.STALL: "The connection stood and nothing came; after FEED_SILENCE_S it is replaced. If it happens often, ask"
-    " the broker.",
+    " the broker. If the exchange was closed, the calendar is wrong: write the day into the file of SESSIONS_FILE.",
     Cause.RESET: "If it happens often, look at the network, then ask the broker.",
     Cause.SERVER: "The broker's server ended the connection, and said why.",
     Cause.TOKEN: "Have a new token in time: Dhan's is made by itself with DHAN_PIN and DHAN_TOTP_SECRET set; for Kite,"

@@ -14,7 +14,7 @@ from dhan_pipeline.instruments import InstrumentIndex, generate_instrument_token
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, encode_note
 from dhan_pipeline.journal.stretch import join
 from dhan_pipeline.journal.writer import JournalWriter
-from dhan_pipeline.sessions import IST_OFFSET_S, parse_hour_key
+from dhan_pipeline.sessions import DAY_NS, IST_OFFSET_S, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline_tests.ingest.feed import EQUITY, FUTURE, SECOND_NS, START_NS, TOKENS, packet, ticker
 
@@ -119,6 +119,26 @@ def test_before_the_opening_nobody_is_called_silent(settings: Settings, journal:
     at_ns = shown.trade(pre_open_ns, 480, EQUITY, FUTURE, INDEX)
     shown.trade(at_ns, 90, FUTURE, INDEX)
     assert shown.heard.fell == []
+
+
+def test_trades_of_today_in_a_segment_that_the_calendar_calls_closed_are_noticed(
+    settings: Settings, journal: JournalWriter
+) -> None:
+    shown = Shown(settings.model_copy(update={"sessions": "exchange"}), journal)
+    holiday_ns = parse_hour_key("2026-11-24T10:00")
+
+    def trade(at_ns: int, traded_ns: int) -> None:
+        traded = traded_ns // SECOND_NS + IST_OFFSET_S
+        shown.see(at_ns, packet(ResponseCode.TICKER, EQUITY, 100.0, traded))
+
+    trade(holiday_ns, parse_hour_key("2026-11-23T15:00"))  # what one gets who subscribes on a holiday
+    assert shown.liveliness.traded_though_closed == frozenset()
+    trade(holiday_ns + 2 * SECOND_NS, holiday_ns)
+    assert [segment.name for segment in shown.liveliness.traded_though_closed] == ["NSE_EQ"]
+    trade(holiday_ns + 4 * SECOND_NS, parse_hour_key("2026-11-23T15:00"))
+    assert [segment.name for segment in shown.liveliness.traded_though_closed] == ["NSE_EQ"]
+    trade(holiday_ns + DAY_NS, holiday_ns + DAY_NS)
+    assert shown.liveliness.traded_though_closed == frozenset()
 
 
 def test_after_a_gap_everything_begins_anew(shown: Shown) -> None:

@@ -43,6 +43,13 @@ def token_and_plan(settings: Settings, clock: Clock) -> Sequence[Finding]:
     except CredentialsError as error:
         return [bad("token", str(error), make), _unknown_plan()]
     plan = _plan(settings, clock, report)
+    if not report.get("judged", True):
+        until = (
+            f" By itself it is good until {_when(datetime.fromisoformat(end))}."
+            if (end := report["expires_at"])
+            else ""
+        )
+        return [warn("token", f"Not known: {report['problem']}{until}", "Mend `clock` first."), plan]
     if not report["good"] and plan.state != "bad":
         if _lives(report, clock) or not report["can_refresh"]:
             # Over, or refused: where no session needs it, there is time.

@@ -93,6 +93,8 @@ class _Way:
 
     settings: Settings
     clock: Clock
+    now_ns: int
+    """When the journal and the table were looked at: ages are told as of then."""
     conn: connection | None
     away: str
     """Why the database cannot be asked; empty where it can."""
@@ -110,7 +112,7 @@ class _Way:
 
     @property
     def now(self) -> datetime:
-        return self.clock.now().astimezone(IST)
+        return datetime.fromtimestamp(self.now_ns / 1e9, IST)
 
 
 def walk(settings: Settings, symbol: str, clock: Clock, patience_s: float = PATIENCE_S) -> Walk:
@@ -152,7 +154,21 @@ def _walk(settings: Settings, symbol: str, clock: Clock) -> Walk:
         if conn is not None:  # after the journal: a row that is there must be found
             with contextlib.suppress(psycopg2.Error):
                 row = latest_tick(conn, token, clock.now_ns() - int(_ROWS_SINCE.total_seconds() * 1e9))
-        way = _Way(settings, clock, conn, away, token, listed, capture, row, packet, searched_from_ns, unread, is_open)
+        way = _Way(
+            settings,
+            clock,
+            clock.now_ns(),
+            conn,
+            away,
+            token,
+            listed,
+            capture,
+            row,
+            packet,
+            searched_from_ns,
+            unread,
+            is_open,
+        )
         links = [instrument, *(_guarded(name, link, way) for name, link in _LINKS.items())]
         return Walk(symbol, settings.source, token, links, _verdict(way, links))
 
@@ -170,9 +186,9 @@ def _verdict(way: _Way, links: Sequence[Finding]) -> str:
         return f"The link that broke is `{broken.name}`: {broken.found} {broken.fix}".strip()
     last = "the journal has no packet of it"
     if way.row is not None:
-        last = f"its last tick came {_ago(way.clock.now_ns() - way.row.received_ns)} ago"
+        last = f"its last tick came {_ago(way.now_ns - way.row.received_ns)} ago"
     elif way.packet is not None:
-        last = f"its last packet came {_ago(way.clock.now_ns() - way.packet.received_ns)} ago"
+        last = f"its last packet came {_ago(way.now_ns - way.packet.received_ns)} ago"
     if not way.open:
         return f"No link is broken: {segment_of(way.token).name} is closed, and {last}."
     quiet = [link.name for link in links if link.state == "warn"]
@@ -258,7 +274,7 @@ def _told(way: _Way) -> list[Subscribed]:
     """All that the running capture is subscribed to; empty where none runs, or it has not told yet."""
     if way.conn is None or way.capture is None:
         return []
-    now = way.clock.now()
+    now = way.now
     return [each for each in subscribed_during(way.conn, now, now) if each.capture == way.capture.capture]
 
 
@@ -373,7 +389,7 @@ def _open_gaps(way: _Way) -> list[Any]:
     """What the running capture misses of it now."""
     if way.conn is None or way.capture is None:
         return []
-    now_ns = way.clock.now_ns()
+    now_ns = way.now_ns
     return [
         gap
         for gap in read_gaps(way.conn, now_ns - 1, now_ns + 1)
@@ -416,7 +432,7 @@ def _last_packet(settings: Settings, token: int, clock: Clock) -> tuple[_Packet 
 
 def _packet(way: _Way) -> Finding:
     """The last packet of it that the journal holds."""
-    now_ns = way.clock.now_ns()
+    now_ns = way.now_ns
     if way.unread:
         return bad(
             "packet", f"The journal cannot be read: {way.unread}", "Look at the disk, and at whose files they are."
@@ -451,7 +467,7 @@ def _rejected(way: _Way) -> Finding:
     """What of it could not become a tick today."""
     if way.conn is None:
         return ok("rejected", "Not known without the database.")
-    since_ns = day_start_ns(way.clock.now_ns())
+    since_ns = day_start_ns(way.now_ns)
     rejected = ledger.rejections_of(way.conn, since_ns, *instrument_mark(way.token))
     if not rejected:
         return ok("rejected", "None of its packets was rejected today.")
@@ -485,7 +501,7 @@ def _row(way: _Way) -> Finding:
     """The last row in `ticks`."""
     if way.conn is None:
         return ok("row", "Not known without the database.")
-    now_ns = way.clock.now_ns()
+    now_ns = way.now_ns
     row = way.row
     packet_ns = way.packet.received_ns if way.packet is not None and way.packet.becomes_row else None
     replay = "If no capture catches up, materialise `ticks` of that hour: it is rebuilt from the journal."

@@ -8,7 +8,8 @@
         │   ├── TokenExpiredError        permanent: the same, the token's time is over
         │   ├── TokenRejectedError       permanent: REST does not take it (DH-901, DH-906, 807-810; TokenException)
         │   └── TokenError               permanent: no new token could be made, or the one there is not be judged
-        │       └── TokenLostError       permanent: one was made and could not be kept
+        │       ├── TokenLostError       permanent: one was made and could not be kept
+        │       └── TokenUnjudgedError   permanent: the broker could not be asked
         ├── SubscriptionLimitError       permanent: more instruments than the account's connections take
         ├── RestError                    a request to REST failed (`code`); permanent unless it says otherwise
         │   ├── BusyError                retryable: too many requests (DH-904, 805; HTTP 429)
@@ -67,6 +68,10 @@ class TokenError(CredentialsError):
 
 class TokenLostError(TokenError):
     """A token was made and could not be kept, so asking again would only end the next one, too."""
+
+
+class TokenUnjudgedError(TokenError):
+    """The broker could not be asked, or what answered was not it: of the token itself nothing is known."""
 
 
 class SubscriptionLimitError(SourceError):

@@ -9,7 +9,7 @@ from json import JSONDecodeError
 from typing import Any
 
 from dhan_pipeline.feeds.auth import can_be_sent
-from dhan_pipeline.feeds.errors import TokenError
+from dhan_pipeline.feeds.errors import TokenError, TokenUnjudgedError
 
 _TIMEOUT_S = 10.0
 
@@ -31,7 +31,10 @@ class Manners:
 
 
 def ask(manners: Manners, method: str, base_url: str, path: str, what: str, **request: Any) -> dict[str, Any]:
-    """One request for `what` ("a token"), and the JSON object that answers it. Raises TokenError saying why not."""
+    """One request for `what` ("a token"), and the JSON object that answers it. Raises TokenError saying why not.
+
+    That is TokenUnjudgedError where it is no answer of the broker's.
+    """
     if not can_be_sent(request.get("headers", {})):
         raise TokenError(f"{manners.broker} does not give {what}: the access token has characters that none has.")
     problem = ""
@@ -47,12 +50,14 @@ def ask(manners: Manners, method: str, base_url: str, path: str, what: str, **re
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):  # the last for "http://.com"
         is_right = "are" if " and " in manners.url_variables else "is"
         problem = f"it cannot be reached; {is_right} {manners.url_variables} right?"
+    kind: type[TokenError] = TokenUnjudgedError
     if not problem:
+        kind = TokenError
         if isinstance(said, dict) and reply.is_success and not said.get(manners.code):
             return said
         problem = _refusal(manners, reply.status_code, said)
     # Raised here, not where it was caught: the exceptions of the library know the URL.
-    raise TokenError(f"{manners.broker} does not give {what}: {problem}{'' if problem[-1] == '?' else '.'}")
+    raise kind(f"{manners.broker} does not give {what}: {problem}{'' if problem[-1] == '?' else '.'}")
 
 
 def _refusal(manners: Manners, status: int, said: Any) -> str:

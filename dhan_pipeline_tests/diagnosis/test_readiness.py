@@ -254,6 +254,14 @@ def test_a_clock_that_is_not_the_brokers_is_told_by_how_much(
     assert (seconds[2] == "behind") == (ahead_s < 0)
 
 
+def test_where_the_broker_cannot_be_asked_the_token_is_unknown_and_not_red(running_site: Site) -> None:
+    found = look(no_broker(running_site))
+    assert red([*found.values()]) == ["clock"]
+    assert found["token"].found.startswith("Not known: Dhan does not give the profile: it cannot be reached;")
+    assert " By itself it is good until " in found["token"].found
+    assert found["token"].fix == found["data plan"].fix.replace("token", "clock") == "Mend `clock` first."
+
+
 def test_before_the_session_a_token_has_to_last_until_its_close(
     tmp_path: Path, database_url: str, conn: connection
 ) -> None:

@@ -30,7 +30,7 @@ from dhan_pipeline.feeds.dhan.auth import (
     save_token,
     token_expiry,
 )
-from dhan_pipeline.feeds.errors import CredentialsError, TokenError, TokenLostError
+from dhan_pipeline.feeds.errors import CredentialsError, TokenError, TokenLostError, TokenUnjudgedError
 from dhan_pipeline.feeds.token_requests import Manners, ask
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -162,7 +162,7 @@ def token_report(settings: Settings, clock: Clock) -> dict[str, Any]:
     try:
         profile = read_profile(settings, credentials)
     except TokenError as error:
-        return report | {"problem": str(error)}
+        return report | {"problem": str(error), "judged": not isinstance(error, TokenUnjudgedError)}
     report |= {
         "data_plan_active": profile.data_plan_active,
         "data_plan_until": profile.data_plan_until.isoformat() if profile.data_plan_until else None,

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.auth import parse_expiry
-from dhan_pipeline.feeds.errors import CredentialsError, TokenError, TokenLostError
+from dhan_pipeline.feeds.errors import CredentialsError, TokenError, TokenLostError, TokenUnjudgedError
 from dhan_pipeline.feeds.kite.auth import (
     Credentials,
     check_kite_token_validity,
@@ -123,7 +123,7 @@ def token_report(settings: Settings, clock: Clock) -> dict[str, Any]:
     try:
         profile = read_profile(settings, credentials)
     except TokenError as error:
-        return report | {"problem": str(error)}
+        return report | {"problem": str(error), "judged": not isinstance(error, TokenUnjudgedError)}
     return report | {"good": True, "user_id": profile.user_id, "exchanges": profile.exchanges}
 
 

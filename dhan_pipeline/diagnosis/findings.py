@@ -34,6 +34,10 @@ class Finding:
     """Whose it is, where it is one broker's and several are captured."""
 
 
+#: What to do about what only the database can tell, while it cannot be asked.
+DATABASE_FIRST = "Mend `database` first."
+
+
 def ok(name: str, found: str) -> Finding:
     """All is well."""
     return Finding(name, "ok", found)

@@ -2,26 +2,24 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 
 import psycopg2
+from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.diagnosis.findings import Finding, asked_database, bad, in_words, ok, warn
+from dhan_pipeline.diagnosis.findings import DATABASE_FIRST, Finding, asked_database, bad, in_words, ok, warn
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, next_session
+from dhan_pipeline.quality.now import SILENT_S
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ledger import CaptureStatus, statuses
 from dhan_pipeline.transport.broker import BrokerError, broker_url
 from dhan_pipeline.transport.outlet import look
 
-#: A capture reports each second.
-SILENT = timedelta(seconds=10)
-
 START = (
-    "Start Dagster, whose sensor `ingest_supervisor` starts the capture, or run `dhan-pipeline ingest`. If the sensor"
-    " is on, look at the last ingest run."
+    "Run `dhan-pipeline up`, or start Dagster, whose sensor `ingest_supervisor` starts the capture. If the sensor is"
+    " on, look at the last ingest run."
 )
 
 
@@ -29,19 +27,26 @@ def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
     """The finding `capture`: it runs in session, with all its connections; else when the next session opens."""
     try:
         with asked_database(settings) as conn:
-            found = {each.capture: each for each in statuses(conn)}.get(settings.capture_number)
-            with conn.cursor() as cursor:
-                cursor.execute("SELECT now()")
-                now = cursor.fetchall()[0][0]
+            found, runs = latest_capture(conn, settings)
     except (PipelineError, psycopg2.errors.UndefinedTable):
-        return [warn("capture", f"Not known: it is the database that tells. {when_next(settings, clock)}", "Mend"
-                     " `database` first.")]  # fmt: skip
-    if found is not None and now - found.updated_at <= SILENT:
+        words = f"Not known: it is the database that tells. {when_next(settings, clock)}"
+        return [warn("capture", words, DATABASE_FIRST)]
+    if found is not None and runs:
         return [_running(settings, clock, found)]
     last = f" The last one spoke at {found.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST." if found else ""
     if capture_expected(settings, clock):
         return [bad("capture", f"None runs, and one should, for a session is on or about to open.{last}", START)]
     return [ok("capture", f"None has to run now. {when_next(settings, clock)}")]
+
+
+def latest_capture(conn: connection, settings: Settings) -> tuple[CaptureStatus | None, bool]:
+    """What the capture of these settings last said of itself, and whether it runs."""
+    found = {each.capture: each for each in statuses(conn)}.get(settings.capture_number)
+    if found is None or found.status.get("stopped"):
+        return found, False
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT extract(epoch FROM now() - %s)", (found.updated_at,))
+        return found, cursor.fetchall()[0][0] <= SILENT_S
 
 
 def when_next(settings: Settings, clock: Clock) -> str:
@@ -80,8 +85,8 @@ def rabbitmq(settings: Settings, clock: Clock) -> Sequence[Finding]:
     except BrokerError as error:
         return [bad("rabbitmq", in_words(error), "Start the broker, or correct RABBITMQ_URL.")]
     if depths is None:
-        return [warn("rabbitmq", f"RabbitMQ {version}, without queues yet: the first capture or worker makes them.",
-                     "Run `dhan-pipeline worker`.")]  # fmt: skip
+        words = f"RabbitMQ {version}, without queues yet: the first capture or worker makes them."
+        return [warn("rabbitmq", words, "Run `dhan-pipeline worker`.")]
     waiting = sum(depths.ready)
     found = f"RabbitMQ {version}; {waiting:,} messages wait, {depths.dead_letters:,} are dead letters"
     if not all(depths.consumers):

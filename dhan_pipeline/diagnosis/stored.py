@@ -9,6 +9,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.findings import (
+    DATABASE_FIRST,
     Finding,
     asked_database,
     bad,
@@ -119,8 +120,8 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
                 return [bad("subscriptions", words, apply)]
             resolution = resolve(rules, read_instruments(conn, settings.source), today, settings.source)
     except DatabaseError:
-        return [warn("subscriptions", f"{len(listed):,} are listed; the database cannot be asked about them.", "Mend"
-                     " `database` first.")]  # fmt: skip
+        words = f"{len(listed):,} are listed; the database cannot be asked about them."
+        return [warn("subscriptions", words, DATABASE_FIRST)]
     except psycopg2.errors.UndefinedTable as error:
         return [bad("subscriptions", in_words(error), MIGRATE)]
     except SubscriptionError as error:
@@ -154,7 +155,7 @@ def _gone(conn: connection, listed: Sequence[Subscription], today: date) -> list
 
 
 def _unknown(name: str) -> Finding:
-    return warn(name, "Not known: the database cannot be asked.", "Mend `database` first.")
+    return warn(name, "Not known: the database cannot be asked.", DATABASE_FIRST)
 
 
 def _some(names: Sequence[str]) -> str:

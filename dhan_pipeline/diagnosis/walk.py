@@ -17,7 +17,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.findings import Finding, asked_database, bad, in_words, ok, start_database, warn
-from dhan_pipeline.diagnosis.running import SILENT, START, when_next
+from dhan_pipeline.diagnosis.running import START, latest_capture, when_next
 from dhan_pipeline.diagnosis.stored import SYNC
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.by_source import decoder, feed_of, instrument_mark
@@ -143,31 +143,32 @@ def _walk(settings: Settings, symbol: str, clock: Clock) -> Walk:
             return Walk(symbol, settings.source, None, [instrument], f"{instrument.found} {instrument.fix}".strip())
         capture = None
         with contextlib.suppress(Exception):  # a database without our tables: the first link says so
-            capture = _running_capture(conn, settings)
+            if conn is not None:
+                found, runs = latest_capture(conn, settings)
+                capture = found if runs else None
         packet, searched_from_ns, unread = None, clock.now_ns(), ""
         try:
             packet, searched_from_ns = _last_packet(settings, token, clock)
         except OSError as error:
             unread = in_words(error)
-        is_open = settings.sessions == "always" or _open_kind(token, clock) is not None
         row = None
         if conn is not None:  # after the journal: a row that is there must be found
             with contextlib.suppress(psycopg2.Error):
                 row = latest_tick(conn, token, clock.now_ns() - int(_ROWS_SINCE.total_seconds() * 1e9))
         way = _Way(
-            settings,
-            clock,
-            clock.now_ns(),
-            conn,
-            away,
-            token,
-            listed,
-            capture,
-            row,
-            packet,
-            searched_from_ns,
-            unread,
-            is_open,
+            settings=settings,
+            clock=clock,
+            now_ns=clock.now_ns(),
+            conn=conn,
+            away=away,
+            token=token,
+            listed=listed,
+            capture=capture,
+            row=row,
+            packet=packet,
+            searched_from_ns=searched_from_ns,
+            unread=unread,
+            open=settings.sessions == "always" or _open_kind(token, clock) is not None,
         )
         links = [instrument, *(_guarded(name, link, way) for name, link in _LINKS.items())]
         return Walk(symbol, settings.source, token, links, _verdict(way, links))
@@ -322,16 +323,6 @@ def _next_opening(token: int, now: datetime) -> datetime | None:
             if session.open > now:
                 return session.open
     return None
-
-
-def _running_capture(conn: connection | None, settings: Settings) -> ledger.CaptureStatus | None:
-    if conn is None:
-        return None
-    found = {each.capture: each for each in ledger.statuses(conn)}.get(settings.capture_number)
-    with conn.cursor() as cursor:
-        cursor.execute("SELECT now()")
-        now = cursor.fetchall()[0][0]
-    return found if found is not None and now - found.updated_at <= SILENT else None
 
 
 def _capture(way: _Way) -> Finding:

@@ -67,7 +67,7 @@ def test_why_says_which_link_broke(run: Run, tmp_path: Path, database_url: str, 
     with well(tmp_path, database_url, conn, Clock()) as site:
         done = run("why", "S2885", **of(site))
         assert last_sentence(done).startswith("The link that broke is `capture`: Capture 0 does not run, and should.")
-        assert "BAD capture Capture 0 does not run, and should. -> Start Dagster" in words(done)
+        assert "BAD capture Capture 0 does not run, and should. -> Run `dhan-pipeline up`" in words(done)
         told = json.loads(run("why", "NSE:S2885", "--json", **of(site)).stdout)
         assert (told["symbol"], told["source"], told["instrument_token"]) == ("NSE:S2885", "dhan", RELIANCE)
         assert told["broken"] == "capture"

@@ -86,19 +86,23 @@ def deliver(outbox: Outbox, now_s: float, send: Send, round_s: float = ROUND_S) 
     return after, list(dict.fromkeys(took))
 
 
-def in_sentences(outbox: Outbox, now_s: float) -> list[str]:
+def problems(outbox: Outbox) -> list[str]:
     """A sentence for each destination that does not take what waits for it, or that lost something."""
-    sentences = []
-    for destination, queue in outbox.items():
-        if queue.failures and queue.waiting:
-            sentences.append(
-                f"{destination}: {queue.problem} It was tried {_times(queue.failures)} in"
-                f" {in_words(now_s - queue.failing_since_s)}, for {_alerts(len(queue.waiting))}; the next try is in"
-                f" {in_words(max(queue.next_s - now_s, 0.0))}."
-            )
-        if queue.lost:
-            sentences.append(f"{destination}: {_alerts(queue.lost)} given up. {queue.problem}".rstrip())
-    return sentences
+    return [
+        f"{destination}: {queue.problem}{f' Given up so far: {_alerts(queue.lost)}.' if queue.lost else ''}"
+        for destination, queue in outbox.items()
+        if queue.problem
+    ]
+
+
+def progress(outbox: Outbox, now_s: float) -> list[str]:
+    """A sentence for each destination for which something waits: how it was tried, and when that is next."""
+    return [
+        f"Waiting for {destination}: {_alerts(len(queue.waiting))}; tried {_times(queue.failures)} in"
+        f" {in_words(now_s - queue.failing_since_s)}, and next in {in_words(max(queue.next_s - now_s, 0.0))}."
+        for destination, queue in outbox.items()
+        if queue.failures and queue.waiting
+    ]
 
 
 def _times(count: int) -> str:

@@ -110,7 +110,7 @@ def is_muted(rules: Rules, names: Iterable[str], now: datetime) -> bool:
 def destinations(rules: Rules, owners: Iterable[str], channels: Channels) -> tuple[str, ...]:
     """Where the alerts of owners go: by the routes; to an owner that is an e-mail address; else to every channel.
 
-    An entry that leads nowhere, because its channel is not set, is left out: see `problems`. Nobody is left without.
+    An entry that leads nowhere, because its channel is not set, is left out: see `unset`. Nobody is left without.
     """
     found: dict[str, None] = {}
     everyone = [destination for each in channels.values() for destination in each]
@@ -122,7 +122,7 @@ def destinations(rules: Rules, owners: Iterable[str], channels: Channels) -> tup
     return tuple(found or dict.fromkeys(everyone))
 
 
-def problems(rules: Rules, channels: Channels) -> list[str]:
+def unset(rules: Rules, channels: Channels) -> list[str]:
     """A sentence for each entry of a route that leads nowhere."""
     return [
         f"{owner} is routed to {entry}, which is not set."

@@ -30,16 +30,16 @@ def alert_test(
     A line each says what came of it. JSON has a line each, too.
     """
     from dhan_pipeline.alerts.channels import NOTHING_SET, configured, try_out
-    from dhan_pipeline.alerts.rules import all_destinations, load_rules, problems
+    from dhan_pipeline.alerts.rules import all_destinations, load_rules, unset
 
     if channel is not None and channel not in CHANNELS:
         raise typer.BadParameter(f"{channel} is none of {', '.join(CHANNELS)}.", param_hint="--channel")
     settings = read_settings()
     channels, wrong = configured(settings)
-    rules = load_rules(settings.alerts_file)
-    wrong += problems(rules, channels)
     if not channels:
         raise PipelineError(" ".join([*wrong, NOTHING_SET]))
+    rules = load_rules(settings.alerts_file)
+    wrong += unset(rules, channels)
     if channel is not None and channel not in channels:
         raise PipelineError(" ".join([f"The channel {channel} is not set.", *wrong]))
     chosen = [there for there in all_destinations(rules, channels) if channel in (None, there.partition(":")[0])]

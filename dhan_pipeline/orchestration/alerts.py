@@ -16,10 +16,10 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dhan_pipeline.alerts.channels import NOTHING_SET, Channels, configured, send, try_out
-from dhan_pipeline.alerts.delivery import MANY, Outbox, deliver, in_sentences, post
+from dhan_pipeline.alerts.delivery import MANY, Outbox, deliver, post, problems, progress
 from dhan_pipeline.alerts.findings import begin, by_destination, observe
 from dhan_pipeline.alerts.messages import Alert, summary, title
-from dhan_pipeline.alerts.rules import Rules, RulesError, all_destinations, load_rules, problems
+from dhan_pipeline.alerts.rules import Rules, RulesError, all_destinations, load_rules, unset
 from dhan_pipeline.alerts.transitions import Level, Standing
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.findings import (
@@ -98,13 +98,15 @@ def alert_sensor(
 
     outbox = {there: queue for there, queue in state.outbox.items() if there.partition(":")[0] in channels}
     outbox, took = deliver(post(outbox, posts), now_s, partial(send, settings))
-    problem = [*in_sentences(outbox, now_s), *wrong]
+    problem = [*problems(outbox), *wrong]
     reported = "" if not problem else "ERROR" if any(queue.lost for queue in outbox.values()) else "WARN"
     events = [_delivered(reported, problem, channels)] if reported != state.reported else []
     state = state.model_copy(update={"outbox": outbox, "reported": reported})
     if state != before:
         context.update_cursor(state.model_dump_json(exclude_defaults=True))
-    return dg.SensorResult(skip_reason=" ".join(_in_words(state, posts, took, problem)), asset_events=events)
+    return dg.SensorResult(
+        skip_reason=" ".join(_in_words(state, posts, took, [*problem, *progress(outbox, now_s)])), asset_events=events
+    )
 
 
 def _rules(settings: Settings, channels: Channels) -> tuple[Rules, list[str]]:
@@ -113,7 +115,7 @@ def _rules(settings: Settings, channels: Channels) -> tuple[Rules, list[str]]:
         rules = load_rules(settings.alerts_file)
     except RulesError as error:
         return Rules(), [f"{error} Until that is mended nothing is muted, and every channel gets everything."]
-    return rules, problems(rules, channels)
+    return rules, unset(rules, channels)
 
 
 def _read(cursor: str | None) -> State | None:

@@ -246,6 +246,8 @@ def _why_it_failed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
             elif failure.error:
                 said = (failure.error.cause or failure.error).message
         said = said or (event.message if event is not None else None) or entry.user_message
+    if "DagsterExecutionInterruptedError" in said:
+        said = "its process was told to end, as by a restart of its code location."
     words = " ".join(redacted(said).split())[:500]
     of = f" of {run.tags['dagster/partition']}" if "dagster/partition" in run.tags else ""
     return f"Run {run.run_id[:8]}{of} failed: {words or 'it said nothing.'}"

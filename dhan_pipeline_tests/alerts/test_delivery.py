@@ -11,8 +11,9 @@ from dhan_pipeline.alerts.delivery import (
     MOST_WAITING,
     Outbox,
     deliver,
-    in_sentences,
     post,
+    problems,
+    progress,
 )
 from dhan_pipeline.alerts.messages import Alert
 from dhan_pipeline.alerts.transitions import Level
@@ -64,8 +65,8 @@ def test_it_is_tried_again_after_growing_pauses_and_then_all_of_it_comes_in_orde
         outbox, _ = deliver(outbox, NOW + second, wire.send)
         tried_s += [second] * (wire.tries - before)
     assert tried_s == [0, 15, 45, 105, 225, 465, 945, 1545]
-    (sentence,) = in_sentences(outbox, NOW + 2000)
-    assert sentence == ("slack: It is away. It was tried 8 times in 33 min, for 2 alerts; the next try is in 2 min.")
+    assert problems(outbox) == ["slack: It is away."]
+    assert progress(outbox, NOW + 2000) == ["Waiting for slack: 2 alerts; tried 8 times in 33 min, and next in 2 min."]
     wire.broken.clear()
     outbox, took = deliver(outbox, NOW + 2145, wire.send)
     assert (outbox, took, wire.taken) == ({}, ["slack"], [("slack", 1, "")] * 2)
@@ -92,7 +93,8 @@ def test_what_nobody_took_is_given_up_and_the_next_message_says_so() -> None:
     wire = Wire("slack")
     outbox, _ = deliver(post({}, {"slack": alerts(3)}), NOW, wire.send)
     outbox, _ = deliver(outbox, NOW + GIVE_UP_S, wire.send)
-    assert in_sentences(outbox, NOW + GIVE_UP_S) == ["slack: 3 alerts given up. It is away."]
+    assert problems(outbox) == ["slack: It is away. Given up so far: 3 alerts."]
+    assert progress(outbox, NOW + GIVE_UP_S) == []
     wire.broken.clear()
     later_s = NOW + GIVE_UP_S + 1
     outbox, _ = deliver(post(outbox, {"slack": alerts(1, later_s)}), later_s, wire.send)

@@ -12,7 +12,7 @@ from dhan_pipeline.alerts.rules import (
     destinations,
     is_muted,
     load_rules,
-    problems,
+    unset,
 )
 from dhan_pipeline.sessions import IST
 
@@ -88,7 +88,7 @@ def test_nobody_is_left_without_because_a_route_leads_nowhere(path: Path) -> Non
     only_slack = {"slack": ("slack",)}
     assert destinations(routed, ["team:market-data"], only_slack) == ("slack",)
     assert destinations(routed, ["asha@example.in"], only_slack) == ("slack",)
-    assert problems(routed, only_slack) == [
+    assert unset(routed, only_slack) == [
         "team:market-data is routed to telegram, which is not set.",
         "team:market-data is routed to webhook, which is not set.",
     ]

@@ -294,8 +294,8 @@ def test_what_is_not_taken_is_tried_again_and_seen_in_the_check(site: Site, ther
     there.status = 500
     site.report("connected", "ERROR")
     said = site.tick(30)
-    assert "webhook: The webhook refuses the message (HTTP 500). It was tried once" in said
-    assert "the next try is in 15 s" in said
+    assert "webhook: The webhook refuses the message (HTTP 500)." in said
+    assert "Waiting for webhook: 1 alert; tried once in 0 s, and next in 15 s." in said
     assert "connected is ERROR." in (site.cursor or "")
     there.status = 200
     site.tick(10)
@@ -315,7 +315,7 @@ def test_what_nobody_takes_is_given_up_and_the_check_fails(site: Site, there: Re
     site.report("connected", "ERROR")
     site.tick(30)
     said = site.tick(6 * 3600)
-    assert "webhook: 1 alert given up. The webhook refuses the message (HTTP 404)." in said
+    assert "The webhook refuses the message (HTTP 404). Is ALERT_WEBHOOK_URL right? Given up so far: 1 alert." in said
     assert site.events[-1].severity == dg.AssetCheckSeverity.ERROR
 
 

@@ -57,7 +57,10 @@ def sync_instruments(
     """
     if download == (csv_path is not None):
         raise typer.BadParameter("one of --download and --csv-path is needed", param_hint="--download")
+    from dhan_pipeline.clock import Clock
     from dhan_pipeline.feeds.masters import parse_master
+    from dhan_pipeline.holidays import calendar_problem_left
+    from dhan_pipeline.sessions import IST
     from dhan_pipeline.store.instruments import sync_to_database
 
     settings = read_settings(database_url=db_url)
@@ -79,6 +82,8 @@ def sync_instruments(
             print(each)
         for name, value in facts.items():
             print(f"{name:>12}  {value:,.2f}" if isinstance(value, float) else f"{name:>12}  {value:,}")
+    if problem := calendar_problem_left(settings, Clock().now().astimezone(IST).date()):
+        print(problem, file=sys.stderr)
     if failure is not None:
         raise failure
 

@@ -1,5 +1,7 @@
 from contextlib import closing
+from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from psycopg2.extensions import connection
@@ -18,8 +20,9 @@ from dhan_pipeline.ingest.run import ClockBehindError, Ingest
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.journal.reader import hour_path, hour_summary, read_blocks
 from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
-from dhan_pipeline.sessions import HOUR_NS
+from dhan_pipeline.sessions import HOUR_NS, IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.special_days import use_special_days
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.subscriptions import Subscription, SubscriptionError, read_subscriptions, write_subscriptions
@@ -297,6 +300,28 @@ async def test_a_mistake_in_the_journals_thread_ends_the_capture_too(
         with closing(running.capture), pytest.raises(ZeroDivisionError, match="a mistake"):
             await running.capture.run(running.stop)
     assert running.of_kind("stopped") == []
+
+
+async def test_a_segment_that_trades_though_the_calendar_calls_it_closed_is_said_once(
+    ready: Settings, tmp_path: Path
+) -> None:
+    own = tmp_path / "sessions.csv"
+    own.write_text(f"date,equity,currency,commodity\n{datetime.now(IST).date()},closed,closed,closed\n")
+    use_special_days(tmp_path / "none", own)
+    try:
+        in_session = ready.model_copy(update={"sessions": "exchange"})
+        async with (
+            DhanSimulator(SUBSCRIBED, rate=1000) as simulator,
+            ingest(with_feed(in_session, simulator)) as running,
+        ):
+            await until(lambda: [said for said in running.of_kind("status") if said["traded_though_closed"]])
+            begun = len(running.of_kind("status"))
+            await until(lambda: len(running.of_kind("status")) > begun + 1)
+    finally:
+        use_special_days(tmp_path / "none", tmp_path / "none")
+    said = [event["message"] for event in running.of_kind("warning") if "calendar is wrong" in event["message"]]
+    assert len(said) == 1
+    assert "NSE_EQ" in said[0]
 
 
 async def test_a_capture_without_a_token_ends_with_a_sentence(ready: Settings) -> None:

@@ -14,8 +14,8 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.walk import LINKS, Walk, walk
+from dhan_pipeline.feeds.by_source import feed_of
 from dhan_pipeline.feeds.connection import FeedPolicy
-from dhan_pipeline.feeds.dhan.client import Feed
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.writer import Writer
@@ -23,6 +23,7 @@ from dhan_pipeline.journal.reader import captures, list_files
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.sources import Source
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import write_status
 from dhan_pipeline.store.subscribed import record as record_subscribed
@@ -31,9 +32,10 @@ from dhan_pipeline_tests.broker import FUTURE, RELIANCE, TCS, insert_instruments
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.diagnosis.conftest import write_rules
 from dhan_pipeline_tests.ingest.feed import (
+    BOTH_SOURCES,
     EQUITY,
     SECOND_NS,
-    SUBSCRIBED,
+    SUBSCRIPTIONS_OF,
     HandClock,
     backlog_of,
     full,
@@ -44,7 +46,7 @@ from dhan_pipeline_tests.ingest.feed import (
     simulator_of,
 )
 from dhan_pipeline_tests.ingest.feed import until as wait_until
-from dhan_pipeline_tests.ingest.running import ingest, with_feed
+from dhan_pipeline_tests.ingest.running import ingest
 from dhan_pipeline_tests.test_docs import REPOSITORY, sections, text
 
 #: Half past ten of a Friday.
@@ -337,32 +339,36 @@ def test_a_database_that_takes_connections_and_says_nothing_holds_nobody_up(way:
     assert told.verdict.startswith("No answer within 0 s: the database, or the disk of the journal, hangs.")
 
 
+@BOTH_SOURCES
 async def test_of_a_running_capture_the_connection_that_carries_an_instrument_is_followed(
-    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, source: Source
 ) -> None:
-    monkeypatch.setattr(Feed, "max_instruments", 30)
     settings = Settings(
         _env_file=None,
+        data_source=source,
         data_dir=tmp_path / "data",
         database_url=database_url,
         dhan_token_file=tmp_path / "token.json",
+        kite_token_file=tmp_path / "token.json",
         subscriptions_file=tmp_path / "subscriptions.yaml",
         sessions="always",
     )
     prepare_capture(settings)
+    monkeypatch.setattr(feed_of(settings), "max_instruments", 30)
+    subscribed = [each.instrument_token for each in SUBSCRIPTIONS_OF[source]]
     policy = FeedPolicy(first_delay_s=0.05, longest_delay_s=0.1)
 
     def ask(token: int) -> Walk:
         return walk(settings, str(token), Clock())
 
     async with simulator_of(settings, rate=2000) as simulator:
-        settings = with_feed(settings, simulator)
+        settings = settings.model_copy(update={f"{source}_feed_url": simulator.feed_url})
         async with ingest(settings, policy=policy):
             told: Walk | None = None
 
             async def whole() -> bool:
                 nonlocal told
-                told = await asyncio.to_thread(ask, SUBSCRIBED[-1])
+                told = await asyncio.to_thread(ask, subscribed[-1])
                 return told.broken is None and told.verdict.startswith("All is well: its last tick came 0.")
 
             await until_true(whole)
@@ -375,7 +381,7 @@ async def test_of_a_running_capture_the_connection_that_carries_an_instrument_is
                 await until(
                     lambda: query(database_url, "SELECT count(*) FROM feed_gaps WHERE ended_at IS NULL") == [(2,)]
                 )
-                broken = await asyncio.to_thread(ask, SUBSCRIBED[0])
+                broken = await asyncio.to_thread(ask, subscribed[0])
             assert broken.broken == "connection"
             assert "connection 0 brings nothing since" in broken.verdict
 

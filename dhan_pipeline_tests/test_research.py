@@ -1,6 +1,5 @@
 """Ticks by symbol and time: from the table, from the archive, and from both at once the same."""
 
-import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -227,24 +226,3 @@ def test_candles_come_with_their_symbol(conn: connection, settings: Settings) ->
     assert (frame["instrument_token"].dtype, frame["volume"].dtype) == ("int64", "Int64")
     assert frame.index[0] == pd.Timestamp("2026-11-20 09:31", tz="Asia/Kolkata")
     assert read_candles("RELIANCE-1", BEGIN, END, 5, as_="arrow", settings=settings)["close"].to_pylist() == [3.0]
-
-
-def test_the_examples_of_the_document_run(
-    conn: connection, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    document = Path(__file__).parent.parent / "docs" / "research.md"
-    examples = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    with conn, conn.cursor() as cursor:
-        cursor.execute("UPDATE instruments SET trading_symbol = 'INFY' WHERE instrument_token = %s", (USDINR,))
-        cursor.execute("DELETE FROM instrument_versions")
-    inside = settings.model_copy(update={"data_dir": tmp_path / "data"})
-    move_to_archive(conn, inside, FIRST)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", str(settings.database_url))
-    names: dict[str, Any] = {}
-    for example in examples:
-        exec(example, names)
-    assert len(examples) == 6
-    assert set(names["spreads"]["trading_symbol"]) == {"RELIANCE", "INFY"}
-    assert names["depth_of_bids"].shape == names["prices"].shape[:1] > (5,)
-    assert len(names["day"]) == 180

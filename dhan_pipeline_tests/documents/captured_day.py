@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import closing
 from datetime import date
+from pathlib import Path
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan import save_token
@@ -29,13 +30,21 @@ BEGIN_NS = parse_hour_key(FIRST) + HOUR_NS // 4
 SYMBOLS = ("NIFTY", "RELIANCE", "BSE:RELIANCE", "INFY", "HDFCBANK", "SBIN", "NIFTY FUT")
 
 
-def capture_day(settings: Settings, database_url: str, *, seconds: float = 5.0, rate: float = 4_000.0) -> None:
-    """Make the day below `settings.data_dir` and in an empty, migrated database.
+def capture_day(data_dir: Path, database_url: str, *, seconds: float = 5.0, rate: float = 4_000.0) -> None:
+    """Make the day in a data directory and in an empty, migrated database.
 
     `seconds` of real time are 09:15 to 10:45 in India; `rate` in ticks a real second.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    master = settings.data_dir / "scrip_master.csv"
+    settings = Settings(  # type: ignore[call-arg]
+        _env_file=None,
+        data_source="dhan",
+        data_dir=data_dir,
+        database_url=database_url,
+        dhan_token_file=data_dir / "dhan_token.json",
+        sessions="always",
+    )
+    save_token(data_dir / "dhan_token.json", make_token(CLIENT_ID), CLIENT_ID)
+    master = data_dir / "scrip_master.csv"
     write_synthetic_master(master, 2_000, on=DAY)
     sync_to_database(database_url, parse_dhan_csv(master))
     with closing(connect(database_url)) as conn:
@@ -44,8 +53,6 @@ def capture_day(settings: Settings, database_url: str, *, seconds: float = 5.0, 
         settings.subscriptions_path,
         [Subscription(token, Mode.FULL if n else Mode.QUOTE, SYMBOLS[n]) for n, token in enumerate(tokens)],
     )
-    assert settings.dhan_token_file is not None
-    save_token(settings.dhan_token_file, make_token(CLIENT_ID), CLIENT_ID)
     asyncio.run(_capture(settings, database_url, tokens, seconds, rate))
     late = Clock(parse_hour_key(LAST) + 16 * HOUR_NS)
     with closing(connect(database_url)) as conn:
@@ -57,7 +64,7 @@ def capture_day(settings: Settings, database_url: str, *, seconds: float = 5.0, 
 async def _capture(settings: Settings, database_url: str, tokens: list[int], seconds: float, rate: float) -> None:
     clock = Clock(BEGIN_NS, speed=1.5 * HOUR_NS / 1e9 / seconds)
     async with DhanSimulator(tokens, rate=rate, clock=clock) as exchange:
-        past = settings.model_copy(update={"dhan_feed_url": exchange.feed_url, "sessions": "always"})
+        past = settings.model_copy(update={"dhan_feed_url": exchange.feed_url})
         capture = Ingest(past, database_url, lambda _: None, clock)
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(seconds, stop.set)

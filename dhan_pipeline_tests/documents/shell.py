@@ -85,12 +85,11 @@ class Shell:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self, block: str, left_out: Sequence[str] = ()) -> None:
-        """Run a block, but for some lines. What lasts is waited for, and ended after the block."""
+    def run(self, block: str) -> None:
+        """Run a block. What lasts is waited for, and ended after the block."""
         begin = ""
-        lines = [line for line in shell_lines(block) if line not in left_out]
         with ExitStack() as ends:
-            for line in lines:
+            for line in shell_lines(block):
                 if lasts := next((each for each in self.lasting if each.command in line), None):
                     stack = self._stack if lasts.stays else ends
                     stack.enter_context(self._started(f"{begin}exec {_plain(line)}", lasts))

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dhan_pipeline.demo.services import free_port
+from dhan_pipeline.local.services import free_port
 from dhan_pipeline.store import embedded
 from dhan_pipeline_tests.documents.snippets import REPOSITORY, shell_lines
 
@@ -145,7 +145,11 @@ class Shell:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
-            code = process.wait(_WITHIN_S)
+            try:
+                code = process.wait(_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                code = process.wait()
         assert code == 0, f"{script}\n{said.read_text()}"
 
 

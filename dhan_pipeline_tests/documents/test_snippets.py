@@ -62,7 +62,8 @@ NOT_RUN = {
     "bin/mypy": "is a part of `make test`",
     "token generate --source dhan": "ends the token of all other documents; test_cli.py does it",
     "token generate --source kite": "needs a person who logs in; feeds/kite/test_token.py does what follows",
-    "dagster dev": "takes half a minute; demo/test_run.py runs its processes",
+    "dhan-pipeline up": "starts Dagster, which takes half a minute; local/test_up.py does it",
+    "| jq": "needs jq; cli/test_watch.py reads what it would",
     "alert test": "tells somebody; cli/test_alert.py does it, with servers of its own",
     "redrive --list": "needs RabbitMQ; cli/test_worker.py does it",
     "redrive --dead-letters": "needs RabbitMQ; cli/test_worker.py does it",
@@ -78,11 +79,14 @@ MAY_FAIL = ("dhan-pipeline doctor", "dhan-pipeline why")
 LASTING = (
     Lasting("dhan-pipeline ingest", r"[1-9][\d,]* ticks stored"),
     Lasting("dhan-pipeline simulate", r"rest_url", stays=True),
+    Lasting("dhan-pipeline live", r"http://127"),
+    Lasting("dhan-pipeline watch", r"\d"),
 )
 
 #: What a person has and these tests have not, and what is there instead.
 REPLACED = {
     '"eyJ…"': f'"{make_token(CLIENT_ID)}"',
+    "dhan-pipeline live": "dhan-pipeline live --port 0",
     "simulate --listen": "simulate --master exchange.csv --listen",
     "simulate --instruments": "simulate --master exchange.csv --instruments",
 }

@@ -237,6 +237,11 @@ class Settings(BaseSettings):
         return self.data_dir / f"subscriptions_{self.source}.csv"
 
     @property
+    def chains_path(self) -> Path:
+        """The option chains of them that follow the price of their underlying."""
+        return self.data_dir / f"chains_{self.source}.csv"
+
+    @property
     def master_path(self) -> Path:
         """The source's list of all instruments, as it was downloaded."""
         return self.data_dir / ("scrip_master.csv" if self.source == "dhan" else "kite_instruments.csv")

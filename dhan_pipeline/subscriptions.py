@@ -7,11 +7,15 @@ reads only the resolved list.
       - indices: [NIFTY, INDIA VIX]
       - symbols: [RELIANCE, TCS]       # or all; series: EQ
         segment: NSE_EQ
-      - futures: [NIFTY, RELIANCE]     # of these underlyings, or all
+      - symbols: F&O                   # the shares of which NSE has futures and options
+      - futures: [NIFTY, RELIANCE]     # of these underlyings, or all, or F&O
         expiries: 2                    # the nearest two
       - options: [NIFTY]
+        expiries: 2
+        around_spot: 20                # strikes on each side of the price, which they follow through the day
+      - options: [BANKNIFTY]
         expiries: 1
-        strikes: 40                    # those nearest to the middle of what is listed
+        strikes: 40                    # those nearest to the middle of what is listed, where they stay
         mode: full                     # ticker, quote or full
         limit: 50
       - list: watchlist.csv            # columns exchange_segment, security_id; or instrument_token
@@ -23,9 +27,9 @@ Kite's exchange token) is found by it. Only the numbers of indices are a broker'
 
 import csv
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -33,6 +37,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from dhan_pipeline.chains import Chain
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.instruments import (
     ExchangeSegment,
@@ -43,6 +48,7 @@ from dhan_pipeline.instruments import (
     split_kite_token,
     token_of,
 )
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.sources import Source
 from dhan_pipeline.ticks import Mode
 
@@ -54,14 +60,19 @@ MAX_SUBSCRIPTIONS: dict[Source, int] = {"dhan": 25_000, "kite": 9_000}
 
 Selector = Literal["indices", "symbols", "futures", "options", "list"]
 
+#: Stands for the shares of which NSE has derivatives, in place of a symbol or an underlying.
+F_AND_O = "F&O"
+
 #: What may stand beside each selector.
 _OPTIONS: dict[Selector, tuple[str, ...]] = {
     "indices": ("mode", "limit"),
     "symbols": ("segment", "series", "mode", "limit"),
     "futures": ("segment", "expiries", "mode", "limit"),
-    "options": ("segment", "expiries", "strikes", "mode", "limit"),
+    "options": ("segment", "expiries", "strikes", "around_spot", "mode", "limit"),
     "list": ("segment", "mode", "limit"),
 }
+#: Where the shares are traded that a segment has derivatives of.
+_SHARES_OF = {ExchangeSegment.NSE_FNO: ExchangeSegment.NSE_EQ, ExchangeSegment.BSE_FNO: ExchangeSegment.BSE_EQ}
 _DEFAULT_SEGMENT = {
     "indices": ExchangeSegment.IDX_I,
     "symbols": ExchangeSegment.NSE_EQ,
@@ -69,7 +80,7 @@ _DEFAULT_SEGMENT = {
     "options": ExchangeSegment.NSE_FNO,
 }
 
-_FIELDS = ("instrument_token", "exchange_segment", "security_id", "mode", "symbol")
+_FIELDS = ("instrument_token", "exchange_segment", "security_id", "mode", "symbol", "follows")
 
 
 class SubscriptionError(PipelineError):
@@ -83,6 +94,8 @@ class Subscription:
     instrument_token: int
     mode: Mode
     symbol: str
+    follows: int | None = None
+    """Where it is there because it is near the price of an underlying: that one's instrument token."""
 
     @property
     def exchange_segment(self) -> ExchangeSegment:
@@ -106,11 +119,38 @@ class Rule:
     """The nearest so many; None is all."""
     strikes: int | None = None
     """So many of each expiry, nearest to the middle; None is all."""
+    around_spot: int | None = None
+    """So many on each side of the one at the money."""
     limit: int | None = None
 
     def __str__(self) -> str:
         names = ", ".join(self.names[:3]) + (", …" if len(self.names) > 3 else "") if self.names else "all"
         return f"{self.selector}: {names}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """The price around which a chain's strikes were chosen."""
+
+    underlying: str
+    instrument_token: int | None
+    """Whose price it is: the index's, the share's, or the nearest future's. None where there is none of them."""
+    price: float | None = None
+    """Rupees. None where it is not known: the middle of the listed strikes stands in."""
+    at: datetime | None = None
+
+
+def spot_in_words(spot: Spot) -> str:
+    """The price, and when it was, for a person."""
+    if spot.price is not None and spot.at is not None:
+        return f"{spot.underlying} at {spot.price:,.2f}, its price of {spot.at.astimezone(IST):%d %b, %H:%M}"
+    if spot.instrument_token is None:
+        return f"the middle of {spot.underlying}'s strikes, where they stay: there is no index, share or future of it"
+    return f"the middle of {spot.underlying}'s strikes, until the first price comes"
+
+
+#: The last price of each of these instrument tokens, and when that was, as far as it is known.
+LastPrices = Callable[[Sequence[int]], Mapping[int, tuple[float, datetime]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +164,8 @@ class RuleSummary:
     """Of the selected, those that no earlier rule had."""
     missing: tuple[str, ...]
     """Names for which the rule found no active instrument."""
+    spots: tuple[Spot, ...] = ()
+    """Around which its options were chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +174,8 @@ class Resolution:
 
     subscriptions: list[Subscription]
     summary: list[RuleSummary]
+    chains: list[Chain]
+    """Those that follow a price."""
 
 
 def load_rules(path: Path) -> list[Rule]:
@@ -212,6 +256,11 @@ class _RuleReader:
         if "mode" in values:
             mode = self._member(values["mode"], {mode.value: mode for mode in Mode})
         names = self._list(values["list"], segment) if selector == "list" else self._names(values[selector])
+        if selector == "indices" and F_AND_O in names:
+            raise self.error(values[selector], f"{F_AND_O} stands for shares, not for indices")
+        for name in ("strikes", "limit"):
+            if name in values and "around_spot" in values:
+                raise self.error(values[name], f"{name} and around_spot do not go together")
         return Rule(
             line=node.start_mark.line + 1,
             selector=selector,
@@ -221,6 +270,7 @@ class _RuleReader:
             series=self.text(values["series"]) if "series" in values else None,
             expiries=self._count(values.get("expiries")),
             strikes=self._count(values.get("strikes")),
+            around_spot=self._count(values.get("around_spot")),
             limit=self._count(values.get("limit")),
         )
 
@@ -282,12 +332,18 @@ def _name(segment: str, number: str, token: str) -> str:
     return f"{segment}:{int(number)}"
 
 
-def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source: Source) -> Resolution:
+def resolve(
+    rules: Sequence[Rule],
+    instruments: "pd.DataFrame",
+    on: date,
+    source: Source,
+    last_prices: LastPrices = lambda instrument_tokens: {},
+) -> Resolution:
     """The subscriptions that rules come to on a day (IST), of one source.
 
     `instruments` are the active ones, as `store.instruments.read_instruments` gives them. Derivatives that expired
-    before the day are not selected. A name without an instrument is reported, not an error. Raises SubscriptionError
-    where nothing is selected, or more than the broker allows.
+    before the day are not selected. A name without an instrument is reported, not an error. What a chain follows is
+    subscribed with it. Raises SubscriptionError where nothing is selected, or more than the broker allows.
     """
     if instruments["exchange_segment"].isna().all():  # none, or those of the existing system, which has no segments
         raise SubscriptionError(
@@ -296,14 +352,30 @@ def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source
     instruments = instruments[~(instruments["expiry"] < np.datetime64(on))]
     by_segment = dict(list(instruments.groupby("exchange_segment")))
     subscriptions: dict[int, Subscription] = {}
-    summary = []
+    summary: list[RuleSummary] = []
+    chains: list[Chain] = []
     for rule in rules:
+        written = str(rule)
+        rule = replace(rule, names=_expanded(rule.names, by_segment)) if F_AND_O in rule.names else rule
         selected, missing = _select(rule, instruments, by_segment, source)
-        selected = selected.head(rule.limit) if rule.limit else selected
         before = len(subscriptions)
-        for token, symbol in zip(selected["instrument_token"].tolist(), selected["trading_symbol"], strict=True):
-            subscriptions.setdefault(token, Subscription(token, rule.mode, symbol))
-        summary.append(RuleSummary(rule.line, str(rule), len(selected), len(subscriptions) - before, missing))
+        if rule.around_spot is None:
+            selected = selected.head(rule.limit) if rule.limit else selected
+            for token, symbol in _named(selected):
+                known = subscriptions.get(token, Subscription(token, rule.mode, symbol))
+                # Whatever the price does, a rule without it wants it.
+                subscriptions[token] = replace(known, follows=None)
+            summary.append(RuleSummary(rule.line, written, len(selected), len(subscriptions) - before, missing))
+            continue
+        spots, windows = _around_spot(rule, selected, by_segment, last_prices)
+        for chain, window in windows:
+            follows = chain.underlying_token or None
+            for token, symbol in window:
+                subscriptions.setdefault(token, Subscription(token, rule.mode, symbol, follows))
+        chains += [chain for chain, _ in windows if chain.underlying_token]
+        count = len({token for _, window in windows for token, _ in window})
+        summary.append(RuleSummary(rule.line, written, count, len(subscriptions) - before, missing, spots))
+    _follow_underlyings(subscriptions, summary, instruments)
     if not subscriptions:
         raise SubscriptionError(f"The rules select no instrument of {source} that is active.")
     if len(subscriptions) > MAX_SUBSCRIPTIONS[source]:
@@ -312,7 +384,100 @@ def resolve(rules: Sequence[Rule], instruments: "pd.DataFrame", on: date, source
             f"The rules select {len(subscriptions)} instruments where {MAX_SUBSCRIPTIONS[source]} can be subscribed;"
             f" the rule in line {largest.line} adds {largest.added}, give it a limit."
         )
-    return Resolution(list(subscriptions.values()), summary)
+    return Resolution(list(subscriptions.values()), summary, chains)
+
+
+def _named(instruments: "pd.DataFrame") -> list[tuple[int, str]]:
+    """Token and symbol of each."""
+    return list(zip(instruments["instrument_token"].tolist(), instruments["trading_symbol"].tolist(), strict=True))
+
+
+def _expanded(names: tuple[str, ...], by_segment: "dict[Any, pd.DataFrame]") -> tuple[str, ...]:
+    """The names, with those of the shares that NSE has derivatives of in the place of the word for them."""
+    if not {"NSE_EQ", "NSE_FNO"} <= by_segment.keys():
+        return tuple(name for name in names if name != F_AND_O)
+    shares = by_segment["NSE_EQ"]
+    symbols = set(shares.loc[shares["series"].isna() | (shares["series"] == "EQ"), "trading_symbol"])
+    universe = sorted(symbols.intersection(by_segment["NSE_FNO"]["underlying_symbol"].dropna()))
+    return tuple(dict.fromkeys(each for name in names for each in (universe if name == F_AND_O else [name])))
+
+
+def _around_spot(
+    rule: Rule, options: "pd.DataFrame", by_segment: "dict[Any, pd.DataFrame]", last_prices: LastPrices
+) -> tuple[tuple[Spot, ...], list[tuple[Chain, list[tuple[int, str]]]]]:
+    """The price of each underlying of a rule's options, and each chain with its window around that: nearest first.
+
+    The underlying token of a chain is 0 where there is nothing to follow.
+    """
+    assert rule.segment is not None
+    assert rule.around_spot is not None
+    underlyings = list(dict.fromkeys(options["underlying_symbol"]))
+    token_of_underlying = _underlying_tokens(underlyings, rule.segment, by_segment)
+    known = last_prices(list(token_of_underlying.values())) if token_of_underlying else {}
+    spots = {}
+    for underlying in underlyings:
+        token = token_of_underlying.get(underlying)
+        price, at = known.get(token, (None, None)) if token is not None else (None, None)
+        spots[underlying] = Spot(underlying, token, price, at)
+    windows = []
+    for _, rows in options.groupby(["expiry", "underlying_symbol"], sort=False):
+        by_strike: dict[float, list[tuple[int, str]]] = {}
+        for strike, option in sorted(zip(rows["strike"].tolist(), _named(rows), strict=True)):
+            by_strike.setdefault(strike, []).append(option)
+        spot = spots[rows["underlying_symbol"].iloc[0]]
+        chain = Chain(
+            spot.instrument_token or 0,
+            rule.around_spot,
+            rule.mode,
+            rows["expiry"].iloc[0].date(),
+            tuple(by_strike),
+            tuple(map(tuple, by_strike.values())),
+        )
+        windows.append((chain, chain.window(chain.at_the_money(spot.price))))
+    return tuple(spots.values()), windows
+
+
+def _underlying_tokens(
+    underlyings: Sequence[str], segment: ExchangeSegment, by_segment: "dict[Any, pd.DataFrame]"
+) -> dict[str, int]:
+    """What shows the price of each underlying: the index or the share of its name, else its nearest future."""
+    found: dict[str, int] = {}
+    places: list[tuple[pd.DataFrame, tuple[str, ...]]] = []
+    if segment in _SHARES_OF:
+        shares = by_segment.get(_SHARES_OF[segment].name)
+        if "IDX_I" in by_segment:
+            places.append((by_segment["IDX_I"], ("trading_symbol", "underlying_symbol", "name")))
+        if shares is not None:  # a share before its warrant
+            is_other = shares["series"].fillna("EQ") != "EQ"
+            places.append((shares.iloc[np.argsort(is_other, kind="stable")], ("trading_symbol",)))
+    if segment.name in by_segment:
+        derivatives = by_segment[segment.name]
+        futures = derivatives[derivatives["option_type"].isna() & derivatives["instrument_type"].str.startswith("FUT")]
+        places.append((futures.sort_values("expiry"), ("underlying_symbol",)))
+    for frame, keys in places:
+        for key in keys:
+            tokens: dict[str, int] = {}
+            for name, token in zip(frame[key].str.casefold(), frame["instrument_token"].tolist(), strict=True):
+                tokens.setdefault(name, token)
+            for underlying in underlyings:
+                if underlying not in found and underlying.casefold() in tokens:
+                    found[underlying] = tokens[underlying.casefold()]
+    return found
+
+
+def _follow_underlyings(
+    subscriptions: dict[int, Subscription], summary: list[RuleSummary], instruments: "pd.DataFrame"
+) -> None:
+    """Subscribe what chains follow, and no rule has selected: without its price they would stay where they are."""
+    for rule in [rule for rule in summary if rule.spots]:
+        new = {spot.instrument_token: spot.underlying for spot in rule.spots if spot.instrument_token is not None}
+        new = {token: underlying for token, underlying in new.items() if token not in subscriptions}
+        rows = instruments[instruments["instrument_token"].isin(list(new))]
+        for token, symbol in _named(rows):
+            subscriptions[token] = Subscription(token, Mode.QUOTE, symbol)
+        if new:
+            names = ", ".join([*new.values()][:3]) + (", …" if len(new) > 3 else "")
+            summary.append(RuleSummary(rule.line, f"followed: {names}", len(new), len(new), ()))
 
 
 def _select(
@@ -385,7 +550,7 @@ def _derivatives(rule: Rule, frame: "pd.DataFrame") -> "tuple[pd.DataFrame, tupl
     nearness = chains["expiry"].rank(method="dense").to_numpy()
     keep = nearness <= (rule.expiries or np.inf)
     frame, nearness = frame[keep], nearness[keep]
-    if rule.selector == "futures":
+    if rule.selector == "futures" or rule.around_spot is not None:
         return frame.iloc[np.argsort(nearness, kind="stable")], missing
     distance = _distance_from_middle(frame)
     keep = distance < (rule.strikes or np.inf)
@@ -415,7 +580,7 @@ def write_subscriptions(path: Path, subscriptions: Sequence[Subscription]) -> No
         for s in subscriptions:
             token = s.instrument_token
             security_id = split_instrument_token(token)[1] if source_of(token) == "dhan" else ""
-            writer.writerow((token, s.exchange_segment.name, security_id, s.mode.value, s.symbol))
+            writer.writerow((token, s.exchange_segment.name, security_id, s.mode.value, s.symbol, s.follows or ""))
     part.replace(path)
 
 
@@ -428,7 +593,8 @@ def read_subscriptions(path: Path, source: Source | None = None) -> list[Subscri
             rows = csv.DictReader(file)
             for row in rows:
                 line = rows.line_num
-                subscription = Subscription(int(row["instrument_token"]), Mode(row["mode"]), row["symbol"])
+                follows = int(row["follows"]) if row.get("follows") else None
+                subscription = Subscription(int(row["instrument_token"]), Mode(row["mode"]), row["symbol"], follows)
                 if subscription.exchange_segment.name != row["exchange_segment"]:
                     raise ValueError
                 if source is not None and source_of(subscription.instrument_token) != source:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dhan_pipeline.chains import Chain
 from dhan_pipeline.feeds.by_source import feed_of
 from dhan_pipeline.feeds.connection import FeedPolicy
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
@@ -17,8 +19,9 @@ from dhan_pipeline.ingest import run as run_module
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.subscriptions import Resolution, Subscription, read_subscriptions, write_subscriptions
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline.windows import write_resolution
 from dhan_pipeline_tests import child
 from dhan_pipeline_tests.child import until
 from dhan_pipeline_tests.ingest.feed import (
@@ -41,6 +44,7 @@ BITS = {Mode.TICKER: 1, Mode.QUOTE: 2, Mode.FULL: 4}
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "_LIST_POLL_S", 0.02)
+    monkeypatch.setattr(run_module, "_CHAINS_POLL_S", 0.02)
 
 
 @pytest.fixture
@@ -232,3 +236,59 @@ async def test_a_capture_that_is_killed_after_a_change_goes_on_with_the_new_list
     current = query(database_url, "SELECT instrument_token FROM subscribed_instruments WHERE until IS NULL")
     assert {token for (token,) in current} == {each.instrument_token for each in every[20:]}
     assert query(database_url, "SELECT count(*) FROM subscribed_instruments") == [(60,)]
+
+
+@BOTH_SOURCES
+async def test_a_chain_follows_the_price_of_its_underlying_through_the_day(
+    settings: Settings, database_url: str
+) -> None:
+    every = SUBSCRIPTIONS_OF[settings.source]
+    share, options = every[0], every[1:41]
+    chain = Chain(
+        share.instrument_token,
+        2,
+        Mode.FULL,
+        date(2080, 11, 28),
+        tuple(1000.0 + 10 * at for at in range(20)),
+        tuple(tuple((each.instrument_token, each.symbol) for each in options[2 * at : 2 * at + 2]) for at in range(20)),
+    )
+
+    def subscriptions(centre: int) -> list[Subscription]:
+        window = chain.window(centre)
+        return [share, *(Subscription(token, Mode.FULL, symbol, share.instrument_token) for token, symbol in window)]
+
+    write_resolution(settings, Resolution(subscriptions(5), [], [chain]))
+    async with simulator_of(settings, rate=200) as simulator:
+
+        def trades_at(price: float) -> None:
+            """The share trades there until it is told otherwise, give or take a few ticks."""
+            market = simulator.market
+            at = 0  # as in what is subscribed
+            ticks = round(price / market._tick_size[at])
+            market._ticks[at] = ticks
+            market._floor[at], market._ceiling[at] = ticks - 4, ticks + 4
+
+        trades_at(1050.0)
+        async with ingest(of_feed(settings, simulator)) as running:
+            await until(serves(simulator, subscriptions(5)))
+            [connection] = simulator.connections
+            for price, centre in ((1054.0, 5), (1058.0, 6), (1140.0, 14), (500.0, 0)):
+                trades_at(price)
+                await until(serves(simulator, subscriptions(centre)))
+                assert read_subscriptions(settings.subscriptions_path) == subscriptions(centre)
+            assert simulator.connections == [connection]
+            changes = [(each["added"], each["removed"]) for each in running.of_kind("subscriptions")]
+            assert changes == [(2, 2), (10, 10), (6, 10)]
+            assert running.of_kind("warning") == []
+
+        # A capture that starts again begins where this one was.
+        async with ingest(of_feed(settings, simulator)) as again:
+            await until(serves(simulator, subscriptions(0)))
+            await until(lambda: again.of_kind("status") and again.of_kind("status")[-1]["ticks"])
+            assert again.of_kind("subscriptions") == []
+    [(told,)] = query(
+        database_url,
+        "SELECT count(*) FROM subscribed_instruments WHERE until IS NOT NULL",
+    )
+    assert told == 22
+    assert query(database_url, "SELECT cause FROM feed_gaps WHERE cause <> 'stop'") == []

@@ -34,6 +34,7 @@ ROOMS = (
     {
         "enrich",
         "candles",
+        "chains",
         "instruments",
         "symbols",
         "ticks",
@@ -47,6 +48,7 @@ ROOMS = (
         "clock",
         "errors",
         "gaps",
+        "windows",
     },
 )
 LEVEL = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}

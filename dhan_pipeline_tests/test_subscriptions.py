@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ from dhan_pipeline.instruments import KiteSegment, generate_instrument_token, sp
 from dhan_pipeline.subscriptions import (
     MAX_SUBSCRIPTIONS,
     Resolution,
+    Spot,
     Subscription,
     SubscriptionError,
     load_rules,
     read_subscriptions,
     resolve,
+    spot_in_words,
     write_subscriptions,
 )
 from dhan_pipeline.ticks import Mode
@@ -263,6 +265,11 @@ def test_a_token_of_a_segment_that_only_kite_has_names_nothing_of_dhans(rules_fi
         ("rules:\n - symbols: [TCS, [INFY]]", r"line 2: a word is expected here"),
         ("symbols: " + "[" * 600, r"is nested too deep"),
         ("rules:\n - TCS", r"line 2: `key: value` lines are expected here"),
+        ("rules:\n - options: NIFTY\n   around_spot: 0", r"line 3: 0 is not a number from 1"),
+        ("rules:\n - options: NIFTY\n   around_spot: 5\n   strikes: 4", r"line 4: strikes and around_spot do not go"),
+        ("rules:\n - options: NIFTY\n   limit: 9\n   around_spot: 5", r"line 3: limit and around_spot do not go toge"),
+        ("rules:\n - futures: NIFTY\n   around_spot: 5", r"line 3: around_spot does not apply to futures"),
+        ("rules:\n - indices: F&O", r"line 2: F&O stands for shares, not for indices"),
         ("rules:\n - list: none.csv", r"line 2: the list .*none.csv cannot be read"),
         ("rules:\n - list: bad.csv", r"bad.csv, line 3: NSE_EQ x is not an instrument"),
         ("rules:\n - list: headless.csv", r"headless.csv has no column security_id or instrument_token"),
@@ -335,8 +342,8 @@ def test_a_written_list_reads_back_the_same(tmp_path: Path, instruments: pd.Data
     assert read_subscriptions(path) == subscriptions
     assert list(path.parent.iterdir()) == [path]
     assert path.read_text().splitlines()[:2] == [
-        "instrument_token,exchange_segment,security_id,mode,symbol",
-        "1099511627789,IDX_I,13,quote,NIFTY",
+        "instrument_token,exchange_segment,security_id,mode,symbol,follows",
+        "1099511627789,IDX_I,13,quote,NIFTY,",
     ]
 
 
@@ -344,7 +351,7 @@ def test_a_written_list_of_kites_has_no_security_id(tmp_path: Path) -> None:
     subscriptions = [Subscription(256265, Mode.QUOTE, "NIFTY 50"), Subscription(738561, Mode.FULL, "RELIANCE")]
     write_subscriptions(tmp_path / "subscriptions.csv", subscriptions)
     assert read_subscriptions(tmp_path / "subscriptions.csv") == subscriptions
-    assert (tmp_path / "subscriptions.csv").read_text().splitlines()[2] == "738561,NSE_EQ,,full,RELIANCE"
+    assert (tmp_path / "subscriptions.csv").read_text().splitlines()[2] == "738561,NSE_EQ,,full,RELIANCE,"
 
 
 @pytest.mark.parametrize(
@@ -377,3 +384,102 @@ def test_no_list_is_told_with_what_makes_one(tmp_path: Path) -> None:
 def test_the_capture_reads_the_list_without_pandas() -> None:
     code = "import sys, dhan_pipeline.subscriptions; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+NOON = datetime(2026, 11, 20, 6, 30, tzinfo=UTC)
+
+
+def priced(rules_file: Path, text: str, instruments: pd.DataFrame, **prices: float) -> Resolution:
+    """What rules come to at these last prices of indices, shares or futures, by symbol."""
+    rules_file.write_text(f"rules:\n{text}\n")
+    tokens = instruments.set_index("trading_symbol")["instrument_token"]
+    known = {int(tokens.loc[[name]].iloc[0]): (price, NOON) for name, price in prices.items()}
+    return resolve(
+        load_rules(rules_file),
+        instruments,
+        ON,
+        "dhan",
+        lambda asked: {token: known[token] for token in asked if token in known},
+    )
+
+
+def test_the_universe_is_the_shares_that_have_derivatives(
+    rules_file: Path, instruments: pd.DataFrame, kites: pd.DataFrame
+) -> None:
+    text = " - symbols: F&O\n   mode: quote\n - futures: F&O\n   expiries: 1"
+    resolution = resolved(rules_file, text, instruments)
+    shares, futures = resolution.summary
+    rows = facts(resolution, instruments)
+    derivatives = instruments[(instruments["exchange_segment"] == "NSE_FNO")]
+    of_shares = derivatives[derivatives["instrument_type"].isin(["FUTSTK", "OPTSTK"])]
+    assert set(rows["trading_symbol"][: shares.selected]) == set(of_shares["underlying_symbol"])
+    assert set(rows["series"][: shares.selected]) == {"EQ"}
+    assert set(rows["instrument_type"][shares.selected :]) == {"FUTSTK"}
+    assert (str(shares.rule), futures.missing) == ("symbols: F&O", ())
+    of_kite = resolve(load_rules(rules_file), kites, ON, "kite")
+    assert [rule.selected for rule in of_kite.summary] == [rule.selected for rule in resolution.summary]
+
+
+def test_options_around_the_price_are_so_many_strikes_on_each_side_of_each_expiry(
+    rules_file: Path, instruments: pd.DataFrame
+) -> None:
+    text = " - options: [NIFTY]\n   expiries: 2\n   around_spot: 2"
+    resolution = priced(rules_file, text, instruments, NIFTY=24_210.0)
+    options = [s for s in resolution.subscriptions if s.follows]
+    rows = instruments.set_index("instrument_token").loc[[s.instrument_token for s in options]]
+    assert len(rows) == 20
+    for _, chain in rows.groupby("expiry"):
+        assert sorted(chain["strike"].unique()) == [24_100, 24_150, 24_200, 24_250, 24_300]
+        assert chain["option_type"].value_counts().to_dict() == {"CE": 5, "PE": 5}
+    assert rows["strike"].iloc[0] == 24_200
+    nifty = generate_instrument_token("IDX_I", 13)
+    assert {s.follows for s in options} == {nifty}
+    rule, followed = resolution.summary
+    assert rule.spots == (Spot("NIFTY", nifty, 24_210.0, NOON),)
+    assert spot_in_words(rule.spots[0]) == "NIFTY at 24,210.00, its price of 20 Nov, 12:00"
+    # What is followed is subscribed with it, since no rule has it.
+    assert (followed.line, followed.rule, followed.added) == (2, "followed: NIFTY", 1)
+    assert resolution.subscriptions[-1] == Subscription(nifty, Mode.QUOTE, "NIFTY")
+    assert [(chain.expiry, chain.around_spot, chain.underlying_token) for chain in resolution.chains] == [
+        (expiry.date(), 2, nifty) for expiry in rows["expiry"].unique()
+    ]
+
+
+def test_without_a_price_the_middle_of_the_strikes_stands_in_until_the_first_one(
+    rules_file: Path, instruments: pd.DataFrame
+) -> None:
+    resolution = priced(rules_file, " - indices: NIFTY\n - options: NIFTY\n   around_spot: 1", instruments)
+    rows = instruments.set_index("instrument_token").loc[
+        [s.instrument_token for s in resolution.subscriptions if s.follows]
+    ]
+    assert set(rows["strike"]) == {23_950, 24_000, 24_050}
+    assert len(resolution.summary) == 2
+    [spot] = resolution.summary[1].spots
+    assert spot_in_words(spot) == "the middle of NIFTY's strikes, until the first price comes"
+
+
+def test_options_follow_the_share_and_where_there_is_none_the_nearest_future(
+    rules_file: Path, instruments: pd.DataFrame
+) -> None:
+    text = (
+        " - options: [RELIANCE, NIFTY]\n   expiries: 1\n   around_spot: 1\n"
+        " - options: all\n   segment: NSE_CURRENCY\n   expiries: 1\n   around_spot: 1"
+    )
+    resolution = priced(rules_file, text, instruments)
+    shares, currencies = [rule for rule in resolution.summary if rule.spots]
+    assert [spot.instrument_token for spot in shares.spots] == [
+        generate_instrument_token("NSE_EQ", 2885),
+        generate_instrument_token("IDX_I", 13),
+    ]
+    futures = instruments.set_index("instrument_token").loc[[spot.instrument_token for spot in currencies.spots]]
+    assert set(futures["instrument_type"].str[:3]) == {"FUT"}
+    assert futures["underlying_symbol"].tolist() == [spot.underlying for spot in currencies.spots]
+
+
+def test_what_another_rule_selects_too_does_not_follow(rules_file: Path, instruments: pd.DataFrame) -> None:
+    text = " - options: NIFTY\n   expiries: 1\n   around_spot: 3\n - options: NIFTY\n   expiries: 1\n   strikes: 1"
+    resolution = priced(rules_file, text, instruments, NIFTY=24_000.0)
+    fixed = [s for s in resolution.subscriptions if s.follows is None and "NIFTY-" in s.symbol]
+    assert len(fixed) == 2
+    assert all("24000" in s.symbol for s in fixed)
+    assert len([s for s in resolution.subscriptions if s.follows]) == 12

@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import closing
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +33,7 @@ def subscriptions(
 ) -> None:
     """Apply the rules of the subscriptions file to the active instruments, and show what each comes to.
 
+    Options around the price of their underlying are shown with the price that was used.
     A capture that runs takes the result over within seconds, without a reconnect. With both brokers, JSON has an object
     for each, and one that fails does not keep the other from being written.
     """
@@ -39,19 +41,20 @@ def subscriptions(
     from dhan_pipeline.holidays import calendar_problem_left
     from dhan_pipeline.sessions import IST
     from dhan_pipeline.store.engine import connect
-    from dhan_pipeline.store.instruments import read_instruments
-    from dhan_pipeline.subscriptions import MAX_SUBSCRIPTIONS, load_rules, resolve, write_subscriptions
+    from dhan_pipeline.store.resolved import resolve_rules
+    from dhan_pipeline.subscriptions import MAX_SUBSCRIPTIONS, load_rules
+    from dhan_pipeline.windows import write_resolution
 
     settings = read_settings()
     rules = load_rules(settings.subscriptions_file)
     sources = settings.sources if source is None else (parse_source(source),)
-    today = Clock().now().astimezone(IST).date()
+    clock = Clock()
 
     def of_one(each: Source) -> "Resolution":
         with closing(connect(url)) as conn:
-            resolution = resolve(rules, read_instruments(conn, each), today, each)
+            resolution = resolve_rules(conn, rules, each, clock)
         if not dry_run:
-            write_subscriptions(settings.of(each).subscriptions_path, resolution.subscriptions)
+            write_resolution(settings.of(each), resolution)
         return resolution
 
     with open_database(settings) as url:
@@ -66,18 +69,20 @@ def subscriptions(
             for each, resolution in done.items()
         }
         if told:
-            print(json.dumps(told if len(sources) > 1 else told[sources[0]]))
+            print(json.dumps(told if len(sources) > 1 else told[sources[0]], default=datetime.isoformat))
     for each, resolution in done.items() if not as_json else ():
         _show(each, resolution, MAX_SUBSCRIPTIONS[each])
-    if problem := calendar_problem_left(settings, today):
+    if problem := calendar_problem_left(settings, clock.now().astimezone(IST).date()):
         print(problem, file=sys.stderr)
     if failure is not None:
         raise failure
 
 
 def _show(source: Source, resolution: "Resolution", most: int) -> None:
+    from dhan_pipeline.subscriptions import spot_in_words
+
     table = Table(
-        title=f"{source}: {len(resolution.subscriptions):,} of at most {most:,} instruments",
+        title=f"{source}: {len(resolution.subscriptions):,} of {most:,} instruments",
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
@@ -92,4 +97,10 @@ def _show(source: Source, resolution: "Resolution", most: int) -> None:
         more = f" and {len(rule.missing) - _SHOWN:,} more" if len(rule.missing) > _SHOWN else ""
         missing = ", ".join(rule.missing[:_SHOWN]) + more
         table.add_row(str(rule.line), f"{rule.selected:,}", f"{rule.added:,}", rule.rule, missing)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for rule in resolution.summary:
+        for spot in rule.spots[:_SHOWN]:
+            console.print(f"Line {rule.line}: around {spot_in_words(spot)}.", highlight=False, soft_wrap=True)
+        if len(rule.spots) > _SHOWN:
+            console.print(f"Line {rule.line}: and around {len(rule.spots) - _SHOWN:,} more.", highlight=False)

@@ -22,15 +22,14 @@ from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import timescale
 from dhan_pipeline.store.engine import DatabaseError
-from dhan_pipeline.store.instruments import read_instruments
 from dhan_pipeline.store.migrate import MigrationError, lacking
+from dhan_pipeline.store.resolved import resolve_rules
 from dhan_pipeline.subscriptions import (
     MAX_SUBSCRIPTIONS,
     Subscription,
     SubscriptionError,
     load_rules,
     read_subscriptions,
-    resolve,
 )
 
 #: When the day's instruments are synced, with the minutes that may take, IST: see `orchestration/schedules.py`.
@@ -118,7 +117,7 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
             if gone:
                 words = f"{len(gone):,} of {len(listed):,} have expired, or are not listed any more: {_some(gone)}."
                 return [bad("subscriptions", words, apply)]
-            resolution = resolve(rules, read_instruments(conn, settings.source), today, settings.source)
+            resolution = resolve_rules(conn, rules, settings.source, clock)
     except DatabaseError:
         words = f"{len(listed):,} are listed; the database cannot be asked about them."
         return [warn("subscriptions", words, DATABASE_FIRST)]
@@ -132,8 +131,9 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
         words = f"No active instrument of {settings.source} is called {_some([name for _, name in missing])}."
         fix = f"Correct {settings.subscriptions_file}, line {lines}; `dhan-pipeline find` says what is near a name."
         return [bad("subscriptions", words, fix)]
-    now = {(s.instrument_token, s.mode) for s in resolution.subscriptions}
-    then = {(s.instrument_token, s.mode) for s in listed}
+    # What follows a price has moved on with it.
+    now = {(s.instrument_token, s.mode) for s in resolution.subscriptions if s.follows is None}
+    then = {(s.instrument_token, s.mode) for s in listed if s.follows is None}
     if now != then:
         words = f"The rules have come to something else since: {len(now - then):,} more, {len(then - now):,} less."
         return [warn("subscriptions", words, apply)]

@@ -35,6 +35,7 @@ from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.instruments import read_instruments
+from dhan_pipeline.store.resolved import prices_of
 from dhan_pipeline.store.subscribed import Subscribed, subscribed_during
 from dhan_pipeline.store.symbols import SymbolError, find_instruments, resolve_symbols
 from dhan_pipeline.store.ticks import LatestTick, latest_tick
@@ -287,10 +288,10 @@ def _rule(way: _Way) -> str:
         rules = load_rules(way.settings.subscriptions_file)
     except SubscriptionError:
         return ""
-    active = read_instruments(way.conn, way.settings.source)
+    active, prices = read_instruments(way.conn, way.settings.source), prices_of(way.conn, way.clock)
     for rule in rules:
         with contextlib.suppress(SubscriptionError):  # it selects nothing
-            selected = resolve([rule], active, way.now.date(), way.settings.source).subscriptions
+            selected = resolve([rule], active, way.now.date(), way.settings.source, prices).subscriptions
             if any(each.instrument_token == way.token for each in selected):
                 return f"line {rule.line} of {way.settings.subscriptions_file} ({rule})"
     return ""

@@ -3,6 +3,7 @@
 `Liveliness` shows it the packets once a second. What the status line says of it, `watch` and the live page show.
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -74,9 +75,18 @@ class Market:
         kept[kept] = subscribed[before[kept]]
         price[before[kept]], close[before[kept]] = self._price[kept], self._close[kept]
         self._price, self._close = price, close
+        self._prices = instruments, price
         if not self._ticks.any():  # of a feed that brings nothing it is told all the same what is subscribed
             self._looks = ()
             self.look(0)
+
+    def prices(self, instrument_tokens: Collection[int]) -> dict[int, float]:
+        """The last price of each of them, in rupees, as far as there was one. For any thread."""
+        instruments, price = self._prices
+        tokens = np.fromiter(instrument_tokens, np.int64, len(instrument_tokens))
+        at = instruments.lookup(tokens)
+        found = np.where(at >= 0, price.take(at, mode="clip") if len(price) else np.nan, np.nan)
+        return {token: last for token, last in zip(tokens.tolist(), found.tolist(), strict=True) if last > 0}
 
     def update(
         self, index: NDArray[Any], received_us: Ints, price: NDArray[np.float64], close: NDArray[np.float64]

@@ -74,6 +74,9 @@ _SWITCH_INTERVAL_S = 0.0005
 #: How often the resolved list is looked at: so late is a change of it noticed.
 _LIST_POLL_S = 1.0
 
+#: How often option chains are looked at whose underlying's price may have moved on.
+_CHAINS_POLL_S = 5.0
+
 #: A connection that loses more than this share of its instruments has another rhythm than before.
 _OTHER_RHYTHM = 0.1
 
@@ -141,7 +144,7 @@ class Ingest:
         Raises LockHeldError where another process runs this capture, SubscriptionError where the resolved subscriptions
         are missing, SubscriptionLimitError where they are too many, ClockBehindError.
         """
-        self._list = SubscriptionList(settings.subscriptions_path, settings.source)
+        self._list = SubscriptionList(settings)
         self._wanted = self._list.read()
         self._settings = settings
         self._database_url = database_url
@@ -302,16 +305,24 @@ class Ingest:
         self._tell_subscribed(instruments)
 
     async def _follow_list(self) -> None:
-        """Take over the resolved list whenever somebody has written it. One that cannot be used changes nothing."""
+        """Take over the resolved list whenever somebody has written it. One that cannot be used changes nothing.
+
+        Where the price has moved on that options in it follow, it is written here.
+        """
+        chains_at = 0.0
         while True:
             await asyncio.sleep(_LIST_POLL_S)
-            if not self._list.changed():
-                continue
             try:
-                self._subscribe(await asyncio.to_thread(self._list.read))
-            except (SubscriptionError, SubscriptionLimitError) as error:
+                if self._loop.time() >= chains_at:
+                    chains_at = self._loop.time() + _CHAINS_POLL_S
+                    underlyings = await asyncio.to_thread(self._list.underlyings)
+                    prices = self._writer.liveliness.market.prices(underlyings)
+                    await asyncio.to_thread(self._list.follow, prices)
+                if self._list.changed():
+                    self._subscribe(await asyncio.to_thread(self._list.read))
+                    await self._feed.tell()
+            except (SubscriptionError, SubscriptionLimitError, OSError) as error:
                 self._warn(f"The subscriptions stay as they were. {error}")
-            await self._feed.tell()
 
     def _subscribe(self, wanted: dict[int, Mode]) -> None:
         """Change what is subscribed to this. Raises SubscriptionLimitError; then nothing changed."""

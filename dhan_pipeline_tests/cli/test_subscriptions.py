@@ -46,7 +46,7 @@ def test_each_rule_is_shown_with_what_it_comes_to_and_the_capture_reads_the_resu
 ) -> None:
     done = subscribe()
     assert done.exit_code == 0
-    assert "dhan: 6 of at most 25,000 instruments" in done.stdout
+    assert "dhan: 6 of 25,000 instruments" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[:3] for line in lines if line and line[0].isdigit()] == [
         ["2", "1", "1"],

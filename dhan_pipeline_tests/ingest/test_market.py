@@ -148,3 +148,13 @@ def test_prices_stay_where_more_instruments_become_known(shown: Shown) -> None:
     shown.see(START_NS + SECOND_NS, (kite, 102.0, 100.0))
     up = shown.market.facts(START_NS)["movers"]["shares"]["up"]
     assert [(mover["instrument_token"], mover["change_percent"]) for mover in up] == [(kite, 2.0), (SHARES[0], 1.0)]
+
+
+def test_the_last_price_of_an_instrument_can_be_had_where_there_was_one() -> None:
+    market = Market()
+    assert market.prices([5, 7]) == {}
+    market.know(InstrumentIndex([5, 7, 9]), np.array([True, True, True]), np.zeros(0, np.int64))
+    market.update(np.array([0, 1, 0]), np.array([1, 2, 3]), np.array([10.0, np.nan, 11.5]), np.full(3, np.nan))
+    assert market.prices([5, 7, 9, 11]) == {5: 11.5}
+    market.know(InstrumentIndex([5, 7, 9]), np.array([False, True, True]), np.zeros(0, np.int64))
+    assert market.prices({5}) == {}  # it is not subscribed any more

@@ -10,7 +10,6 @@ Belongs here: names, lineage, descriptions, and calls into the rooms that do the
 import hashlib
 from collections.abc import Callable
 from contextlib import closing
-from datetime import date
 
 import dagster as dg
 
@@ -26,8 +25,10 @@ from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store.engine import connect, database_url
-from dhan_pipeline.store.instruments import read_instruments, sync_to_database
-from dhan_pipeline.subscriptions import load_rules, resolve, write_subscriptions
+from dhan_pipeline.store.instruments import sync_to_database
+from dhan_pipeline.store.resolved import resolve_rules
+from dhan_pipeline.subscriptions import MAX_SUBSCRIPTIONS, load_rules, spot_in_words
+from dhan_pipeline.windows import write_resolution
 
 
 @dg.asset(
@@ -107,6 +108,7 @@ def _instruments(settings: Settings) -> Metadata:
             ("security_id", "integer", "Dhan's id within the segment; empty for Kite"),
             ("mode", "string", "ticker, quote or full"),
             ("symbol", "string", "symbol as the exchange writes it"),
+            ("follows", "integer", "token of the underlying near whose price it is; empty for what stays"),
         )
     },
     description="Which instruments to capture: the rules of the subscriptions file, applied to the active instruments."
@@ -121,16 +123,15 @@ def subscriptions(
     problem = calendar_problem_left(settings, on)
     if problem:
         context.log.warning(problem)
-    result = _of_each_source(context, settings, lambda of_one: _subscriptions(of_one, on, context))
+    result = _of_each_source(context, settings, lambda of_one: _subscriptions(of_one, clock, context))
     return result._replace(metadata={**(result.metadata or {}), "calendar": problem or "ok"})
 
 
-def _subscriptions(settings: Settings, on: date, context: dg.AssetExecutionContext) -> Metadata:
+def _subscriptions(settings: Settings, clock: Clock, context: dg.AssetExecutionContext) -> Metadata:
     rules = load_rules(settings.subscriptions_file)
     with closing(connect(database_url(settings))) as conn:
-        active = read_instruments(conn, settings.source)
-    resolution = resolve(rules, active, on, settings.source)
-    write_subscriptions(settings.subscriptions_path, resolution.subscriptions)
+        resolution = resolve_rules(conn, rules, settings.source, clock)
+    write_resolution(settings, resolution)
     for rule in resolution.summary:
         if rule.missing:
             context.log.warning(
@@ -141,13 +142,18 @@ def _subscriptions(settings: Settings, on: date, context: dg.AssetExecutionConte
         f"| {rule.line} | {rule.rule} | {rule.selected:,} | {rule.added:,} | {len(rule.missing)} |"
         for rule in resolution.summary
     )
+    spots = "\n".join(
+        f"- line {rule.line}: {spot_in_words(spot)}" for rule in resolution.summary for spot in rule.spots
+    )
     return {
         "dagster/row_count": len(resolution.subscriptions),
         "rules": dg.MetadataValue.md(
             f"| line | rule | selected | added | missing |\n|---:|---|---:|---:|---:|\n{rows}"
         ),
+        "limit": MAX_SUBSCRIPTIONS[settings.source],
         "missing": sum(len(rule.missing) for rule in resolution.summary),
         "file": dg.MetadataValue.path(str(settings.subscriptions_path)),
+        **({"around": dg.MetadataValue.md(spots)} if spots else {}),
     }
 
 

@@ -17,7 +17,7 @@ from dhan_pipeline.orchestration.assets.hours import build_hourly_assets, build_
 from dhan_pipeline.orchestration.assets.reference import instruments, scrip_master, subscriptions
 from dhan_pipeline.orchestration.assets.shadow import build_shadow_asset
 from dhan_pipeline.orchestration.candles import candles_job, candles_sensor
-from dhan_pipeline.orchestration.checks import build_checks
+from dhan_pipeline.orchestration.checks import build_checks, build_checks_job
 from dhan_pipeline.orchestration.event_log import event_log_job, event_log_schedule
 from dhan_pipeline.orchestration.ingest import build_ingest_job
 from dhan_pipeline.orchestration.partitions import daily_partitions, hourly_partitions
@@ -109,6 +109,7 @@ def _pipeline(settings: Settings, resources: Resources) -> dg.Definitions:
         asset_checks=[*build_checks(settings, hours), tick_storage_checks, alerts_delivered],
         jobs=[
             instrument_sync_job,
+            build_checks_job(hours),
             candles_job,
             archive_job,
             retention_job,

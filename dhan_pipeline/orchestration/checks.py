@@ -13,8 +13,9 @@ import dagster as dg
 import psycopg2
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.orchestration.evaluations import report_hour
 from dhan_pipeline.orchestration.metadata import check_metadata, severity
-from dhan_pipeline.orchestration.names import TICKS, live_feed_key, of_source
+from dhan_pipeline.orchestration.names import ROLE_TAG, TICKS, live_feed_key, of_source
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.quality.hours import measure_hour
 from dhan_pipeline.quality.measures import (
@@ -65,10 +66,52 @@ def build_checks(settings: Settings, hours: dg.HourlyPartitionsDefinition) -> li
     def complete_hour(
         context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> Iterator[dg.AssetCheckResult]:
-        measures = measure_hour(settings, context.partition_key, clock)
-        yield from _results(context, TICKS, hour_outcomes(measures, settings))
+        hour = context.partition_key if context.has_partition_key else _latest_hour(context.instance)
+        outcomes = hour_outcomes(measure_hour(settings, hour, clock), settings)
+        if context.has_partition_key:
+            yield from _results(context, TICKS, outcomes)
+        else:  # Dagster takes no result without a partition from a check of partitions
+            report_hour(context.instance, context.op_execution_context.log_event, hour, outcomes)
 
     return [complete_hour, *(_live_checks(source, settings.sources) for source in settings.sources)]
+
+
+def _latest_hour(instance: dg.DagsterInstance) -> str:
+    """What a run is about that "Execute all" started: the page of checks lets nobody choose an hour."""
+    hours = instance.get_materialized_partitions(TICKS)
+    if not hours:
+        raise dg.Failure(description="There is no hour to judge yet: no hour of ticks is over.", allow_retries=False)
+    return max(hours)
+
+
+@dg.op(description="Judges an hour of ticks that is materialised.")
+def judge_hour(
+    context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
+) -> None:
+    """Report the checks of the run's hour."""
+    hour = context.partition_key
+    outcomes = hour_outcomes(measure_hour(settings, hour, clock), settings)
+    if not report_hour(context.instance, context.log_event, hour, outcomes):
+        raise dg.Failure(
+            description=f"The hour {hour} of ticks is not materialised: materialise it, and it is judged.",
+            allow_retries=False,
+        )
+
+
+def build_checks_job(hours: dg.HourlyPartitionsDefinition) -> dg.JobDefinition:
+    """What judges hours again that a person chooses. A job of checks alone has no partitions in Dagster."""
+
+    @dg.job(
+        name="hour_checks_job",
+        partitions_def=hours,
+        description="Judges hours of `ticks` again and changes nothing. Launch it for an hour, or for several."
+        " To rebuild hours and have them judged, materialise `ticks`.",
+        tags={ROLE_TAG: "hour_checks"},
+    )
+    def hour_checks_job() -> None:
+        judge_hour()
+
+    return hour_checks_job
 
 
 def _live_checks(source: Source, sources: Sequence[Source]) -> dg.AssetChecksDefinition:

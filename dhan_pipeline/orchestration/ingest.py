@@ -20,18 +20,16 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.orchestration.child import CaptureChild
+from dhan_pipeline.orchestration.evaluations import evaluation, report_hour
 from dhan_pipeline.orchestration.metadata import (
-    check_metadata,
     heartbeat_metadata,
     raw_packets_metadata,
-    severity,
     ticks_metadata,
     ticks_version,
 )
@@ -347,17 +345,7 @@ class _Supervision:
 
     def _report_hour(self, hour: str, outcomes: Sequence[CheckOutcome]) -> None:
         """Report checks of an hour that is materialised; else nothing, since sealing it will report all."""
-        found = self._instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=TICKS, asset_partitions=[hour]), limit=1
-        ).records
-        for latest in found:
-            # Without its target the UI shows the hour's checks as missing.
-            target = AssetCheckEvaluationTargetMaterializationData(
-                run_id=latest.run_id, storage_id=latest.storage_id, timestamp=latest.timestamp
-            )
-            for outcome in outcomes:
-                evaluation = _evaluation(TICKS, outcome, partition=hour, target_materialization_data=target)
-                self._context.log_event(evaluation)  # type: ignore[arg-type]  # its annotation forgets evaluations
+        report_hour(self._instance, self._context.log_event, hour, outcomes)
 
     def _report_live(self, outcomes: Sequence[CheckOutcome], every: bool) -> None:
         """Report live checks: `every` one, or those whose state changed.
@@ -367,8 +355,8 @@ class _Supervision:
         for outcome in outcomes:
             state = (outcome.passed, outcome.severity)
             if every or self._live.get(outcome.name) != state:
-                evaluation = _evaluation(self._live_key, outcome)
-                if not self._safely("a live check", partial(self._instance.report_runless_asset_event, evaluation)):
+                event = evaluation(self._live_key, outcome)
+                if not self._safely("a live check", partial(self._instance.report_runless_asset_event, event)):
                     return  # nor will the others be reported now
                 self._live[outcome.name] = state
 
@@ -403,18 +391,6 @@ class _Supervision:
 def _is_worth_telling(measures: HourMeasures) -> bool:
     """Whether something came in the hour, or should have. Hours for which a person stopped the capture are no news."""
     return bool(measures.journal_blocks or measures.blocks) or any(gap.cause is not Cause.STOP for gap in measures.gaps)
-
-
-def _evaluation(key: dg.AssetKey, outcome: CheckOutcome, **kwargs: Any) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(
-        asset_key=key,
-        check_name=outcome.name,
-        passed=bool(outcome.passed),
-        severity=severity(outcome),
-        description=outcome.description,
-        metadata=check_metadata(outcome),
-        **kwargs,
-    )
 
 
 def _exit(code: int) -> str:

@@ -11,7 +11,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 
 from dhan_pipeline.orchestration.metadata import check_metadata, severity
 from dhan_pipeline.orchestration.names import TICKS
-from dhan_pipeline.quality.measures import CheckOutcome
+from dhan_pipeline.quality.outcome import CheckOutcome
 
 
 def evaluation(key: dg.AssetKey, outcome: CheckOutcome, **kwargs: Any) -> dg.AssetCheckEvaluation:

@@ -69,6 +69,9 @@ def ticks_metadata(measures: HourMeasures) -> Metadata:
             metadata[name] = value
     if drawing := ticks_picture(measures.flow.ticks_by_minute, parse_hour_key(measures.hour), measures.gaps):
         metadata["ticks_a_minute"] = picture(drawing.words, drawing.svg)
+    for name, made in (("latencies", measures.latencies), ("day_so_far", measures.day)):
+        if made:
+            metadata[name] = picture(made.words, made.svg)
     return metadata
 
 
@@ -116,7 +119,7 @@ def table(
 
 
 def picture(words: str, drawing: str) -> dg.MarkdownMetadataValue:
-    """An SVG drawing with words for who cannot see it. The UI shows it in place if it is small, up to about 2 kB."""
+    """An SVG drawing with words for who cannot see it. The UI shows less than 1000 characters of Markdown in place."""
     return dg.MetadataValue.md(f"![{words}](data:image/svg+xml;base64,{b64encode(drawing.encode()).decode()})")
 
 

@@ -10,12 +10,13 @@ from dhan_pipeline.quality.completeness import measure_completeness
 from dhan_pipeline.quality.due import due_in_hour
 from dhan_pipeline.quality.gaps import GapPart, parts
 from dhan_pipeline.quality.measures import HourMeasures
+from dhan_pipeline.quality.pictures import Picture, latency_picture, ticks_picture
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import digests, ledger
 from dhan_pipeline.store.digests import Digest
 from dhan_pipeline.store.engine import connect, database_url
-from dhan_pipeline.store.flow import hour_flow
+from dhan_pipeline.store.flow import hour_flow, ticks_of_day
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.partitions import has_expired
 from dhan_pipeline.store.subscribed import subscribed_during
@@ -46,6 +47,7 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
             due = due_in_hour(subscribed_during(conn, *ledger.hour_bounds(hour)), parse_hour_key(hour), always)
         completeness = None if expired else measure_completeness(conn, hour, due, always)
         gaps = _gaps(conn, settings, hour)
+        day = _day(conn, settings, hour)
     return HourMeasures(
         hour=hour,
         journal_blocks=sum(summary.blocks for summary in journal),
@@ -73,6 +75,8 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
         trading=tuple(due.by_minute.tolist()) if len(due.tokens) else None,
         completeness=completeness,
         gaps=gaps,
+        latencies=latency_picture(flow.latency_counts, settings.latency_p99_ms_warn),
+        day=day,
     )
 
 
@@ -84,5 +88,13 @@ def hour_gaps(settings: Settings, hour: str) -> tuple[GapPart, ...]:
 
 def _gaps(conn: connection, settings: Settings, hour: str) -> tuple[GapPart, ...]:
     start_ns = parse_hour_key(hour)
-    end_ns = start_ns + HOUR_NS
+    return _gaps_between(conn, settings, start_ns, start_ns + HOUR_NS)
+
+
+def _day(conn: connection, settings: Settings, hour: str) -> Picture | None:
+    start_ns, by_minute = ticks_of_day(conn, hour)
+    return ticks_picture(by_minute, start_ns, _gaps_between(conn, settings, start_ns, parse_hour_key(hour) + HOUR_NS))
+
+
+def _gaps_between(conn: connection, settings: Settings, start_ns: int, end_ns: int) -> tuple[GapPart, ...]:
     return tuple(parts(read_gaps(conn, start_ns, end_ns), start_ns, end_ns, settings.sessions == "always"))

@@ -14,7 +14,7 @@ from dhan_pipeline.quality.completeness import Completeness, hour_completeness, 
 from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.outcome import CheckOutcome, Severity, above, below
-from dhan_pipeline.quality.pictures import latency_picture, ticks_picture
+from dhan_pipeline.quality.pictures import Picture, latency_picture, ticks_picture
 from dhan_pipeline.quality.rates import hour_insert_rate, hour_tick_rate, live_insert_rate, live_tick_rate
 from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import IST, parse_hour_key
@@ -85,6 +85,9 @@ class HourMeasures:
     """None where the table has none of its ticks."""
     gaps: tuple[GapPart, ...] = ()
     """The parts of gaps in the hour of which some was in session."""
+    latencies: Picture | None = None
+    day: Picture | None = None
+    """The day's ticks a minute, and its gaps, to the end of the hour."""
     digest: str = ""
     """Of the rows in the table; see `store/digests.py`."""
     recorded: tuple[DigestRecord, ...] = ()
@@ -117,7 +120,7 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
             found=f"99 % of the ticks of {hour} were in the database {{value}} after they arrived.",
             unknown=f"No block of {hour} was stored as it arrived (it was rebuilt, or is empty): no latency to judge.",
             percentiles=percentiles,
-            counts=measures.flow.latency_counts,
+            picture=measures.latencies,
         ),
         hour_insert_rate(hour, measures.flow, measures.trading, settings),
         _conservation(
@@ -175,7 +178,7 @@ def live_outcomes(
             " (p99 of the last 10 s, or the backlog).",
             unknown="Nothing was stored in the last 10 s and nothing waits: no latency to judge.",
             percentiles=[status.get(f"latency_{name}_ms") for name in ("p50", "p95", "p99", "p999")],
-            counts=status.get("latency_counts", ()),
+            picture=latency_picture(status.get("latency_counts", ()), settings.latency_p99_ms_warn),
         ),
         live_insert_rate(status, settings),
         _conservation(
@@ -244,9 +247,9 @@ def _latency(
     found: str,
     unknown: str,
     percentiles: Sequence[float | None],
-    counts: Sequence[int],
+    picture: Picture | None,
 ) -> CheckOutcome:
-    """`percentiles`: the 50th, 95th, 99th and 99.9th, in milliseconds. `counts`: as `store/flow.py` has them."""
+    """`percentiles`: the 50th, 95th, 99th and 99.9th, in milliseconds."""
     warn, error = settings.latency_p99_ms_warn, settings.latency_p99_ms_error
     limits = f"target below 500 ms, warning above {warn:g} ms, critical above {error:g} ms"
     if p99_ms is None:
@@ -257,7 +260,13 @@ def _latency(
             " The database does not keep up or was away: look at its load, checkpoints and disk."
             " Nothing is lost, the journal holds what waits."
         )
-    cells = " | ".join("" if value is None else f"{value:,.1f} ms" for value in percentiles)
+    others = [
+        f"{name} {value:,.0f} ms"
+        for name, value in zip(("p50", "p95", "p99", "p99.9"), percentiles, strict=True)
+        if value is not None
+    ]
+    if others:
+        description += f" Of those stored: {', '.join(others)}."
     return CheckOutcome(
         "latency_p99",
         p99_ms <= warn,
@@ -266,8 +275,7 @@ def _latency(
         "ms",
         limits,
         description,
-        f"| p50 | p95 | p99 | p99.9 |\n|---:|---:|---:|---:|\n| {cells} |",
-        latency_picture(counts, warn),
+        picture=picture,
     )
 
 

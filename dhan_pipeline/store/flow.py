@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from psycopg2.extensions import connection
 
-from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.sessions import HOUR_NS, day_start_ns, parse_hour_key
 from dhan_pipeline.store.partitions import instant
 
 MINUTES = 60
@@ -33,6 +33,11 @@ WITH late AS (
 SELECT coalesce(sum(ticks), 0)::bigint,
     coalesce(sum(greatest(stored_at - greatest(first_received, covered), interval '0')), interval '0')
 FROM late
+"""
+
+_OF_HOURS = """
+SELECT floor(extract(epoch FROM first_received - %(start)s) / 60)::integer, sum(ticks)::bigint
+FROM ingest_ledger WHERE hour >= %(start)s AND hour < %(end)s AND ticks > 0 GROUP BY 1
 """
 
 
@@ -64,3 +69,20 @@ def hour_flow(conn: connection, hour: str) -> HourFlow:
         cursor.execute(_WAITING, {"hour": start, "waiting_ms": 1000 * WAITING_S})
         waited: tuple[int, timedelta] = cursor.fetchall()[0]
     return HourFlow(tuple(by_minute), tuple(by_latency), waited[0], waited[1].total_seconds())
+
+
+def ticks_of_day(conn: connection, hour: str) -> tuple[int, tuple[int, ...]]:
+    """The ticks of each minute of an IST day to the end of the hour of a partition key, and from which instant on.
+
+    That is the start of the first hour that has some (ns since the Unix epoch, UTC), or of the hour itself. Leaves the
+    transaction open. Takes a second for 1.5 million blocks.
+    """
+    start_ns, end_ns = day_start_ns(parse_hour_key(hour)), parse_hour_key(hour) + HOUR_NS
+    by_minute = (end_ns - start_ns) // HOUR_NS * MINUTES * [0]
+    with conn.cursor() as cursor:
+        cursor.execute(_OF_HOURS, {"start": instant(start_ns), "end": instant(end_ns)})
+        for minute, ticks in cursor.fetchall():
+            by_minute[min(max(minute, 0), len(by_minute) - 1)] += ticks
+    first = next((minute for minute, ticks in enumerate(by_minute) if ticks), len(by_minute) - 1)
+    skipped = first // MINUTES
+    return start_ns + skipped * HOUR_NS, tuple(by_minute[skipped * MINUTES :])

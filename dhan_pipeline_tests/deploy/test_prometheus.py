@@ -67,13 +67,14 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_what_to_do(alert: dict[st
         ("DhanBacklogHigh", "latency_p99_ms_warn", "latency_p99_ms_error"),
         ("DhanGap", "gap_s_warn", "gap_s_error"),
         ("DhanQueueDepthHigh", "queue_depth_warn", "queue_depth_error"),
+        ("DhanMemoryHigh", "memory_mb_warn", "memory_mb_error"),
+        ("DhanCpuHigh", "cpu_percent_warn", "cpu_percent_error"),
     ],
 )
 def test_limits_are_the_defaults_of_the_settings(name: str, warning: str, critical: str) -> None:
     found = [re.findall(r"> ([\d.]+)", alert["expr"])[0] for alert in ALERTS if alert["alert"] == name]
-    defaults = [
-        Settings.model_fields[field].default / (1000 if "_ms_" in field else 1) for field in (warning, critical)
-    ]
+    scale = {"ms": 1000, "percent": 100}.get(warning.split("_")[-2], 1)
+    defaults = [Settings.model_fields[field].default / scale for field in (warning, critical)]
     assert [float(limit) for limit in found] == defaults
 
 

@@ -1,5 +1,4 @@
 import re
-from base64 import b64encode
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -24,15 +23,15 @@ def bands(picture: Picture | None) -> list[tuple[int, int]]:
     """Where the picture is red: from, and how far."""
     assert picture is not None
     (path,) = [path for path in ET.fromstring(picture.svg) if path.get("stroke") == BAD]
-    return [(int(at), int(width)) for at, width in re.findall(r"M(\d+) 55h(\d+)", path.get("d") or "")]
+    return [(int(at), int(width)) for at, width in re.findall(r"M(\d+) 54h(\d+)", path.get("d") or "")]
 
 
 @pytest.mark.parametrize("minutes", [60, 390, 895])
 def test_a_picture_is_small_enough_to_be_shown_in_place(minutes: int) -> None:
-    gaps = [gap(at * 20, 7) for at in range(180)]
+    gaps = [gap(at * 20, 7) for at in range(0, 180, 5)]
     picture = ticks_picture([12_345 + 37 * minute for minute in range(minutes)], NINE, gaps)
     assert picture is not None
-    assert len(b64encode(picture.svg.encode())) < 2500
+    assert len(picture.svg) <= 670
     ET.fromstring(picture.svg)
 
 
@@ -56,7 +55,7 @@ def test_a_silent_instrument_is_no_gap_of_the_picture() -> None:
 def test_the_hour_is_written_below_it_in_indian_time() -> None:
     picture = ticks_picture([100] * 60, NINE, [])
     assert picture is not None
-    assert re.findall(r">(\d\d:\d\d)<", picture.svg) == ["09:00", "09:30", "10:00"]
+    assert re.findall(r">(\d\d:\d\d)<", picture.svg) == ["09:00", "10:00"]
 
 
 def test_of_nothing_there_is_no_picture_but_of_an_hour_lost_to_a_gap() -> None:
@@ -72,8 +71,8 @@ def test_latencies_above_the_warning_are_red() -> None:
     picture = latency_picture(counts, 1000)
     assert picture is not None
     assert picture.svg.count(BAD) == 1
-    assert re.findall(r">(\d+ m?s)<", picture.svg)[-2:] == ["1 s", "2 s"]
+    assert re.findall(r">(\d+k?)<", picture.svg) == ["10", "20", "50", "100", "200", "500", "1k", "2k"]
     slow = latency_picture(counts, 2000)
     assert slow is not None
     assert BAD not in slow.svg
-    assert len(b64encode((latency_picture([9] * 17, 1000) or picture).svg.encode())) < 2500
+    assert len((latency_picture([9] * 17, 1000) or picture).svg) <= 670

@@ -1,7 +1,8 @@
 import pytest
 from psycopg2.extensions import connection
 
-from dhan_pipeline.store.flow import LATENCY_LIMITS_MS, HourFlow, hour_flow
+from dhan_pipeline.sessions import parse_hour_key
+from dhan_pipeline.store.flow import LATENCY_LIMITS_MS, HourFlow, hour_flow, ticks_of_day
 from dhan_pipeline.store.ticks import write_blocks
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 
@@ -41,3 +42,21 @@ def test_what_a_rebuild_stored_came_and_has_no_latency(conn: connection) -> None
         cursor.execute("UPDATE ingest_ledger SET latency_ms = NULL")
     flow = hour_flow(conn, HOUR)
     assert (sum(flow.ticks_by_minute), sum(flow.latency_counts), flow.waited_s) == (10, 0, 0)
+
+
+def test_a_day_is_told_from_its_first_hour_with_ticks_to_the_end_of_an_hour(conn: connection) -> None:
+    blocks = [
+        make_block(1, hour="2026-11-19T23:00"),
+        make_block(2, ticks=5, hour="2026-11-20T09:00", at_s=61),
+        make_block(3, ticks=7, hour="2026-11-20T11:00", at_s=3599),
+        make_block(4, hour="2026-11-20T12:00"),
+    ]
+    write_blocks(conn, blocks, StandingClock(4 * 3600))
+    start_ns, by_minute = ticks_of_day(conn, "2026-11-20T11:00")
+    assert start_ns == parse_hour_key(HOUR)
+    assert len(by_minute) == 3 * 60
+    assert {minute: ticks for minute, ticks in enumerate(by_minute) if ticks} == {1: 10, 179: 14}
+
+
+def test_a_day_without_ticks_is_its_last_hour(conn: connection) -> None:
+    assert ticks_of_day(conn, HOUR) == (parse_hour_key(HOUR), 60 * (0,))

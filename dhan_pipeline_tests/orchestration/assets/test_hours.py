@@ -85,7 +85,11 @@ def test_materialising_an_hour_of_ticks_rebuilds_it_and_judges_it(pipeline: Pipe
     capture(pipeline, HOUR, 2890.5, 2891.0, 2891.5)
     result = materialize(pipeline, TICKS, HOUR)
     assert result.success
-    assert metadata(result, "ticks")["dagster/row_count"] == 3
+    shown = metadata(result, "ticks")
+    assert shown["dagster/row_count"] == 3
+    for name in ("ticks_a_minute", "day_so_far"):
+        assert shown[name].startswith("![ticks a minute, up to 3](data:image/svg+xml;base64,")
+        assert len(shown[name]) < 1000  # what is longer the UI does not show in place
     with conn, conn.cursor() as cursor:
         cursor.execute("SELECT last_price FROM ticks ORDER BY tick_id")
         assert cursor.fetchall() == [(2890.5,), (2891.0,), (2891.5,)]

@@ -160,7 +160,7 @@ def _body(alert: Alert) -> list[str]:
 
 
 def _is_past(partition: str, judged_s: float) -> bool:
-    """Whether a key's hour or day was long over when it was judged: more than a day and a half after its start."""
+    """Whether a key's hour had been over for two hours, or its day for half a day, when it was judged."""
     try:
         start = datetime.fromisoformat(partition).replace(tzinfo=IST)
     except ValueError:

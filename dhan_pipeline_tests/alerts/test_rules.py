@@ -116,3 +116,9 @@ def test_rules_that_cannot_be_read_say_where(path: Path, content: str, sentence:
 
 def test_an_empty_file_has_no_rules(path: Path) -> None:
     assert rules(path, "# nothing yet\n") == Rules()
+
+
+def test_the_example_is_a_file_of_rules() -> None:
+    example = load_rules(Path(__file__).parent.parent.parent / "alerts.example.yaml")
+    assert is_muted(example, ["shadow_comparison"], NOON)
+    assert destinations(example, ["team:market-data"], CHANNELS) == ("slack", "email:ops@example.in")

@@ -231,19 +231,19 @@ def test_an_ingest_run_that_lives_for_a_minute_ends_the_alert_of_the_one_before(
     site.run(Status.STARTED, **{ROLE_TAG: "ingest"})
     site.tick(5)
     assert "The run has sent no heartbeat for 151 s." in there.posts[0][1]["text"]
-    site.tick(30)
+    site.tick(15)
     assert len(there.posts) == 1
-    site.tick(40)
+    site.tick(60)
     assert there.titles == ["ERROR: failing_job", "OK again: failing_job"]
 
 
 @pytest.mark.parametrize(
     ("status", "tags", "patience_s", "words"),
     [
-        (Status.NOT_STARTED, {}, WAITING_S, "has waited to start for 11 min while no other run is going on"),
-        (Status.STARTING, {}, STARTING_S, "has taken 6 min to start"),
+        (Status.NOT_STARTED, {}, WAITING_S, "while no other run is going on"),
+        (Status.STARTING, {}, STARTING_S, "to start: does its code location run?"),
         (Status.STARTED, {}, LONG_S, "has been going on for 2 h"),
-        (Status.STARTED, {ROLE_TAG: "ingest"}, HEARTBEAT_S, "has sent no heartbeat for 6 min"),
+        (Status.STARTED, {ROLE_TAG: "ingest"}, HEARTBEAT_S, "has sent no heartbeat for"),
     ],
 )
 def test_a_run_that_is_stuck_is_told_and_when_it_moves_again(
@@ -251,10 +251,10 @@ def test_a_run_that_is_stuck_is_told_and_when_it_moves_again(
 ) -> None:
     site.tick()
     run = site.run(status, **tags)
-    site.tick(patience_s - 30)
+    site.tick(patience_s - 60)
     site.tick(25)
     assert there.posts == []
-    site.tick(10)
+    site.tick(60)
     site.tick(25)
     ((_, post),) = there.posts
     assert words in post["text"]
@@ -274,7 +274,7 @@ def test_a_heartbeat_is_a_sign_of_life(site: Site, there: Receiver) -> None:
         event_specific_data=dg._core.events.AssetObservationData(dg.AssetObservation(TICKS)),  # type: ignore[attr-defined]
     )
     site.instance.report_dagster_event(observation, run.run_id, timestamp=time.time() + HEARTBEAT_S - 5)
-    site.tick(HEARTBEAT_S - 30)
+    site.tick(HEARTBEAT_S - 60)
     site.tick(25)
     assert there.posts == []
 
@@ -298,9 +298,9 @@ def test_what_is_not_taken_is_tried_again_and_seen_in_the_check(site: Site, ther
     assert "Waiting for webhook: 1 alert; tried once in 0 s, and next in 15 s." in said
     assert "connected is ERROR." in (site.cursor or "")
     there.status = 200
-    site.tick(10)
+    site.tick()
     assert there.posts == []
-    assert "Taken by webhook." in site.tick(10)
+    assert "Taken by webhook." in site.tick(15)
     assert there.titles == ["ERROR: live_feed/connected"]
     assert [(e.asset_check_key, e.passed) for e in site.events] == [(DELIVERED, p) for p in (True, False, True)]
     for event in site.events:

@@ -15,6 +15,7 @@ from dhan_pipeline.feeds.simulator.kite_dump import write_synthetic_dump
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.store.instruments import sync_to_database
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
+from dhan_pipeline.windows import read_chains
 
 Subscribe = Callable[..., Result]
 
@@ -64,6 +65,24 @@ def test_what_is_wrong_in_the_site_s_file_of_special_days_is_said_beside(subscri
     assert done.exit_code == 0
     assert done.stderr.startswith("sessions.csv, line 2: 18:15 is nothing that equity can be; the line is left out.")
     assert json.loads(done.stdout)["subscriptions"] == 6
+
+
+def test_options_around_the_price_are_shown_with_what_stood_for_it_and_their_chains_are_kept(
+    subscribe: Subscribe, tmp_path: Path
+) -> None:
+    (tmp_path / "subscriptions.yaml").write_text("rules:\n  - options: NIFTY\n    expiries: 1\n    around_spot: 1\n")
+    done = subscribe()
+    assert "Line 2: around the middle of NIFTY's strikes, until the first price comes." in done.stdout
+    assert "followed: NIFTY" in done.stdout
+    read = read_subscriptions(tmp_path / "data" / "subscriptions_dhan.csv")
+    assert [subscription.symbol for subscription in read if subscription.follows is None] == ["NIFTY"]
+    [chain] = read_chains(tmp_path / "data" / "chains_dhan.csv")
+    assert (chain.underlying_token, chain.around_spot) == (read[-1].instrument_token, 1)
+    assert len(chain.strikes) >= len({subscription.symbol[:-3] for subscription in read[:-1]}) > 0
+    [rule, _] = json.loads(subscribe("--json").stdout)["rules"]
+    assert rule["spots"] == [
+        {"underlying": "NIFTY", "instrument_token": chain.underlying_token, "price": None, "at": None}
+    ]
 
 
 def test_a_dry_run_leaves_the_list_as_it_is(subscribe: Subscribe, tmp_path: Path) -> None:

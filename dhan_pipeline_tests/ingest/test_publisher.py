@@ -343,6 +343,24 @@ async def test_it_begins_when_the_database_has_said_where(
             await until(lambda: made.handed_over)  # it needs no database any more
 
 
+async def test_what_is_subscribed_while_it_runs_is_known_before_it_comes(
+    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+) -> None:
+    *known, new = TOKENS
+    with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM instruments WHERE instrument_token = %s", (new,))
+    async with publishing(settings, database_url, journal, connections=dict.fromkeys(known, 0)) as made:
+        made.put(50)
+        await until(lambda: made.handed_over)
+        assert new not in made.publisher._processor.instruments.tokens
+        made.publisher.subscribe(CONNECTIONS, {new})
+        made.put(50)
+        await until(lambda: made.handed_over)
+        assert new in made.publisher._processor.instruments.tokens
+        assert made.publisher.liveliness._connections == CONNECTIONS
+    assert made.warnings == []
+
+
 async def test_stopping_waits_for_workers_where_there_are_some(
     settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
 ) -> None:

@@ -374,11 +374,15 @@ def test_a_run_finds_hours_that_were_lost_before_it_but_those_for_which_a_person
     assert materialized(pipeline) == {first, HOUR}
 
 
-def test_gaps_are_told_as_they_begin_and_end(pipeline: Pipeline, capture_says: Said) -> None:
+def test_gaps_are_told_as_they_begin_and_end_and_so_are_changes_of_what_is_subscribed(
+    pipeline: Pipeline, capture_says: Said
+) -> None:
     capture_says.gap(HOUR, 60, 90, over=False, detail="no byte for 90 s")
     capture_says.gap(HOUR, 60, 92.25, over=True, detail="no byte for 90 s")
     capture_says.gap(HOUR, -20 * 3600, 20 * 3600, over=False, cause="silent")
     capture_says.say(event="gap", what="nothing that is known")
+    changed = "The subscriptions have changed: +12 -8 instruments; 250 in all."
+    capture_says.say(event="subscriptions", added=12, removed=8, changed=0, subscribed=250, message=changed)
     capture_says.say(event="warning", message="the end")
     with meanwhile(stop_when(pipeline, lambda: told(pipeline, "the end"))):
         result = execute(pipeline)
@@ -389,6 +393,7 @@ def test_gaps_are_told_as_they_begin_and_end(pipeline: Pipeline, capture_says: S
     assert log[over] == logging.INFO
     yesterday = "A gap: an instrument of connection 2 brings nothing since 2026-11-19 13:00:00.000 IST: silent."
     assert log[yesterday] == logging.WARNING
+    assert log[changed] == logging.INFO
 
 
 def test_of_a_connection_that_comes_and_goes_all_day_not_every_gap_is_told(

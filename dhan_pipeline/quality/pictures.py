@@ -49,7 +49,9 @@ def ticks_picture(ticks: Sequence[int], start_ns: int, gaps: Sequence[GapPart]) 
     steps = "".join(f"V{top}h{to - at}" for top, (at, to) in zip(tops, pairwise(ends), strict=True))
     span_ns = each * len(columns) * _MINUTE_NS
     band = "".join(f"M{at} 54h{to - at}" for at, to in _bands(gaps, start_ns, span_ns))
-    words = f"ticks a minute, up to {highest:,.0f}" + (f", and {len(gaps):,} gaps" if gaps else "")
+    words = f"ticks a minute, up to {highest:,.0f}" + (
+        f", and {len(gaps):,} gap{'s' * (len(gaps) > 1)}" if gaps else ""
+    )
     drawing = (
         f"<path fill='{GOOD}' d='M0 {_HEIGHT}{steps}V{_HEIGHT}z'/>"
         + (f"<path stroke='{BAD}' stroke-width='6' d='{band}'/>" if band else "")

@@ -13,6 +13,9 @@ from dhan_pipeline.quality.pictures import Picture
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.flow import MINUTES, WAITING_S, HourFlow
 
+#: For less than this, a database that stands still is a matter of latency.
+_STALL_S = 60.0
+
 _TICKS_A_MINUTE, _TICKS_A_SECOND = "ticks a minute", "ticks a second"
 
 
@@ -78,8 +81,8 @@ def _tick_rate(
 
 def hour_insert_rate(hour: str, flow: HourFlow, trading: Sequence[int] | None, settings: Settings) -> CheckOutcome:
     """The outcome of `insert_rate` for a sealed hour; `trading` as above."""
-    if flow.waited_s > 0:
-        rate = flow.waited_ticks / max(flow.waited_s, 1.0)
+    if flow.waited_s >= _STALL_S:
+        rate = flow.waited_ticks / flow.waited_s
         found = (
             f"For {_duration(flow.waited_s)} of {hour} ticks waited more than {WAITING_S:g} s for the database, which"
             f" took {rate:,.0f} of them a second."
@@ -87,7 +90,8 @@ def hour_insert_rate(hour: str, flow: HourFlow, trading: Sequence[int] | None, s
         in_session = [count for count in trading or () if count]
         return _insert_rate(rate, sum(in_session) / len(in_session) if in_session else None, settings, found)
     rate = sum(flow.ticks_by_minute) / MINUTES / 60
-    found = f"The database took the ticks of {hour} as they came, {rate:,.0f} a second: none waited {WAITING_S:g} s."
+    waited = f"some waited, for {flow.waited_s:,.0f} s in all" if flow.waited_s else f"none waited {WAITING_S:g} s"
+    found = f"The database took the ticks of {hour} as they came, {rate:,.0f} a second: {waited}."
     return _insert_rate(rate, None, settings, found)
 
 

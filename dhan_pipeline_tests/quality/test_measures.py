@@ -427,7 +427,7 @@ def test_latencies_are_shown_as_percentiles_and_as_a_histogram() -> None:
 def test_the_ticks_of_an_hour_are_shown_with_its_gaps() -> None:
     picture = hour("tick_rate", gaps=(gap(90.0), gap(3.0, Cause.SILENT, instruments=1))).picture
     assert picture is not None
-    assert picture.words == "ticks a minute, up to 15, and 1 gaps"
+    assert picture.words == "ticks a minute, up to 15, and 1 gap"
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,12 @@ def test_while_ticks_wait_the_database_has_to_take_enough(taken: int, passed: bo
     assert ("the journal holds what waits" in now.description) is not passed
 
 
+def test_a_stall_of_seconds_is_left_to_the_latency() -> None:
+    outcome = hour_insert_rate(HOUR, flow(60, waited_ticks=1, waited_s=59.0), FROM_THE_OPEN, SETTINGS)
+    assert state(outcome) == (True, "WARN", 0.75)
+    assert "some waited, for 59 s in all" in outcome.description
+
+
 def test_of_few_instruments_the_database_has_to_take_less() -> None:
     waited = flow(60, waited_ticks=600 * 10, waited_s=600.0)
     assert hour_insert_rate(HOUR, waited, (0,) * 15 + (20,) * 45, SETTINGS).passed

@@ -4,7 +4,7 @@ import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg2
@@ -104,12 +104,13 @@ def _of_database(settings: Settings, clock: Clock) -> tuple[int | None, Path | N
 
 
 def _need(settings: Settings, clock: Clock, ticks: int | None) -> _Need:
-    first = f"{datetime.fromtimestamp(clock.now_ns() / 1e9, IST) - timedelta(days=_LOOK_BACK_DAYS):%Y-%m-%d}"
+    now = clock.now().astimezone(IST)
+    today, first = f"{now:%Y-%m-%d}", f"{now - timedelta(days=_LOOK_BACK_DAYS):%Y-%m-%d}"
     by_day: dict[str, int] = {}
     for capture in captures(settings.journal_dir):
         for path in list_files(settings.journal_dir, capture, since=first):
             by_day[path.parent.name] = by_day.get(path.parent.name, 0) + path.stat().st_size
-    if by_day:
+    if any(day != today for day in by_day):  # today is not over, and says too little alone
         day, size = max(by_day.items(), key=lambda item: item[1])
         rows = size / PACKET_BYTES[Mode.FULL] if ticks is None else ticks
         return _Need(size, rows * ROW_BYTES, f"as {day} did", estimated=False)
@@ -119,7 +120,7 @@ def _need(settings: Settings, clock: Clock, ticks: int | None) -> _Need:
     total = sum(modes.values())
     if not total:
         return _Need(0.0, 0.0, "nothing is subscribed yet", estimated=True)
-    how = f"estimated: {total:,} instruments with a packet in 2 s each; no day was captured yet"
+    how = f"estimated: {total:,} instruments with a packet in 2 s each; no whole day was captured yet"
     return _Need(journal, total * packets * ROW_BYTES, how, estimated=True)
 
 

@@ -32,7 +32,7 @@ from dhan_pipeline.feeds.simulator.tokens import (
     make_token,
 )
 from dhan_pipeline.journal.reader import hour_path
-from dhan_pipeline.sessions import hour_key
+from dhan_pipeline.sessions import DAY_NS, hour_key
 from dhan_pipeline.store.ledger import write_status
 from dhan_pipeline.transport.inlet import inlet
 from dhan_pipeline.transport.outlet import outlet
@@ -160,7 +160,7 @@ def unknown_name(site: Site) -> Site:
 
 
 def huge_day(site: Site) -> Site:
-    path = hour_path(site.settings.journal_dir, 0, hour_key(site.clock.now_ns()))
+    path = hour_path(site.settings.journal_dir, 0, hour_key(site.clock.now_ns() - DAY_NS))
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         file.truncate(8 << 40)  # without any block on the disk

@@ -17,7 +17,7 @@ from dhan_pipeline.demo.exchange import exchange
 from dhan_pipeline.demo.history import capture_history, first_day
 from dhan_pipeline.local.guardian import LocalError, guarded
 from dhan_pipeline.local.services import Services, free_port, make_logs
-from dhan_pipeline.local.site import dagster, postgres, sync_instruments, write_dagster_home
+from dhan_pipeline.local.site import dagster, live_page, postgres, sync_instruments, write_dagster_home
 from dhan_pipeline.local.terminal import CAPTURE_START_S, LiveLine, interruptible, statuses, stderr_console
 from dhan_pipeline.orchestration.names import TICKS, live_feed_key, of_source
 from dhan_pipeline.orchestration.resources import settings_environment
@@ -41,8 +41,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run until interrupted, or until `for_s` seconds of live capture are over; returns what came of it.
 
-    `rate` in ticks a second, `port` of the Dagster UI, 0 for a free one. Everything is kept in `data_dir`, and the next
-    start goes on with it. Raises PipelineError where something cannot start.
+    `rate` in ticks a second, `port` of the Dagster UI, 0 for a free one; the live page is beside it. Everything is kept
+    in `data_dir`, and the next start goes on with it. Raises PipelineError where something cannot start.
     """
     console = stderr_console()
     port = free_port(port)
@@ -68,9 +68,12 @@ def run_demo(
         console.print("Dagster starts, and syncs some 200,000 instruments.")
         started_s: float | None = None
         try:
-            with dagster(services, environment, port, before_capture) as instance:
-                result |= {"database_url": database_url, "dagster_url": dagster_url}
-                console.print(f"\nDagster   {dagster_url}\nDatabase  {database_url}\n")
+            with (
+                dagster(services, environment, port, before_capture) as instance,
+                live_page(services, environment, port, database_url) as live_url,
+            ):
+                result |= {"database_url": database_url, "dagster_url": dagster_url, "live_url": live_url}
+                console.print(f"\nLive      {live_url}\nDagster   {dagster_url}\nDatabase  {database_url}\n")
                 started_s = time.time()
                 try:
                     said = statuses(services, database_url, lambda: embedded.start(data_dir).started, console)

@@ -140,6 +140,7 @@ class Writer:
         while self._resume(conn):
             try:
                 self._store(conn)
+                self._write_status(conn)
                 return
             except ticks.RedrivenError:
                 self._processor = None
@@ -190,9 +191,7 @@ class Writer:
                 now_ns = self._clock.now_ns()
                 ensure_partitions(conn, now_ns, now_ns + PARTITIONS_AHEAD_NS)
                 partitions_hour = hour
-            if self._status is not None:
-                status, self._status = self._status, None
-                ledger.write_status(conn, capture, self._settings.source, status)
+            self._write_status(conn)
             self._book.write(conn)
             if not self._pending:
                 self._taken = self._taken or self._backlog.take(_POLL_S)
@@ -206,6 +205,11 @@ class Writer:
                 self.counts.committed_through_ns = through_ns
                 if self._stop.is_set():
                     return
+
+    def _write_status(self, conn: connection) -> None:
+        if self._status is not None:
+            status, self._status = self._status, None
+            ledger.write_status(conn, self._settings.capture_number, self._settings.source, status)
 
     def _process(self, blocks: list[Block]) -> None:
         processor, self._processor = self._processor, None  # a mistake leaves a state that is none

@@ -167,6 +167,14 @@ def free_port(port: int = 0) -> int:
         return free
 
 
+def port_beside(port: int) -> int:
+    """The port after this one if it is free, else any."""
+    try:
+        return free_port(port + 1)
+    except (LocalError, OverflowError):
+        return free_port()
+
+
 def listens(port: int) -> bool:
     """Whether something takes connections on a port of 127.0.0.1."""
     with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""What a production site has, on one machine: PostgreSQL, and Dagster's code server, web server and daemon."""
+"""What a production site has, on one machine: PostgreSQL, Dagster's three servers, and the live page."""
 
 import shutil
 import tempfile
@@ -13,7 +13,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 import dhan_pipeline
 from dhan_pipeline.local.guardian import Guardian
-from dhan_pipeline.local.services import Service, Services, answers
+from dhan_pipeline.local.services import Service, Services, answers, port_beside
 from dhan_pipeline.orchestration.names import ROLE_TAG, STOP_TAG
 from dhan_pipeline.sources import SOURCES
 from dhan_pipeline.store import embedded
@@ -82,7 +82,6 @@ def dagster(
         web = stack.enter_context(
             services.run("webserver", "dagster-webserver", *address, *workspace, environment=environment)
         )
-        # What else a person looks at starts here, beside Dagster's web server: another `services.run`.
         before_capture(instance)
         web.wait_until(lambda: answers(f"http://127.0.0.1:{port}/server_info"))
         daemon = stack.enter_context(
@@ -94,6 +93,17 @@ def dagster(
             daemon.ask_to_stop()
             web.ask_to_stop()
             stop_ingest_runs(instance)
+
+
+@contextmanager
+def live_page(
+    services: Services, environment: Mapping[str, str], dagster_port: int, database_url: str
+) -> Iterator[str]:
+    """Run the live page beside Dagster, on the next port or on a free one; yields its address."""
+    port = port_beside(dagster_port)
+    environment = {**environment, "DATABASE_URL": database_url}
+    with services.run("live-page", "dhan-pipeline", "live", "--port", str(port), environment=environment):
+        yield f"http://127.0.0.1:{port}"
 
 
 def sync_instruments(services: Services, environment: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from dhan_pipeline.feeds.kite.auth import get_kite_credentials
 from dhan_pipeline.holidays import calendar_problem_left
 from dhan_pipeline.local.guardian import LocalError, guarded
 from dhan_pipeline.local.services import Services, free_port, make_logs
-from dhan_pipeline.local.site import dagster, postgres, sync_instruments, write_dagster_home
+from dhan_pipeline.local.site import dagster, live_page, postgres, sync_instruments, write_dagster_home
 from dhan_pipeline.local.terminal import CAPTURE_START_S, LiveLine, interruptible, statuses, stderr_console
 from dhan_pipeline.quality.calendar import LEAD, capture_expected, next_session
 from dhan_pipeline.sessions import IST
@@ -73,7 +73,9 @@ def _credentials(settings: Settings) -> Any:
 
 
 def run_up(settings: Settings, *, port: int, live_line: bool, on_start: Callable[[dict[str, Any]], None]) -> None:
-    """Run until interrupted. `port` of the Dagster UI, 0 for a free one; `on_start` is told where everything is.
+    """Run until interrupted. `port` of the Dagster UI, 0 for a free one; the live page is beside it.
+
+    `on_start` is told where everything is.
 
     Raises PipelineError where something is missing (see `missing`), or cannot start.
     """
@@ -116,9 +118,12 @@ def run_up(settings: Settings, *, port: int, live_line: bool, on_start: Callable
         console.print("PostgreSQL is there. Dagster starts.")
         if settings.transport == "rabbitmq":
             stack.enter_context(services.run("worker", "dhan-pipeline", "worker"))
-        with dagster(services, environment, port, before_capture):
-            addresses = {"dagster_url": dagster_url, "database_url": redacted(database_url)}
-            console.print(f"\nDagster   {dagster_url}\nDatabase  {addresses['database_url']}\n")
+        with (
+            dagster(services, environment, port, before_capture),
+            live_page(services, environment, port, database_url) as live_url,
+        ):
+            addresses = {"live_url": live_url, "dagster_url": dagster_url, "database_url": redacted(database_url)}
+            console.print(f"\nLive      {live_url}\nDagster   {dagster_url}\nDatabase  {addresses['database_url']}\n")
             on_start(addresses)
             said = statuses(services, database_url, revive, console)
             _watch(said, settings, console, LiveLine(console) if live_line else None)

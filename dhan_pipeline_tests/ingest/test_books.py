@@ -197,3 +197,14 @@ def test_what_the_capture_is_subscribed_to_is_written_before_there_is_a_block(
     book.begin({TOKENS[0]: Mode.FULL}, HandClock().now(), None)
     with following(Books(settings, database_url, backlog_of(journal, settings), print, book)):
         until(lambda: query(database_url, "SELECT instrument_token FROM subscribed_instruments") == [(TOKENS[0],)])
+
+
+def test_the_last_word_of_a_capture_is_written_though_it_ends_at_once(
+    settings: Settings, database_url: str, journal: JournalWriter
+) -> None:
+    books, _ = books_of(settings, database_url, backlog_of(journal, settings))
+    with following(books):
+        until(lambda: books.workers is not None)
+        books.publish({"stopped": True})
+        books.stop()
+    assert query(database_url, "SELECT status->'stopped' FROM captures") == [(True,)]

@@ -158,3 +158,12 @@ def test_the_last_price_of_an_instrument_can_be_had_where_there_was_one() -> Non
     assert market.prices([5, 7, 9, 11]) == {5: 11.5}
     market.know(InstrumentIndex([5, 7, 9]), np.array([False, True, True]), np.zeros(0, np.int64))
     assert market.prices({5}) == {}  # it is not subscribed any more
+
+
+def test_what_is_subscribed_no_more_is_no_mover(shown: Shown) -> None:
+    shown.see(START_NS, (SHARES[0], 101.0, 100.0), (SHARES[1], 102.0, 100.0))
+    shown.know(TOKENS, TOKENS[1:])
+    shown.see(START_NS + SECOND_NS, (SHARES[2], 103.0, 100.0))
+    facts = shown.market.facts(START_NS)
+    assert [mover["instrument_token"] for mover in facts["movers"]["shares"]["up"]] == [SHARES[2], SHARES[1]]
+    assert (facts["segments"]["NSE_EQ"]["instruments"], facts["segments"]["NSE_EQ"]["heard"]) == (24, 2)

@@ -92,6 +92,7 @@ async def test_what_the_exchange_sent_over_the_edge_of_an_hour_is_stored_and_the
     assert {name: facts["instruments"] for name, facts in status["segments"].items()} == {"NSE_EQ": 30, "NSE_FNO": 30}
     assert 0 < sum(facts["ticks"] for facts in status["segments"].values()) <= status["ticks"]
     assert list(status["movers"]) == ["shares"]
+    assert query(database_url, "SELECT status->'stopped' FROM captures") == [(True,)]
     assert_stored_exactly_once(ready, database_url)
     modes = query(database_url, "SELECT mode, count(*) > 100 FROM ticks GROUP BY mode ORDER BY mode")
     assert modes == [("full", True), ("quote", True), ("ticker", True)]

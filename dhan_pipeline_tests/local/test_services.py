@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +152,13 @@ def test_the_database_that_a_killed_demo_had_started_is_stopped(open_dir: Path) 
     killed_demo(data_dir, "postgres")
     with guarded(data_dir):
         assert embedded.url(data_dir) is None
+
+
+def test_the_port_beside_another_is_the_next_one_or_any_that_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert services_module.port_beside(port - 1) not in (0, port)
+    assert services_module.port_beside(65_535) > 0
 
 
 def test_two_demos_in_one_folder_are_refused(data_dir: Path) -> None:

@@ -31,6 +31,8 @@ def status(**facts: Any) -> dict[str, Any]:
         "messages_per_second": 100.0,
         "last_packet_at": now,
         "disk_free_gb": 100.0,
+        "rss_mb": 150.0,
+        "cpu_percent": 10.0,
         "trade_clock": "ok",
         "sessions": "always",
         "token_expires_at": None,

@@ -334,19 +334,22 @@ def _problems(
                     yield f"Capture {capture.capture} ({source}) has said nothing since {since}: it is dead, or hangs."
                 elif not runs:
                     yield f"The capture of {source} was stopped at {since}, and its session is on."
+        own = settings.of(source)
         for status, capture in zip(found, captures, strict=True):
-            if capture.source == source and capture.state == "live" and "packets" in status.status:
-                own = settings.of(source)
-                for outcome in live_outcomes(
-                    status.status,
-                    own,
-                    feed_expected(own, clock),
-                    token_until=token_needed_until(own, clock),
-                ):
-                    if not outcome.passed and outcome.severity == "ERROR":
-                        yield outcome.description
-                    elif not outcome.passed:
-                        warnings.append(outcome.description)
+            if capture.source != source or capture.state != "live":
+                continue
+            try:
+                outcomes = live_outcomes(
+                    status.status, own, feed_expected(own, clock), token_until=token_needed_until(own, clock)
+                )
+            except KeyError:  # what a later version says
+                yield f"Capture {capture.capture} ({source}) is of an earlier version of dhan-pipeline: start it again."
+                continue
+            for outcome in outcomes:
+                if not outcome.passed and outcome.severity == "ERROR":
+                    yield outcome.description
+                elif not outcome.passed:
+                    warnings.append(outcome.description)
     yield from warnings
 
 

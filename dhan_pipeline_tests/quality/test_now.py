@@ -114,6 +114,11 @@ def test_what_the_live_checks_find_is_a_problem_the_worst_first(conn: connection
     assert "1,500 ms" in problems[1] or "1.5" in problems[1]
 
 
+def test_of_a_capture_that_says_less_than_is_needed_it_is_said_that_it_is_old(conn: connection) -> None:
+    write_status(conn, 0, "dhan", {"event": "status"})
+    assert look(conn).problems == ("Capture 0 (dhan) is of an earlier version of dhan-pipeline: start it again.",)
+
+
 def test_a_segment_that_trades_and_brings_nothing_is_late(conn: connection) -> None:
     facts = {"ticks": 0, "ticks_per_second": 0.0, "last_at": None, "instruments": 10, "heard": 0}
     write_status(conn, 0, "dhan", status(segments={"NSE_EQ": facts}))

@@ -33,6 +33,7 @@ from dhan_pipeline_tests.program import Here, last_sentence, run, running, sente
 
 COMMANDS = (
     ("demo",),
+    ("up",),
     ("simulate",),
     ("ingest",),
     ("worker",),

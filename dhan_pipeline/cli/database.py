@@ -82,10 +82,10 @@ def sync_instruments(
             print(each)
         for name, value in facts.items():
             print(f"{name:>12}  {value:,.2f}" if isinstance(value, float) else f"{name:>12}  {value:,}")
-    if problem := calendar_problem_left(settings, Clock().now().astimezone(IST).date()):
-        print(problem, file=sys.stderr)
     if failure is not None:
         raise failure
+    if problem := calendar_problem_left(settings, Clock().now().astimezone(IST).date()):
+        print(problem, file=sys.stderr)
 
 
 def _show_quarantined(source: Source, master: "InstrumentMaster") -> None:

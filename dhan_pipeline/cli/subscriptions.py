@@ -72,10 +72,10 @@ def subscriptions(
             print(json.dumps(told if len(sources) > 1 else told[sources[0]], default=datetime.isoformat))
     for each, resolution in done.items() if not as_json else ():
         _show(each, resolution, MAX_SUBSCRIPTIONS[each])
-    if problem := calendar_problem_left(settings, clock.now().astimezone(IST).date()):
-        print(problem, file=sys.stderr)
     if failure is not None:
         raise failure
+    if problem := calendar_problem_left(settings, clock.now().astimezone(IST).date()):
+        print(problem, file=sys.stderr)
 
 
 def _show(source: Source, resolution: "Resolution", most: int) -> None:

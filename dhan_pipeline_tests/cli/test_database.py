@@ -64,6 +64,7 @@ def sync(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("DATA_SOURCE", "kite,dhan")
+    monkeypatch.setenv("SESSIONS", "always")  # without a calendar, and so without a word of it
     app = typer.Typer()
     app.command()(sync_instruments)
     return lambda *arguments: CliRunner().invoke(app, arguments)

@@ -1,0 +1,200 @@
+"""The Dagster UI as a person uses it: a real browser over the real program, with two captured hours.
+
+The daemon and the web server run in the home that we ship for one machine. Nothing here may need the network.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from io import StringIO
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dagster as dg
+import pytest
+from playwright.sync_api import Page, expect
+from rich.console import Console
+
+from dhan_pipeline.demo import history
+from dhan_pipeline.feeds.dhan.auth import save_token
+from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
+from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
+from dhan_pipeline.journal.reader import hours
+from dhan_pipeline.local.services import free_port
+from dhan_pipeline.orchestration.build import build_defs
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.digests import hour_digest
+from dhan_pipeline.store.engine import connect, create_database
+from dhan_pipeline.subscriptions import Subscription, write_subscriptions
+from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests import program
+from dhan_pipeline_tests.ingest.feed import add_instruments
+from dhan_pipeline_tests.orchestration.conftest import wait_until
+
+pytestmark = pytest.mark.timeout(400)
+
+#: Milliseconds: a run takes seconds, and many more where the machine is busy.
+PATIENCE = 120_000
+
+SHARES = [generate_instrument_token(ExchangeSegment.NSE_EQ, number) for number in range(1, 21)]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running Dagster, what it stands on, and the hours that are captured."""
+
+    url: str
+    database_url: str
+    hours: list[str]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, template: str) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("ui")
+    database_url = create_database(postgres_url, "ui", template=template)
+    settings = Settings(
+        _env_file=None,
+        data_source="dhan",
+        data_dir=folder,
+        database_url=database_url,
+        dhan_token_file=folder / "dhan_token.json",
+        sessions="always",
+    )
+    captured = _capture(settings, database_url)
+    settings = settings.model_copy(update={"partitions_start": history.first_day(settings)})
+    home = folder / "dagster"
+    home.mkdir()
+    shutil.copy(Path(__file__).parent.parent / "deploy" / "local" / "dagster.yaml", home)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        job = build_defs(location="dhan_pipeline", settings=settings).resolve_implicit_global_asset_job_def()
+        made = [dg.AssetKey(name) for name in ("raw_packets", "ticks", "candles_1m")]
+        for hour in captured:
+            assert job.execute_in_process(instance=instance, partition_key=hour, asset_selection=made).success
+    with _dagster(settings, home) as url:
+        yield Site(url, database_url, captured)
+
+
+def _capture(settings: Settings, database_url: str) -> list[str]:
+    """Two past hours, through the wire of the simulated exchange."""
+    save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6), CLIENT_ID)
+    add_instruments(database_url, SHARES)
+    write_subscriptions(settings.subscriptions_path, [Subscription(token, Mode.FULL, "") for token in SHARES])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("HOURS", 2), ("SECONDS_AN_HOUR", 1.5), ("RATE", 1000.0)):
+            patch.setattr(history, name, value)
+        history.capture_history(settings, database_url, Console(file=StringIO()))
+    return sorted(hours(settings.journal_dir, history.CAPTURE))
+
+
+@contextmanager
+def _dagster(settings: Settings, home: Path) -> Iterator[str]:
+    """Everything but the capture, as a production site has it: its web server's URL, once it answers."""
+    port = str(free_port(0))
+    given = {name: getattr(settings, name) for name in Settings.model_fields if getattr(settings, name) is not None}
+    environment = program.environment(**given) | {"DAGSTER_HOME": str(home)}
+    code = ("--module-name", "dhan_pipeline.pipeline_definitions")
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(
+            [Path(sys.executable).with_name("dagster"), "dev", "--host", "127.0.0.1", "--port", port, *code],
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert server.poll() is None, (home / "log").read_text()
+            with suppress(urllib.error.URLError), urllib.request.urlopen(f"{url}/server_info", timeout=5):
+                return True
+            return False
+
+        try:
+            wait_until(answers)
+            yield url
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)  # and all that it started
+            server.wait()
+
+
+@contextmanager
+def changed_by_hand(database_url: str) -> Iterator[None]:
+    """The latest tick has another price for a while."""
+    change = "UPDATE tick_rows SET last_price = last_price + %s WHERE tick_id = (SELECT max(tick_id) FROM tick_rows)"
+    for paise in (5, -5):
+        with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+            cursor.execute(change, (paise / 100,))
+            assert cursor.rowcount == 1
+        if paise > 0:
+            yield
+
+
+def test_the_lineage_shows_every_group_and_what_is_in_it(site: Site, page: Page) -> None:
+    asked: set[str | None] = set()
+    page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+    page.goto(f"{site.url}/asset-groups")
+    for group in ("reference", "capture", "research", "comparison", "operations"):
+        expect(page.get_by_text(group, exact=True).first).to_be_visible(timeout=PATIENCE)
+    page.get_by_text("capture", exact=True).last.click()  # the first is in the list at the side
+    for asset in ("live_feed", "raw_packets", "ticks"):
+        expect(page.get_by_text(asset, exact=True).first).to_be_visible(timeout=PATIENCE)
+    assert asked <= {"127.0.0.1", None}
+
+
+def test_an_asset_says_what_it_is_and_where_its_code_is(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/assets/instruments")
+    expect(page.get_by_text("The table of every instrument that a list ever named.")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Strike of an option, rupees")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="Open reference.py")).to_be_visible(timeout=PATIENCE)
+
+
+def test_hours_are_shown_and_a_backfill_of_one_gives_the_same_rows(site: Site, page: Page) -> None:
+    hour = site.hours[0]
+
+    def state() -> tuple[str, datetime]:
+        """The digest of the hour's rows, and when they were last rebuilt."""
+        with closing(connect(site.database_url)) as conn, conn.cursor() as cursor:
+            of_hour = f"{hour}+05:30"
+            cursor.execute("SELECT max(rebuilt_at) FROM ingest_ledger WHERE hour = %s", (of_hour,))
+            [(rebuilt_at,)] = cursor.fetchall()
+            return hour_digest(conn, hour).digest, rebuilt_at
+
+    digest, rebuilt_at = state()
+    page.goto(f"{site.url}/assets/ticks?view=partitions")
+    expect(page.get_by_text("Materialized (2)")).to_be_visible(timeout=PATIENCE)
+    page.get_by_text(hour, exact=True).first.click(timeout=PATIENCE)
+    expect(page.get_by_text(digest).first).to_be_visible(timeout=PATIENCE)
+
+    page.get_by_role("button", name="Materialize").first.click(timeout=PATIENCE)
+    launch = page.get_by_role("button", name="Launch 1 run")
+    launch.click(timeout=PATIENCE)
+    expect(launch).to_be_hidden(timeout=PATIENCE)
+    # Its run is found by its tags, beside the one by which the hour is there.
+    page.goto(f"{site.url}/runs?q[0]=tag:dhan/role=by_hand&q[1]=tag:dagster/partition={hour}")
+    expect(page.get_by_text("Success", exact=True)).to_have_count(2, timeout=PATIENCE)
+    same_digest, later = state()
+    assert same_digest == digest
+    assert later > rebuilt_at
+
+
+def test_a_row_that_was_changed_by_hand_fails_a_check_that_says_so(site: Site, page: Page) -> None:
+    hour = site.hours[-1]
+    with changed_by_hand(site.database_url):
+        page.goto(f"{site.url}/assets/ticks?view=checks&checkDetail=digest")
+        page.get_by_role("button", name="Execute all").click(timeout=PATIENCE)
+        found = page.get_by_text(f"rows of {hour} are not the").first
+        expect(found).to_contain_text("something other than this pipeline has changed them", timeout=PATIENCE)
+        expect(page.get_by_text("Failed", exact=True).first).to_be_visible(timeout=PATIENCE)
+        page.get_by_role("tab", name="Partitions").last.click(timeout=PATIENCE)
+        expect(page.get_by_text("Failed (1)", exact=True)).to_be_visible(timeout=PATIENCE)

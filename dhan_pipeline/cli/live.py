@@ -25,13 +25,17 @@ def live(
 
     from dhan_pipeline.page.app import make_app
 
-    # The server ends by itself at both, and raises them again afterwards.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: None)
     with _listen(host, port) as listener, open_database(read_settings()) as url:
         app = make_app(read_settings(), url, ["127.0.0.1", "localhost", host])
-        print(f"The live page is on http://{host}:{listener.getsockname()[1]}; Ctrl-C ends it.", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+
+        def end(_number: int, _frame: object) -> None:
+            server.should_exit = True
+
+        # The server listens to them itself once it has started, and raises them again when it has ended.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+        print(f"The live page is on http://{host}:{listener.getsockname()[1]}; Ctrl-C ends it.", flush=True)
         server.run([listener])
 
 

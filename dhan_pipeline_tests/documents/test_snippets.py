@@ -87,6 +87,7 @@ LASTING = (
 REPLACED = {
     '"eyJ…"': f'"{make_token(CLIENT_ID)}"',
     "dhan-pipeline live": "dhan-pipeline live --port 0",
+    "\"$(TZ=Asia/Kolkata date -d '1 hour ago' +%FT%H:00)\"": "2026-11-20T10:00",
     "simulate --listen": "simulate --master exchange.csv --listen",
     "simulate --instruments": "simulate --master exchange.csv --instruments",
 }

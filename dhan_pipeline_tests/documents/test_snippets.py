@@ -274,6 +274,7 @@ def test_every_file_that_is_shown_can_be_read(snippet: Snippet, tmp_path: Path) 
         Settings(_env_file=tmp_path / ".env")  # type: ignore[call-arg]
     elif "rules:" in snippet.text:
         (tmp_path / "rules.yaml").write_text(snippet.text, encoding="utf-8")
+        (tmp_path / "watchlist.csv").write_text("exchange_segment,security_id\nNSE_EQ,2885\n", encoding="utf-8")
         assert load_rules(tmp_path / "rules.yaml")
     elif "routes:" in snippet.text:
         (tmp_path / "alerts.yaml").write_text(snippet.text, encoding="utf-8")

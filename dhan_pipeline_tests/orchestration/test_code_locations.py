@@ -141,8 +141,8 @@ def test_replacing_everything_else_does_not_touch_a_capture(instance: dg.Dagster
         }
         assert locations["live_feed"] == locations["ticks"] == locations["raw_packets"] == "dhan_pipeline"
         checks = {check["name"]: check for node in shown["live"] for check in node["assetChecksOrError"]["checks"]}
-        assert checks.keys() == set(LIVE_CHECKS)
-        assert all(check["executionForLatestMaterialization"]["status"] == "SUCCEEDED" for check in checks.values())
+        assert checks.keys() >= set(LIVE_CHECKS)
+        assert all(checks[name]["executionForLatestMaterialization"]["status"] == "SUCCEEDED" for name in LIVE_CHECKS)
 
         before = ask(RELOAD)
         site.kill("dhan_pipeline")

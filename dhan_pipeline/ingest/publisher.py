@@ -150,9 +150,13 @@ class Publisher:
         return self._stop.is_set() and time.monotonic() >= self._stop_at_s
 
     def _resume(self) -> bool:
-        """Go on after the last block that was handed over. False where the time to stop came before that is known."""
+        """Go on after the last block that was handed over. False where the time to stop came before that is known.
+
+        Who stops waits for a database that answers, as long as there is something to hand over.
+        """
         while not self._books.begin(_POLL_S):
-            if self._stop.is_set():
+            to_come = self._books.workers is not None and self._backlog.last_durable is not None
+            if self._is_over() or (self._stop.is_set() and not to_come):
                 return False
         after, received_ns = self._handed_over or self._books.whole or (None, 0)
         self._runs.clear()

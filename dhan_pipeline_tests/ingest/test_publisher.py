@@ -9,7 +9,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.tokens import make_token
-from dhan_pipeline.ingest import backlog, publisher, retrying
+from dhan_pipeline.ingest import backlog, books, publisher, retrying
 from dhan_pipeline.ingest.backlog import BATCH_BLOCKS, Backlog
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.ingest.publisher import Publisher
@@ -370,6 +370,17 @@ async def test_stopping_waits_for_workers_where_there_are_some(
             await until(lambda: made.publisher.facts()["workers"])
             made.put(300)
         assert made.stored
+
+
+async def test_stopping_hands_over_the_first_blocks_of_a_journal_before_the_database_was_asked_about_them(
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books, "_POLL_S", 0.5)
+    monkeypatch.setattr(publisher, "_POLL_S", 0.01)
+    async with publishing(settings, database_url, journal, drain_s=60.0) as made:
+        await until(lambda: made.publisher.facts()["workers"] is not None)
+        made.put(30)
+    assert made.handed_over
 
 
 async def test_stopping_ends_at_once_where_there_is_nobody_to_wait_for(

@@ -482,10 +482,29 @@ def _writer(way: _Way) -> Finding:
     status = way.capture.status
     behind_s, blocks = status.get("backlog_seconds") or 0.0, status.get("backlog_blocks", 0)
     found = f"It is {behind_s:,.1f} s behind what was received ({blocks:,} blocks wait)."
-    if way.settings.transport == "rabbitmq" and status.get("workers") == 0:
-        return bad("writer", f"{found} No worker runs.", "Run `dhan-pipeline worker`.")
+    if "queue_depth" in status:
+        return _workers(status, found, behind_s > _BEHIND_S)
     if behind_s > _BEHIND_S:
         return bad("writer", found, "It catches up by itself; look at the load and the disk of the database.")
+    return ok("writer", found)
+
+
+def _workers(status: dict[str, Any], found: str, behind: bool) -> Finding:
+    """The finding `writer` of a capture that hands over to workers. They leave while RabbitMQ is away."""
+    depth, workers, dead = status["queue_depth"], status.get("workers"), status.get("dead_letters") or 0
+    if depth is None:
+        fix = "Start the broker, or correct RABBITMQ_URL. The journal keeps all meanwhile; the capture catches up."
+        return (bad if behind else warn)("writer", f"{found} RabbitMQ is away, or has not been asked yet.", fix)
+    if not workers:
+        return bad("writer", f"{found} No worker runs.", "Run `dhan-pipeline worker`.")
+    found += f" {depth:,} messages wait in RabbitMQ for {workers} workers."
+    if behind:
+        return bad(
+            "writer", found, "It catches up by itself; look at the messages of the workers, and at the database."
+        )
+    if dead:
+        fix = "See why with `dhan-pipeline redrive --list`; `dhan-pipeline redrive --dead-letters` puts them back."
+        return warn("writer", f"{found} {dead:,} dead letters could not be stored.", fix)
     return ok("writer", found)
 
 

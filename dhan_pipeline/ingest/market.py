@@ -147,9 +147,11 @@ class Market:
         looks = self._looks
         if not looks:
             return {"segments": {}, "movers": {}}
-        first, last = looks[0], looks[-1]
+        last = looks[-1]
         # Where nothing comes there is no look: a second later than due, it was silent since.
         until_ns = max(last.at_ns, now_ns - 2e9 * self._speed)
+        since_ns = until_ns - (WINDOW_S + 1) * 1e9 * self._speed
+        first = next((look for look in looks if look.at_ns > since_ns), last)
         seconds = max((until_ns - first.at_ns) / (1e9 * self._speed), 1.0)
         segments = {}
         for number in ExchangeSegment:

@@ -15,7 +15,7 @@ from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_wo
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.outcome import CheckOutcome, Severity, above, below
 from dhan_pipeline.quality.pictures import Picture, latency_picture, ticks_picture
-from dhan_pipeline.quality.rates import hour_insert_rate, hour_tick_rate, live_insert_rate, live_tick_rate
+from dhan_pipeline.quality.rates import held_up, hour_insert_rate, hour_tick_rate, live_insert_rate, live_tick_rate
 from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import IST, parse_hour_key
 from dhan_pipeline.settings import Settings
@@ -179,6 +179,7 @@ def live_outcomes(
             unknown="Nothing was stored in the last 10 s and nothing waits: no latency to judge.",
             percentiles=[status.get(f"latency_{name}_ms") for name in ("p50", "p95", "p99", "p999")],
             picture=latency_picture(status.get("latency_counts", ()), settings.latency_p99_ms_warn),
+            why=held_up(status),
         ),
         live_insert_rate(status, settings),
         _conservation(
@@ -248,18 +249,16 @@ def _latency(
     unknown: str,
     percentiles: Sequence[float | None],
     picture: Picture | None,
+    why: str = "the database does not keep up or was away: look at its load, checkpoints and disk",
 ) -> CheckOutcome:
-    """`percentiles`: the 50th, 95th, 99th and 99.9th, in milliseconds."""
+    """`percentiles`: the 50th, 95th, 99th and 99.9th, in milliseconds. `why` it is high, and what to do."""
     warn, error = settings.latency_p99_ms_warn, settings.latency_p99_ms_error
     limits = f"target below 500 ms, warning above {warn:g} ms, critical above {error:g} ms"
     if p99_ms is None:
         return CheckOutcome("latency_p99", True, "WARN", None, "ms", limits, unknown)
     description = found.format(value=f"{p99_ms:,.0f} ms")
     if p99_ms > warn:
-        description += (
-            " The database does not keep up or was away: look at its load, checkpoints and disk."
-            " Nothing is lost, the journal holds what waits."
-        )
+        description += f" {why[0].upper()}{why[1:]}. Nothing is lost, the journal holds what waits."
     others = [
         f"{name} {value:,.0f} ms"
         for name, value in zip(("p50", "p95", "p99", "p99.9"), percentiles, strict=True)
@@ -558,12 +557,15 @@ def _disk(status: Mapping[str, Any]) -> CheckOutcome:
 def _queue_depth(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     warn, error = settings.queue_depth_warn, settings.queue_depth_error
     limits = f"target below 1000, warning above {warn:,} and of any dead letter, critical above {error:,}"
-    if settings.transport == "direct":
+    if settings.transport == "direct" and "queue_depth" not in status:  # who looks may have other settings
         found = "The capture writes into the database itself: no queue is used."
         return CheckOutcome("queue_depth", True, "WARN", None, "messages", limits, found)
     depth, workers, dead = status.get("queue_depth"), status.get("workers") or 0, status.get("dead_letters") or 0
     if depth is None:
-        found = "RabbitMQ is away, or has not been asked yet. The journal keeps what is not handed over to it."
+        found = (
+            "RabbitMQ is away, or has not been asked yet. If it stays so, start it, or correct RABBITMQ_URL:"
+            " `dhan-pipeline doctor` says what it answers. The journal keeps what is not handed over to it."
+        )
         return CheckOutcome("queue_depth", False, "ERROR", None, "messages", limits, found)
     alone = depth > 0 and not workers
     found = f"{depth:,} messages wait in RabbitMQ for {workers} workers."

@@ -95,6 +95,19 @@ def hour_insert_rate(hour: str, flow: HourFlow, trading: Sequence[int] | None, s
     return _insert_rate(rate, None, settings, found)
 
 
+def held_up(status: Mapping[str, Any]) -> str:
+    """Why what a capture received is stored late or not at all, as far as it knows, and what to do about it."""
+    if "queue_depth" not in status:
+        return "the database does not keep up or was away: look at its load, locks, checkpoints and disk"
+    if status["queue_depth"] is None:
+        return "RabbitMQ is away: start it, or correct RABBITMQ_URL"
+    if not status.get("workers"):
+        return "no worker runs: start one with `dhan-pipeline worker`"
+    return (
+        "the workers or the database do not keep up or were away: look at the workers' messages, and how many they are"
+    )
+
+
 def live_insert_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     """The outcome of `insert_rate` for a capture's status line."""
     a_minute, waiting_s = status.get("ticks_per_minute"), status["backlog_seconds"] or 0.0
@@ -105,19 +118,23 @@ def live_insert_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutc
         found = f"The database takes all ticks as they come, {rate:,.0f} a second in the last minute."
         return _insert_rate(rate, None, settings, found)
     found = f"Ticks have waited for {waiting_s:,.0f} s, and the database took {rate:,.0f} a second in the last minute."
-    return _insert_rate(rate, _trading_now(status, settings) or None, settings, found)
+    return _insert_rate(rate, _trading_now(status, settings) or None, settings, found, held_up(status))
 
 
-def _insert_rate(rate: float | None, waiting_of: float | None, settings: Settings, found: str) -> CheckOutcome:
-    """Judged where ticks waited: of so many instruments that trade."""
+def _insert_rate(
+    rate: float | None,
+    waiting_of: float | None,
+    settings: Settings,
+    found: str,
+    why: str = "the database is away, or held up by a lock, a full disk or a checkpoint without end; with workers,"
+    " there are too few",
+) -> CheckOutcome:
+    """Judged where ticks waited: of so many instruments that trade. `why` that may be, and what to do."""
     warn, error = settings.insert_rate_warn, settings.insert_rate_error
     scale = _scale(waiting_of, settings)
     passed = rate is None or waiting_of is None or rate >= warn * scale
     if not passed:
-        found += (
-            f" From below {warn * scale:,.0f} it warns: the database is away, or held up by a lock, a full disk or a"
-            " checkpoint without end; with workers, there are too few. Nothing is lost, the journal holds what waits."
-        )
+        found += f" From below {warn * scale:,.0f} it warns: {why}. Nothing is lost, the journal holds what waits."
     return CheckOutcome(
         "insert_rate",
         passed,

@@ -262,6 +262,27 @@ MINUTES_AGO = (NOW - timedelta(minutes=5)).isoformat()
             "catches up",
         ),
         (
+            reports(backlog_seconds=12.5, queue_depth=None, workers=0, dead_letters=None),
+            "S2885",
+            "writer",
+            "RabbitMQ is away",
+            "Start the broker",
+        ),
+        (
+            reports(backlog_seconds=12.5, queue_depth=40, workers=0, dead_letters=0),
+            "S2885",
+            "writer",
+            "No worker runs",
+            "dhan-pipeline worker",
+        ),
+        (
+            reports(backlog_seconds=12.5, queue_depth=40, workers=2, dead_letters=0),
+            "S2885",
+            "writer",
+            "40 messages wait in RabbitMQ for 2 workers",
+            "messages of the workers",
+        ),
+        (
             does("DELETE FROM tick_rows"),
             "S2885",
             "row",
@@ -280,6 +301,15 @@ def test_the_first_link_that_is_broken_is_told(
     assert found in link.found
     assert fix in link.fix
     assert broken == "instrument" or told.verdict.startswith(f"The link that broke is `{broken}`: {link.found}")
+
+
+def test_dead_letters_are_worth_a_word(way: Way) -> None:
+    way.reports(queue_depth=0, workers=2, dead_letters=3)
+    told = way.walk("S2885")
+    link = next(link for link in told.links if link.name == "writer")
+    assert link.state == "warn"
+    assert "3 dead letters" in link.found
+    assert "redrive --list" in link.fix
 
 
 def test_a_rule_that_selects_what_the_list_lacks_is_named(way: Way) -> None:

@@ -94,10 +94,11 @@ def test_where_nothing_comes_any_more_rates_fall(shown: Shown) -> None:
         shown.see(at_ns, *[(SHARES[0], 100.0, 99.0)] * 60)
     rates = [
         shown.market.facts(at_ns + later * SECOND_NS)["segments"]["NSE_EQ"]["ticks_per_second"]
-        for later in (0, 2, 12, 112)
+        for later in (0, 2, 7, 14)
     ]
     assert rates[:2] == [60.0, 60.0]
-    assert 0 < rates[3] < rates[2] < 60.0
+    assert 0 < rates[2] < 60.0
+    assert rates[3] == 0.0
 
 
 def test_the_last_tick_of_each_segment_is_told_when_they_come_together(shown: Shown) -> None:

@@ -456,6 +456,27 @@ def test_queues_are_judged_where_blocks_go_through_them(
     assert told in outcome.description
 
 
+@pytest.mark.parametrize(
+    ("facts", "cause"),
+    [
+        ({}, "The database does not keep up"),
+        ({"queue_depth": None, "workers": 0}, "RabbitMQ is away: start it"),
+        ({"queue_depth": 9, "workers": 0}, "No worker runs: start one"),
+        ({"queue_depth": 9, "workers": 2}, "The workers or the database do not keep up"),
+    ],
+)
+def test_what_waits_is_laid_to_what_holds_it_up(facts: dict[str, object], cause: str) -> None:
+    waits = {"latency_p99_ms": None, "backlog_seconds": 70.0, "ticks_per_minute": 0.0, **facts}
+    for name in ("latency_p99", "insert_rate"):
+        outcome = live(name, **waits)
+        assert not outcome.passed
+        assert cause.casefold() in outcome.description.casefold()
+
+
+def test_a_queue_is_judged_also_by_who_has_no_settings_of_it() -> None:
+    assert not live("queue_depth", queue_depth=9, workers=0, dead_letters=0).passed
+
+
 def test_no_queue_is_judged_where_the_capture_writes_itself() -> None:
     outcome = live("queue_depth")
     assert outcome.passed

@@ -105,6 +105,7 @@ def _iso(at: datetime) -> str:
 
 def _line(look: "Now | str") -> str:
     """A line for a file: the time, the headline, and what all captures come to."""
+    from dhan_pipeline.quality.gap_words import counted
     from dhan_pipeline.sessions import IST
 
     if isinstance(look, str):
@@ -116,7 +117,7 @@ def _line(look: "Now | str") -> str:
         f"{sum(capture.connections_up for capture in captures)} of {sum(c.connections for c in captures)} connections  "
         f"{sum(capture.ticks_per_second for capture in captures):,.0f} ticks/s  p99 {p99_ms:,.0f} ms  "
         f"backlog {max((capture.backlog_s for capture in captures), default=0):,.1f} s  "
-        f"{look.gaps} gaps of {look.gap_s:,.1f} s today"
+        f"{counted(look.gaps, 'gap')} of {look.gap_s:,.1f} s today"
     )
 
 
@@ -254,11 +255,13 @@ def _mover(mover: "Mover | None", style: str, indent: str = "") -> tuple[str, st
 
 
 def _gaps(now: "Now") -> Text:
+    from dhan_pipeline.quality.gap_words import counted
+
     if not now.gaps and not now.silences:
         return Text(" No gap in session today.", style="green")
     text = Text(f" Gaps in session today: {now.gaps}, {now.gap_s:,.1f} s in all.")
     if now.silences:
-        text.append(f" {now.silences} lively instruments fell silent.")
+        text.append(f" {counted(now.silences, 'lively instrument')} fell silent.")
     for gap in now.latest_gaps[:1]:
         until = f"to {gap.ended_at:%H:%M:%S}" if gap.ended_at else "and lasts"
         text.append(f" Last: {gap.started_at:%H:%M:%S} {until}, {gap.source} {gap.connection}, {gap.cause}.")

@@ -79,8 +79,10 @@ OTHERS_S = 60.0
 #: How often the run looks whether it was told to stop or declared dead. Costs a read of Dagster's storage.
 POLL_S = 2.0
 
-#: Live checks are judged this often, reported when their state changes, and all of them in the longer interval.
+#: Live checks are judged this often, and reported when there is news of them; those that fail also in the longer
+#: interval, for their words become alerts, and all of them in the longest.
 LIVE_JUDGE_S = 5.0
+LIVE_FAILING_S = 15.0
 LIVE_REPORT_S = 300.0
 
 #: Gaps that a run tells in its log. A connection that comes and goes all day would make the run's page slow.
@@ -160,10 +162,11 @@ class _Supervision:
         self._new_gaps = NewGaps(self._unjudged_hours(), clock.speed)
         self._gaps_told = 0
         self._statuses: deque[dict[str, Any]] = deque(maxlen=LIVE_WINDOW_S)
-        self._live: dict[str, tuple[bool, str]] = {}
+        self._live: dict[str, CheckOutcome] = {}
+        """What was last reported of each live check."""
         self._heartbeat_due = self._poll_due = 0.0
         self._judge_due = time.monotonic() + LIVE_JUDGE_S
-        self._live_due = 0.0
+        self._failing_due = self._live_due = 0.0
         self._needs_person: str | None = None
         self._disown_tags()
         self._child = CaptureChild(command, {**os.environ, **settings_environment(settings)})
@@ -259,9 +262,12 @@ class _Supervision:
         if now >= self._judge_due:
             self._judge_due = now + LIVE_JUDGE_S
             every = now >= self._live_due
+            failing = now >= self._failing_due
             if every:
                 self._live_due = now + LIVE_REPORT_S
-            self._report_live(self._judge(), every)
+            if failing:
+                self._failing_due = now + LIVE_FAILING_S
+            self._report_live(self._judge(), every, failing)
 
     def _asked_to_stop(self) -> str | None:
         """Why the run is to end, else None. Raises DagsterExecutionInterruptedError where Dagster has given it up."""
@@ -347,18 +353,17 @@ class _Supervision:
         """Report checks of an hour that is materialised; else nothing, since sealing it will report all."""
         report_hour(self._instance, self._context.log_event, hour, outcomes)
 
-    def _report_live(self, outcomes: Sequence[CheckOutcome], every: bool) -> None:
-        """Report live checks: `every` one, or those whose state changed.
+    def _report_live(self, outcomes: Sequence[CheckOutcome], every: bool, failing: bool = False) -> None:
+        """Report live checks: `every` one, or those of which there is news, and with `failing` those that fail.
 
         Runless, because a run's evaluations of one check overwrite each other and keep the time of the first.
         """
         for outcome in outcomes:
-            state = (outcome.passed, outcome.severity)
-            if every or self._live.get(outcome.name) != state:
+            if every or (failing and not outcome.passed) or _is_news(outcome, self._live.get(outcome.name)):
                 event = evaluation(self._live_key, outcome)
                 if not self._safely("a live check", partial(self._instance.report_runless_asset_event, event)):
                     return  # nor will the others be reported now
-                self._live[outcome.name] = state
+                self._live[outcome.name] = outcome
 
     def _measure(self) -> None:
         """Measure complete hours, in a thread: reading a busy hour of the journal takes longer than a heartbeat may."""
@@ -391,6 +396,15 @@ class _Supervision:
 def _is_worth_telling(measures: HourMeasures) -> bool:
     """Whether something came in the hour, or should have. Hours for which a person stopped the capture are no news."""
     return bool(measures.journal_blocks or measures.blocks) or any(gap.cause is not Cause.STOP for gap in measures.gaps)
+
+
+def _is_news(outcome: CheckOutcome, last: CheckOutcome | None) -> bool:
+    """Whether a check's state changed, or its number has become known: else a start's "not yet" stands for minutes."""
+    return (
+        last is None
+        or (outcome.passed, outcome.severity) != (last.passed, last.severity)
+        or (outcome.value is not None and last.value is None)
+    )
 
 
 def _exit(code: int) -> str:

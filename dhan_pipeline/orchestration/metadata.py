@@ -146,7 +146,7 @@ def check_metadata(outcome: CheckOutcome) -> Metadata:
     """A check's one number, which the UI plots, and its limits in words."""
     metadata: Metadata = {"limits": outcome.limits}
     if outcome.value is not None:
-        metadata["value"] = float(outcome.value)
+        metadata["value"] = round(float(outcome.value), 4)
         metadata["unit"] = outcome.unit
     if outcome.picture:
         metadata["picture"] = picture(outcome.picture.words, outcome.picture.svg)

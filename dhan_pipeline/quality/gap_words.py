@@ -57,7 +57,7 @@ def gaps_table(gaps: Sequence[GapPart]) -> str:
     if len(of_connections) > len(shown):
         blocks.append(f"{len(of_connections) - len(shown):,} shorter gaps are left out.")
     if silences:
-        blocks.append(f"{silences:,} lively instruments fell silent.")
+        blocks.append(f"{counted(silences, 'lively instrument')} fell silent.")
     return "\n\n".join(blocks)
 
 
@@ -72,6 +72,11 @@ def event_in_words(event: Mapping[str, Any]) -> str:
         detail = f", {event['detail']}" if event["detail"] else ""
         return f"A gap: {of} brings nothing since {started}: {cause}{detail}."
     return f"The gap of {of} since {started} ({cause}) is over after {event['seconds']:,.1f} s: {event['recovery']}."
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: `1 gap`, `2 gaps`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def connection_number(gap: GapPart) -> str:

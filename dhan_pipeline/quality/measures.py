@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from dhan_pipeline.quality.completeness import Completeness, hour_completeness, live_completeness
-from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
+from dhan_pipeline.quality.gap_words import ADVICE, connection_number, counted, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.outcome import CheckOutcome, Severity, above, below
 from dhan_pipeline.quality.pictures import Picture, latency_picture, ticks_picture
@@ -166,7 +166,11 @@ def live_outcomes(
     behind_ms = 1000.0 * (status["backlog_seconds"] or 0.0)
     p99 = status["latency_p99_ms"]
     latency = behind_ms if p99 is None else max(p99, behind_ms)
-    if p99 is None and not behind_ms:
+    unknown = "Nothing was stored in the last 10 s and nothing waits: no latency to judge."
+    if status.get("ticks_per_minute") is None:
+        # What its predecessor left to be stored says nothing of the database.
+        latency, unknown = None, "The capture has not run for a minute yet."
+    elif p99 is None and not behind_ms:
         latency = None
     return [
         live_tick_rate(status, settings),
@@ -176,7 +180,7 @@ def live_outcomes(
             settings,
             found="Packets are in the database {value} after they arrive, or have waited that long"
             " (p99 of the last 10 s, or the backlog).",
-            unknown="Nothing was stored in the last 10 s and nothing waits: no latency to judge.",
+            unknown=unknown,
             percentiles=[status.get(f"latency_{name}_ms") for name in ("p50", "p95", "p99", "p999")],
             picture=latency_picture(status.get("latency_counts", ()), settings.latency_p99_ms_warn),
             why=held_up(status),
@@ -364,7 +368,12 @@ def _connected(status: Mapping[str, Any]) -> CheckOutcome:
             " subscription hold instruments that trade now?"
         )
     else:
-        description = f"All {connections} connections to the feed are up" + (
+        all_up = (
+            "The connection to the feed is up"
+            if connections == 1
+            else f"All {connections} connections to the feed are up"
+        )
+        description = all_up + (
             "; nothing has arrived yet."
             if silent_s is None
             else f", and the last packet is {max(silent_s, 0):,.1f} s old."
@@ -395,8 +404,8 @@ def gaps_outcome(hour: str, gaps: Sequence[GapPart], settings: Settings) -> Chec
     if longest:
         total_s = sum(gap.seconds for gap in gaps_of_connections)
         found = (
-            f"{len(gaps_of_connections)} gaps of {hour}, {total_s:,.1f} s of the session in all. The longest,"
-            f" {seconds:,.1f} s on connection {connection_number(longest)}, {gap_in_words(longest)}."
+            f"{counted(len(gaps_of_connections), 'gap')} of {hour}, {total_s:,.1f} s of the session in all."
+            f" The longest, {seconds:,.1f} s on connection {connection_number(longest)}, {gap_in_words(longest)}."
         )
         if seconds > settings.gap_s_warn:
             found += f" {ADVICE[longest.cause]} No rebuild brings back what was not received."
@@ -404,8 +413,8 @@ def gaps_outcome(hour: str, gaps: Sequence[GapPart], settings: Settings) -> Chec
         found = f"No connection missed a second of {hour} in session."
     if silences:
         found += (
-            f" {len(silences)} lively instruments fell silent while others on their connection went on: a halt or a"
-            f" price band explains it. `dhan-pipeline gaps --hour {hour}` lists them."
+            f" {counted(len(silences), 'lively instrument')} fell silent while others on their connection went on:"
+            f" a halt or a price band explains it. `dhan-pipeline gaps --hour {hour}` lists them."
         )
     return CheckOutcome(
         "gaps",
@@ -448,7 +457,7 @@ def _silent_instruments(status: Mapping[str, Any]) -> CheckOutcome:
         tokens = status.get("silent", [])
         more = f" and {count - len(tokens)} more" if count > len(tokens) else ""
         found = (
-            f"{count} instruments that were lively have fallen silent while others on their connection went on:"
+            f"{counted(count, 'lively instrument')} fell silent while others on the connection went on:"
             f" {', '.join(map(str, tokens))}{more}. A halt or a price band explains it; if it does not, terminate the"
             " ingest run and launch the ingest job to subscribe anew."
         )
@@ -594,4 +603,4 @@ def _minute(at: datetime) -> str:
 
 
 def _clock_time(iso: str) -> str:
-    return datetime.fromisoformat(iso).strftime("%H:%M:%S UTC")
+    return f"{datetime.fromisoformat(iso).astimezone(IST):%H:%M:%S} IST"

@@ -1,7 +1,7 @@
 """Speaks the capture's side of the protocol: JSON lines out, ends when its standard input closes.
 
 Arguments: hours to announce as complete.
-Behaviour by environment: FAKE_CAPTURE=refuse|die|no_plan|noisy|deaf|quit|lock.
+Behaviour by environment: FAKE_CAPTURE=refuse|die|no_plan|noisy|deaf|quit|lock|once (one status line by itself).
 FAKE_CAPTURE_SAYS=file: each line that a test writes into the file is said.
 """
 
@@ -78,7 +78,8 @@ def main() -> None:
         JournalWriter(Path(os.environ["DATA_DIR"]) / "journal", int(os.environ["CAPTURE"]))
     if mode == "noisy":
         print("this is no JSON", flush=True)
-    Thread(target=repeat_status, daemon=True).start()
+    if mode != "once":
+        Thread(target=repeat_status, daemon=True).start()
     if says := os.environ.get("FAKE_CAPTURE_SAYS"):
         Thread(target=say_what_is_written, args=(Path(says),), daemon=True).start()
     sys.stdin.read()

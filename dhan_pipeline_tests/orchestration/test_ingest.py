@@ -37,6 +37,7 @@ from dhan_pipeline_tests.orchestration.conftest import (
     stop_when,
     wait_until,
 )
+from dhan_pipeline_tests.status import status
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +192,43 @@ def test_live_checks_are_reported_at_once_when_their_state_changes_and_else_seld
     with meanwhile(stop_when(pipeline, lambda: len(live(pipeline)) == len(LIVE_CHECKS))):
         execute(pipeline)
     assert [e.passed for e in checks(pipeline, LIVE_FEED, "connected")] == [True, True]  # at its start, at its stop
+
+
+def test_a_number_that_becomes_known_is_reported_at_once(
+    pipeline: Pipeline, capture_says: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CAPTURE", "once")
+
+    def act() -> None:
+        wait_until(lambda: checks(pipeline, LIVE_FEED, "cpu"))
+        capture_says.say(**status(hour=OPEN_HOUR, bytes=1, cpu_percent_minute=12.34567))
+        stop_when(pipeline, lambda: len(checks(pipeline, LIVE_FEED, "cpu")) > 1)()
+
+    with meanwhile(act):
+        execute(pipeline)
+    known, first = checks(pipeline, LIVE_FEED, "cpu")[-2:]
+    assert first.description == "The capture has not run for a minute yet."
+    assert known.metadata["value"].value == 12.3457
+
+
+def test_a_check_that_fails_is_reported_anew_so_that_its_words_are_of_now(
+    pipeline: Pipeline, capture_says: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CAPTURE", "once")
+    monkeypatch.setattr(ingest, "LIVE_FAILING_S", 0.0)
+
+    def act() -> None:
+        for open_s, recent_s in ((30.0, 0.0), (0.0, 31.0)):
+            reported = len(checks(pipeline, LIVE_FEED, "gaps"))
+            capture_says.say(**status(hour=OPEN_HOUR, bytes=1, gap_open_s=open_s, gap_recent_s=recent_s))
+            wait_until(lambda reported=reported: len(checks(pipeline, LIVE_FEED, "gaps")) > reported + 1)
+        stop_when(pipeline, lambda: True)()
+
+    with meanwhile(act):
+        execute(pipeline)
+    sentences = [evaluation.description for evaluation in checks(pipeline, LIVE_FEED, "gaps")]
+    assert any("missing for 30.0 s" in sentence for sentence in sentences)
+    assert any("took 31.0 s of the session, and is over" in sentence for sentence in sentences)
 
 
 def test_the_capture_of_one_of_two_sources_is_told_which_and_reports_checks_of_its_own(pipeline: Pipeline) -> None:

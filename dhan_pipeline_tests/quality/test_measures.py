@@ -184,6 +184,17 @@ def test_the_live_error_rate_forgets_what_was_before_the_earlier_status() -> Non
     assert live("parser_error_rate", earlier, ticks=810, rejected=90).value == 0
 
 
+def test_since_when_errors_are_counted_is_told_in_the_time_of_india() -> None:
+    earlier = {**GOOD_STATUS, "packets": 900, "at": "2026-11-20T03:59:00+00:00"}
+    assert "packets since 09:29:00 IST were rejected" in live("parser_error_rate", earlier).description
+
+
+def test_one_connection_is_told_as_one() -> None:
+    assert live("connected", connections=1, connections_up=1).description.startswith(
+        "The connection to the feed is up,"
+    )
+
+
 def test_a_restarted_capture_is_not_compared_with_its_predecessor() -> None:
     assert live("parser_error_rate", {**GOOD_STATUS, "packets": 5000}).value == 0
 
@@ -192,6 +203,12 @@ def test_a_backlog_counts_as_latency_when_the_database_is_away() -> None:
     outcome = live("latency_p99", latency_p99_ms=None, backlog_seconds=30.0)
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "ERROR", 30_000)
     assert "the journal holds what waits" in outcome.description
+
+
+def test_what_a_capture_catches_up_with_at_its_start_is_no_latency() -> None:
+    outcome = live("latency_p99", latency_p99_ms=3286.0, backlog_seconds=30.0, ticks_per_minute=None)
+    assert (outcome.passed, outcome.value) == (True, None)
+    assert outcome.description == "The capture has not run for a minute yet."
 
 
 def test_a_quiet_capture_has_no_latency_to_judge() -> None:
@@ -299,7 +316,7 @@ def test_of_hundreds_of_gaps_the_longest_are_shown() -> None:
 def test_silent_instruments_of_an_hour_are_counted_apart_and_warn_however_long_they_were_silent() -> None:
     outcome = gaps(gap(900.0, Cause.SILENT, instruments=1), gap(800.0, Cause.SILENT, instruments=1), gap(2.0))
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 2.0)
-    assert "1 gaps of" in outcome.description
+    assert "1 gap of" in outcome.description
     assert "2 lively instruments fell silent" in outcome.description
     assert "| silent |" not in outcome.table
     assert outcome.table.endswith("2 lively instruments fell silent.")

@@ -231,7 +231,10 @@ class Publisher:
         pause_s = self._gathered_s + _GATHER_S - time.monotonic()
         if pause_s > 0 and self._backlog.blocks < BATCH_BLOCKS:
             await asyncio.sleep(pause_s)
+        known = self._processor.instruments
         await asyncio.to_thread(self._prepare, timeout_s)
+        if self._processor.instruments is not known:  # here, not in that thread: `see` is called here meanwhile
+            self.liveliness.know(self._processor.instruments)
         self._gathered_s = time.monotonic()
 
     def _prepare(self, timeout_s: float) -> None:
@@ -241,7 +244,6 @@ class Publisher:
             known = self._processor.instruments
             if (known.lookup(self._tokens) < 0).any():
                 self._processor.learn(np.union1d(self._tokens, known.tokens))
-                self.liveliness.know(self._processor.instruments)
         self._runs.extend(self._run(stretch) for stretch in joined(blocks))
 
     def _run(self, stretch: Stretch) -> _Run:

@@ -1,7 +1,8 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_ident
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
 from dhan_pipeline.feeds.simulator.tokens import make_token
 from dhan_pipeline.ingest import backlog, books, publisher, retrying
 from dhan_pipeline.ingest.backlog import BATCH_BLOCKS, Backlog
+from dhan_pipeline.ingest.liveliness import Liveliness
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.ingest.publisher import Publisher
 from dhan_pipeline.ingest.rebuild import rebuild_hours
@@ -343,21 +345,39 @@ async def test_it_begins_when_the_database_has_said_where(
             await until(lambda: made.handed_over)  # it needs no database any more
 
 
-async def test_what_is_subscribed_while_it_runs_is_known_before_it_comes(
-    settings: Settings, database_url: str, rabbitmq_url: str, journal: JournalWriter
+async def test_what_is_subscribed_while_it_runs_is_known_before_it_comes_to_the_thread_that_sees_it(
+    settings: Settings,
+    database_url: str,
+    rabbitmq_url: str,
+    journal: JournalWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     *known, new = TOKENS
     with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
         cursor.execute("DELETE FROM instruments WHERE instrument_token = %s", (new,))
+    threads = set()
+
+    def noted(call: Callable[..., None]) -> Callable[..., None]:
+        def noting(*args: Any) -> None:
+            threads.add(get_ident())
+            call(*args)
+
+        return noting
+
+    for name in ("know", "see"):
+        monkeypatch.setattr(Liveliness, name, noted(getattr(Liveliness, name)))
     async with publishing(settings, database_url, journal, connections=dict.fromkeys(known, 0)) as made:
         made.put(50)
         await until(lambda: made.handed_over)
         assert new not in made.publisher._processor.instruments.tokens
+        threads.clear()
         made.publisher.subscribe(CONNECTIONS, {new})
         made.put(50)
         await until(lambda: made.handed_over)
         assert new in made.publisher._processor.instruments.tokens
+        assert new in made.publisher.liveliness._instruments.tokens
         assert made.publisher.liveliness._connections == CONNECTIONS
+    assert len(threads) == 1
     assert made.warnings == []
 
 

@@ -35,10 +35,10 @@ from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.instruments import read_instruments
+from dhan_pipeline.store.recent import LatestTick, latest_ticks
 from dhan_pipeline.store.resolved import prices_of
 from dhan_pipeline.store.subscribed import Subscribed, subscribed_during
 from dhan_pipeline.store.symbols import SymbolError, find_instruments, resolve_symbols
-from dhan_pipeline.store.ticks import LatestTick, latest_tick
 from dhan_pipeline.subscriptions import Subscription, SubscriptionError, load_rules, read_subscriptions, resolve
 from dhan_pipeline.threads import in_thread
 
@@ -155,7 +155,8 @@ def _walk(settings: Settings, symbol: str, clock: Clock) -> Walk:
         row = None
         if conn is not None:  # after the journal: a row that is there must be found
             with contextlib.suppress(psycopg2.Error):
-                row = latest_tick(conn, token, clock.now_ns() - int(_ROWS_SINCE.total_seconds() * 1e9))
+                since_ns = clock.now_ns() - int(_ROWS_SINCE.total_seconds() * 1e9)
+                row = latest_ticks(conn, [token], since_ns).get(token)
         way = _Way(
             settings=settings,
             clock=clock,

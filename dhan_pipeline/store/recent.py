@@ -1,16 +1,31 @@
-"""The last minutes of one instrument, as a person looks at them: its last tick, and a price and a volume a second."""
+"""What instruments did last: the last tick of each; of one, as a person looks at it, its last minutes by the second."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg2.extensions import connection
 
-from dhan_pipeline.sessions import HOUR_NS, hour_start_ns
-from dhan_pipeline.store.partitions import instant
+from dhan_pipeline.sessions import DAY_NS, HOUR_NS
+from dhan_pipeline.store.partitions import instant, partition_starts
 
 #: How far back it looks for an instrument that is silent now: over a long weekend.
-_HOURS_BACK = 96
+_DAYS_BACK = 4
+
+# The index is on the instrument alone: a look at all hours would read every row of it, which took a second where they
+# were 60,000. So it is looked for from the latest hour back, until there is one.
+_LATEST = """
+SELECT token, (extract(epoch FROM last.time) * 1e9)::bigint, last.last_price,
+    (SELECT max(latency_ms) FROM ingest_ledger WHERE block_id = last.tick_id >> 16)
+FROM unnest(%(tokens)s::bigint[]) AS token, LATERAL (
+    SELECT of_hour.* FROM unnest(%(hours)s::timestamptz[]) AS hour, LATERAL (
+        SELECT time, tick_id, last_price FROM tick_rows
+        WHERE instrument_token = token AND time >= greatest(hour, %(since)s) AND time < hour + interval '1 hour'
+        ORDER BY time DESC, tick_id DESC LIMIT 1
+    ) AS of_hour LIMIT 1
+) AS last
+"""
 
 # There is an index on the instrument alone. So the rows of its hours are read, once: 10 ms where they are 15,000.
 _RECENT = """
@@ -35,7 +50,26 @@ SELECT time, last_trade_time, last_price, last_traded_quantity, average_traded_p
         AS points
 FROM last LEFT JOIN depth d ON true
 """
-_LAST = "SELECT max(time) FROM tick_rows WHERE instrument_token = %s AND time >= %s AND time < %s"
+
+
+@dataclass(frozen=True, slots=True)
+class LatestTick:
+    """The last row of an instrument."""
+
+    received_ns: int
+    """Receive time, ns since the Unix epoch, UTC, cut to the microsecond."""
+    last_price: float | None
+    """Rupees."""
+    latency_ms: float | None
+    """From the receipt of its block's oldest message to its commit; None where only a rebuild stored it."""
+
+
+def latest_ticks(conn: connection, tokens: Collection[int], since_ns: int) -> dict[int, LatestTick]:
+    """The last row of each instrument of which one was received since (ns, UTC). Leaves the transaction open."""
+    hours = [instant(start_ns) for start_ns in reversed(partition_starts(conn)) if start_ns + HOUR_NS > since_ns]
+    with conn.cursor() as cursor:
+        cursor.execute(_LATEST, {"tokens": list(tokens), "hours": hours, "since": instant(since_ns)})
+        return {token: LatestTick(*found) for token, *found in cursor.fetchall()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +89,8 @@ def recent(conn: connection, token: int, now_ns: int, window: timedelta) -> Rece
     """
     if found := _recent(conn, token, instant(now_ns), window):
         return found
-    hour_ns = hour_start_ns(now_ns)
-    with conn.cursor() as cursor:
-        for back in range(_HOURS_BACK):
-            start_ns = hour_ns - back * HOUR_NS
-            cursor.execute(_LAST, (token, instant(start_ns), instant(start_ns + HOUR_NS)))
-            for (last,) in cursor.fetchall():
-                if last is not None:
-                    return _recent(conn, token, last, window)
-    return None
+    last = latest_ticks(conn, [token], now_ns - _DAYS_BACK * DAY_NS).get(token)
+    return None if last is None else _recent(conn, token, instant(last.received_ns), window)
 
 
 def _recent(conn: connection, token: int, until: datetime, window: timedelta) -> Recent | None:

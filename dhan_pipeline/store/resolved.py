@@ -10,7 +10,7 @@ from dhan_pipeline.sessions import DAY_NS, IST
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store.instruments import read_instruments
 from dhan_pipeline.store.partitions import instant
-from dhan_pipeline.store.ticks import latest_tick
+from dhan_pipeline.store.recent import latest_ticks
 from dhan_pipeline.subscriptions import LastPrices, Resolution, Rule, resolve
 
 #: A price that is older says little. The capture moves on from it with the first tick.
@@ -27,11 +27,11 @@ def prices_of(conn: connection, clock: Clock) -> LastPrices:
     """The last prices that were captured of instruments."""
 
     def last_prices(instrument_tokens: Sequence[int]) -> Mapping[int, tuple[float, datetime]]:
-        found = {}
-        for token in instrument_tokens:
-            tick = latest_tick(conn, token, clock.now_ns() - PRICES_OF_DAYS * DAY_NS)
-            if tick is not None and tick.last_price is not None:
-                found[token] = tick.last_price, instant(tick.received_ns)
-        return found
+        found = latest_ticks(conn, instrument_tokens, clock.now_ns() - PRICES_OF_DAYS * DAY_NS)
+        return {
+            token: (tick.last_price, instant(tick.received_ns))
+            for token, tick in found.items()
+            if tick.last_price is not None
+        }
 
     return last_prices

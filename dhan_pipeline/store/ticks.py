@@ -516,31 +516,6 @@ def _copy(cur: cursor, rows: Rows, table: str = "tick_rows") -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LatestTick:
-    """The last row of an instrument."""
-
-    received_ns: int
-    """Receive time, ns since the Unix epoch, UTC, cut to the microsecond."""
-    last_price: float | None
-    """Rupees."""
-    latency_ms: float | None
-    """From the receipt of its block's oldest message to its commit; None where only a rebuild stored it."""
-
-
-def latest_tick(conn: connection, instrument_token: int, since_ns: int) -> LatestTick | None:
-    """The last row of an instrument that was received since (ns, UTC). Leaves the transaction open."""
-    with conn.cursor() as cursor:
-        cursor.execute(
-            "SELECT (extract(epoch FROM t.time) * 1e9)::bigint, last_price::float8, (SELECT max(latency_ms) "
-            "FROM ingest_ledger WHERE block_id = t.tick_id >> 16) FROM ticks t "
-            "WHERE instrument_token = %s AND time >= %s ORDER BY time DESC, tick_id DESC LIMIT 1",
-            (instrument_token, instant(since_ns)),
-        )
-        rows = cursor.fetchall()
-    return LatestTick(*rows[0]) if rows else None
-
-
 def count_ticks(conn: connection) -> int:
     """Rows in `ticks`, counted, which takes about half a second a million. Leaves the transaction open."""
     with conn.cursor() as cur:

@@ -6,7 +6,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.store.partitions import ensure_partitions, instant
-from dhan_pipeline.store.recent import recent
+from dhan_pipeline.store.recent import LatestTick, latest_ticks, recent
 from dhan_pipeline_tests.broker import RELIANCE, TCS
 
 START_NS = parse_hour_key("2026-11-20T10:00")
@@ -92,3 +92,29 @@ def test_after_the_close_the_last_minutes_of_the_day_are_shown(conn: connection,
 def test_of_an_instrument_without_ticks_there_is_nothing(conn: connection, add: Add) -> None:
     add(0, 101.0)
     assert recent(conn, TCS, START_NS + SECOND_NS, WINDOW) is None
+
+
+def test_the_last_tick_is_found_in_whatever_hour_it_is(conn: connection, add: Add) -> None:
+    add(-2, 99.0)
+    add(-1, 100.0)
+    before = LatestTick(START_NS - SECOND_NS, 100.0, None)
+    assert latest_ticks(conn, [RELIANCE, TCS], START_NS - SECOND_NS) == {RELIANCE: before}
+    assert latest_ticks(conn, [RELIANCE], START_NS - SECOND_NS + 1000) == {}
+    add(5, 101.0)
+    add(5, 102.0)
+    assert latest_ticks(conn, [RELIANCE], 0) == {RELIANCE: LatestTick(START_NS + 5 * SECOND_NS, 102.0, None)}
+
+
+def test_the_last_tick_is_found_without_a_look_at_earlier_hours(conn: connection, add: Add) -> None:
+    for second in range(-50, 0):
+        add(second, 100.0)
+    add(1, 101.0)
+    read = (
+        "SELECT sum(pg_stat_get_xact_tuples_returned(inhrelid) + pg_stat_get_xact_tuples_fetched(inhrelid)) "
+        "FROM pg_inherits WHERE inhparent = 'tick_rows'::regclass"
+    )
+    with conn.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        latest_ticks(conn, [RELIANCE], 0)
+        cursor.execute(read)
+        assert cursor.fetchall() == [(1,)]

@@ -6,8 +6,9 @@ from psycopg2.extensions import connection
 from dhan_pipeline.feeds.dhan.scrip_master import parse_dhan_csv
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.instruments import generate_instrument_token
-from dhan_pipeline.sessions import DAY_NS
+from dhan_pipeline.sessions import DAY_NS, parse_hour_key
 from dhan_pipeline.store.instruments import sync_to_database
+from dhan_pipeline.store.partitions import ensure_partitions
 from dhan_pipeline.store.resolved import resolve_rules
 from dhan_pipeline.subscriptions import load_rules
 from dhan_pipeline_tests.ingest.feed import START_NS, HandClock
@@ -30,11 +31,9 @@ def test_options_are_chosen_around_the_last_price_that_was_captured(
         return found.price
 
     assert spot(HandClock()) is None
+    hour_ns = parse_hour_key("2026-11-20T09:00")
+    ensure_partitions(conn, hour_ns, hour_ns + 1)
     with conn, conn.cursor() as cursor:
-        cursor.execute(
-            "CREATE TABLE of_the_test PARTITION OF tick_rows FOR VALUES FROM ('2026-11-20 09:00+05:30')"
-            " TO ('2026-11-20 10:00+05:30')"
-        )
         cursor.execute(
             "INSERT INTO tick_rows (tick_id, time, instrument_token, last_price, mode, tradable) VALUES"
             " (1, '2026-11-20 09:00:01+05:30', %(token)s, 23950.05, 'quote', false),"

@@ -46,12 +46,13 @@ class Reader:
             self._idle.pop().close()
 
     def _ask(self, conn: connection, ask: Callable[[connection], T]) -> T:
-        found = ask(conn)
-        if len(self._idle) < _KEPT:
-            self._idle.append(conn)
-        else:
-            conn.close()
-        return found
+        try:
+            return ask(conn)
+        finally:
+            if not conn.closed and len(self._idle) < _KEPT:
+                self._idle.append(conn)
+            else:
+                conn.close()
 
     def _connect(self) -> connection:
         conn = connect(self._url)

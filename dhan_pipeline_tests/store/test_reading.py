@@ -35,6 +35,18 @@ def test_nothing_can_be_changed(reader: Reader) -> None:
         reader.read(change)
 
 
+def test_a_question_that_fails_costs_no_connection(reader: Reader) -> None:
+    asked = []
+
+    def fail(conn: connection) -> None:
+        asked.append(pid(conn))
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        reader.read(fail)
+    assert reader.read(pid) == asked[0]
+
+
 def test_a_connection_that_was_lost_is_made_again(reader: Reader, postgres_url: str, database_url: str) -> None:
     before = reader.read(pid)
     end_sessions(postgres_url, database_url)

@@ -25,8 +25,9 @@ def live(
 
     from dhan_pipeline.page.app import make_app
 
-    with _listen(host, port) as listener, open_database(read_settings()) as url:
-        app = make_app(read_settings(), url, ["127.0.0.1", "localhost", host])
+    settings = read_settings()
+    with _listen(host, port) as listener, open_database(settings) as url:
+        app = make_app(settings, url, ["127.0.0.1", "localhost", host])
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
 
         def end(_number: int, _frame: object) -> None:

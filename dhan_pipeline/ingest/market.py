@@ -73,7 +73,6 @@ class Market:
         # 0: no tick yet. Of a page that is never written, no memory is taken.
         price, close, kept = np.zeros(len(tokens)), np.zeros(len(tokens)), before >= 0
         kept[kept] = subscribed[before[kept]]
-        kept[kept] = subscribed[before[kept]]
         price[before[kept]], close[before[kept]] = self._price[kept], self._close[kept]
         self._price, self._close = price, close
         self._prices = instruments, price

@@ -21,6 +21,7 @@ from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import heard, ledger
 from dhan_pipeline.store.flow import WAITING_S
+from dhan_pipeline.store.instruments import read_names
 from dhan_pipeline.store.partitions import instant
 
 #: Of an instrument that sends so many in a stretch on average, nothing comes once in 20,000 such stretches.
@@ -69,14 +70,14 @@ def measure_completeness(conn: connection, hour: str, due: Due, always: bool) ->
     quiet, before = _quiet(conn, hour, doubtful, always)
     missing = [token for token in none if token not in quiet]
     shown = missing[:_SHOWN]
-    symbols = heard.trading_symbols(conn, shown)
+    names = read_names(conn, shown)
     conn.commit()
     return Completeness(
         subscribed=len(due.tokens),
         came=len(minutes) - len(none),
         quiet=len(quiet),
         missing=dict(Counter(segment_of(token).name for token in missing)),
-        examples=tuple(Missing(token, symbols.get(token, ""), before.get(token)) for token in shown),
+        examples=tuple(Missing(token, names.get(token, ("",))[0], before.get(token)) for token in shown),
     )
 
 

@@ -29,12 +29,3 @@ def count_ticks(
         cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL jit = off")
         cursor.execute(_COUNTS, {"tokens": list(tokens), "start": start, "end": end, "at_most": at_most})
         return dict(cursor.fetchall())
-
-
-def trading_symbols(conn: connection, tokens: Collection[int]) -> dict[int, str]:
-    """The trading symbol of each instrument token that the database knows. Leaves the transaction open."""
-    with conn.cursor() as cursor:
-        cursor.execute(
-            "SELECT instrument_token, trading_symbol FROM instruments WHERE instrument_token = ANY(%s)", (list(tokens),)
-        )
-        return dict(cursor.fetchall())

@@ -3,7 +3,7 @@ from datetime import timedelta
 from psycopg2.extensions import connection
 
 from dhan_pipeline.sessions import parse_hour_key
-from dhan_pipeline.store.heard import count_ticks, trading_symbols
+from dhan_pipeline.store.heard import count_ticks
 from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.store.ticks import write_blocks
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
@@ -28,13 +28,3 @@ def test_the_session_s_planner_is_left_as_it_was(conn: connection) -> None:
     with conn.cursor() as cursor:
         cursor.execute("SELECT current_setting('enable_seqscan')")
         assert cursor.fetchall() == [("on",)]
-
-
-def test_symbols_are_those_that_the_database_knows(conn: connection) -> None:
-    with conn, conn.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO instruments (instrument_token, source, trading_symbol, exchange_segment, exchange) "
-            "VALUES (%s, 'dhan', 'RELIANCE', 'NSE_EQ', 'NSE')",
-            (FIRST,),
-        )
-    assert trading_symbols(conn, [FIRST, FIRST + 1]) == {FIRST: "RELIANCE"}

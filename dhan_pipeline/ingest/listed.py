@@ -22,6 +22,8 @@ class SubscriptionList:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._seen: _State | None = None
+        self._ours: _State | None = None
+        """The list as `follow` wrote it last."""
         self._chains_seen: _State | None = None
         self._chains: list[Chain] = []
         self._centres: dict[Chain, int] = {}
@@ -31,7 +33,8 @@ class SubscriptionList:
         """The mode of each instrument token. Raises SubscriptionError where the list cannot be used."""
         path = self._settings.subscriptions_path
         self._seen = _state(path)
-        self._centres = {}
+        if self._seen != self._ours:
+            self._centres = {}
         return {each.instrument_token: each.mode for each in read_subscriptions(path, self._settings.source)}
 
     def changed(self) -> bool:
@@ -58,7 +61,8 @@ class SubscriptionList:
         }
         if centres != self._centres:
             self._centres = centres
-            move_windows(self._settings, self._chains, centres)
+            if move_windows(self._settings, self._chains, centres):
+                self._ours = _state(self._settings.subscriptions_path)
 
 
 def _state(path: Path) -> _State | None:

@@ -165,7 +165,7 @@ class Writer:
             self._processor, self._pending, self._committed = None, [], committed
             processor = BlockProcessor(tokens, decoder(self._settings))
             if committed is not None and not resume(
-                processor, self._settings.journal_dir, capture, committed, self._is_over
+                processor, self._settings.journal_dir, capture, committed, partial(self._interrupted, conn)
             ):
                 return False
             self._processor, self._redrives = processor, redrives
@@ -177,6 +177,11 @@ class Writer:
         else:
             self._backlog.start_after(committed, received_ns)
         return True
+
+    def _interrupted(self, conn: connection) -> bool:
+        """Asked while the day so far is read again, which may take a while: the status goes on meanwhile."""
+        self._write_status(conn)
+        return self._is_over()
 
     def _is_over(self) -> bool:
         return self._stop.is_set() and time.monotonic() >= self._stop_at_s

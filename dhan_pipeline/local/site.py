@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -113,10 +113,15 @@ def sync_instruments(services: Services, environment: Mapping[str, str]) -> None
         sync.wait_until_done()
 
 
+def ingest_runs(instance: dg.DagsterInstance) -> Sequence[dg.DagsterRun]:
+    """The ingest runs that are on their way, or capture."""
+    alive = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    return instance.get_runs(dg.RunsFilter(statuses=alive, tags={ROLE_TAG: "ingest"}))
+
+
 def stop_ingest_runs(instance: dg.DagsterInstance) -> None:
     """Ask the ingest runs to flush and succeed, and wait for it. The daemon must not be there to start another."""
-    alive = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-    runs = instance.get_runs(dg.RunsFilter(statuses=alive, tags={ROLE_TAG: "ingest"}))
+    runs = ingest_runs(instance)
     for run in runs:
         instance.add_run_tags(run.run_id, {STOP_TAG: "everything is stopped"})
     deadline = time.monotonic() + FLUSH_S

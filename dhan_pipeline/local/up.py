@@ -25,7 +25,7 @@ from dhan_pipeline.feeds.kite.auth import get_kite_credentials
 from dhan_pipeline.holidays import calendar_problem_left
 from dhan_pipeline.local.guardian import LocalError, guarded
 from dhan_pipeline.local.services import Services, free_port, make_logs
-from dhan_pipeline.local.site import dagster, live_page, postgres, sync_instruments, write_dagster_home
+from dhan_pipeline.local.site import dagster, ingest_runs, live_page, postgres, sync_instruments, write_dagster_home
 from dhan_pipeline.local.terminal import CAPTURE_START_S, LiveLine, interruptible, statuses, stderr_console
 from dhan_pipeline.quality.calendar import LEAD, capture_expected, next_session
 from dhan_pipeline.sessions import IST
@@ -119,14 +119,15 @@ def run_up(settings: Settings, *, port: int, live_line: bool, on_start: Callable
         if settings.transport == "rabbitmq":
             stack.enter_context(services.run("worker", "dhan-pipeline", "worker"))
         with (
-            dagster(services, environment, port, before_capture),
+            dagster(services, environment, port, before_capture) as instance,
             live_page(services, environment, port, database_url) as live_url,
         ):
             addresses = {"live_url": live_url, "dagster_url": dagster_url, "database_url": redacted(database_url)}
             console.print(f"\nLive      {live_url}\nDagster   {dagster_url}\nDatabase  {addresses['database_url']}\n")
             on_start(addresses)
             said = statuses(services, database_url, revive, console)
-            _watch(said, settings, console, LiveLine(console) if live_line else None)
+            line = LiveLine(console) if live_line else None
+            _watch(said, settings, console, lambda: len(ingest_runs(instance)), line)
 
 
 def cautions(settings: Settings, clock: Clock) -> list[str]:
@@ -192,9 +193,16 @@ def _revived(data_dir: Path, bin_dir: Path | None) -> bool:
 
 
 def _watch(
-    seconds: Iterable[Sequence[dict[str, Any]]], settings: Settings, console: Console, line: LiveLine | None
+    seconds: Iterable[Sequence[dict[str, Any]]],
+    settings: Settings,
+    console: Console,
+    runs: Callable[[], int],
+    line: LiveLine | None,
 ) -> None:
-    """For ever: show what the captures say of themselves; where none does, say why, once."""
+    """For ever: show what the captures say of themselves; where one does not, say why, once.
+
+    `runs` tells how many ingest runs are on their way.
+    """
     clock, well_s, last = Clock(), time.monotonic(), ""
     for said in seconds:
         sentence = ""
@@ -205,6 +213,8 @@ def _watch(
             sentence = _closed(settings, clock)
         elif time.monotonic() - well_s > CAPTURE_START_S:
             sentence = "A capture does not run, though it should: see the ingest runs in the Dagster UI."
+            if runs() >= len(settings.sources):
+                sentence = "A capture takes long to start, or to store anything: see its log in the Dagster UI."
         if sentence and sentence != last:
             console.print(sentence)
         last = sentence

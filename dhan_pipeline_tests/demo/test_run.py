@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import psycopg2
 import pytest
 
+from dhan_pipeline.demo import run as run_module
+from dhan_pipeline.local.guardian import LocalError
 from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.ledger import statuses
 
@@ -118,6 +120,16 @@ mutation($params: LaunchBackfillParams!) {
 }
 """
 BACKFILL = "query($id: String!) {partitionBackfillOrError(backfillId: $id) {... on PartitionBackfill {status}}}"
+
+
+def test_a_capture_is_waited_for_while_its_run_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "CAPTURE_START_S", 0.0)
+    runs = iter([2, 2, 1])
+    with pytest.raises(LocalError, match="The capture did not start"):
+        run_module._watch([[]] * 4, 2, None, lambda: next(runs), None)
+    assert next(runs, None) is None
+
+    run_module._watch([[], [{}]], 1, None, lambda: 1, None)
 
 
 def test_past_hours_are_green_a_killed_capture_returns_and_a_backfill_gives_the_same_rows(

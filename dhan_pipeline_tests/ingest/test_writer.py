@@ -475,6 +475,28 @@ def test_the_published_status_is_kept_in_the_database(writing: Writing, database
     assert (status.capture, status.source) == (0, "dhan")
 
 
+def test_the_status_is_kept_while_the_day_so_far_is_read_again(
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Writing(settings, database_url, journal)
+    with running(first.writer, first.backlog):
+        first.put(10)
+        until(lambda: first.all_committed)
+    kept: list[object] = []
+
+    def read_again(*args: Any) -> bool:
+        assert not args[-1]()
+        kept.extend(query(database_url, "SELECT status FROM captures"))
+        return True
+
+    monkeypatch.setattr(writer_module, "resume", read_again)
+    second = Writing(settings, database_url, journal)
+    second.writer.publish({"messages": 1})
+    with running(second.writer, second.backlog):
+        until(lambda: second.all_committed)
+    assert kept == [({"messages": 1},)]
+
+
 @pytest.mark.usefixtures("partitions_ahead")
 def test_partitions_are_made_ahead_as_the_clock_goes_on(writing: Writing, database_url: str) -> None:
     def partitions() -> set[object]:

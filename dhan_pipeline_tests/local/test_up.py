@@ -19,6 +19,8 @@ from dhan_pipeline.feeds.kite.auth import save_kite_token
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
 from dhan_pipeline.instruments import generate_instrument_token
+from dhan_pipeline.local import up as up_module
+from dhan_pipeline.local.terminal import stderr_console
 from dhan_pipeline.local.up import _closed, cautions, missing, synced_today
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -118,6 +120,18 @@ def test_a_person_who_starts_it_on_a_weekend_is_told_when_the_next_session_opens
     assert _closed(settings, at("2026-11-28T12:00")) == (
         "No session is open. The next one opens on Monday, 30 November, at 09:00 IST; the capture begins before that."
     )
+
+
+def test_a_capture_whose_run_is_on_its_way_is_late_and_one_without_a_run_does_not_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up_module, "CAPTURE_START_S", 0.0)
+    always = settings.model_copy(update={"sessions": "always"})
+    runs = iter([1, 1, 0, 0])
+    up_module._watch([[]] * 4, always, stderr_console(), lambda: next(runs), None)
+    late, missing = capsys.readouterr().err.splitlines()
+    assert late.startswith("A capture takes long to start")
+    assert missing.startswith("A capture does not run, though it should")
 
 
 @pytest.fixture

@@ -317,7 +317,8 @@ class _RuleReader:
                             f"{path}, line {rows.line_num}: {named} is not an instrument."
                         ) from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise self.error(node, f"the list {path} cannot be read: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise self.error(node, f"the list {path} cannot be read: {why}") from error
         if not names:
             raise self.error(node, f"{path} lists no instrument")
         return tuple(dict.fromkeys(names))

@@ -270,7 +270,7 @@ def test_a_token_of_a_segment_that_only_kite_has_names_nothing_of_dhans(rules_fi
         ("rules:\n - options: NIFTY\n   limit: 9\n   around_spot: 5", r"line 3: limit and around_spot do not go toge"),
         ("rules:\n - futures: NIFTY\n   around_spot: 5", r"line 3: around_spot does not apply to futures"),
         ("rules:\n - indices: F&O", r"line 2: F&O stands for shares, not for indices"),
-        ("rules:\n - list: none.csv", r"line 2: the list .*none.csv cannot be read"),
+        ("rules:\n - list: none.csv", r"line 2: the list .*none.csv cannot be read: No such file or directory"),
         ("rules:\n - list: bad.csv", r"bad.csv, line 3: NSE_EQ x is not an instrument"),
         ("rules:\n - list: headless.csv", r"headless.csv has no column security_id or instrument_token"),
         ("rules:\n - list: ids.csv", r"ids.csv, line 2: no segment 13 is not an instrument"),

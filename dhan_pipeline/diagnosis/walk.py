@@ -281,6 +281,12 @@ def _told(way: _Way) -> list[Subscribed]:
     return [each for each in subscribed_during(way.conn, now, now) if each.capture == way.capture.capture]
 
 
+def _is_subscribed(way: _Way) -> bool:
+    """Whether packets of it are to come: the running capture's word, else the list's."""
+    listed = [] if isinstance(way.listed, SubscriptionError) else way.listed
+    return any(each.instrument_token == way.token for each in _told(way) or listed)
+
+
 def _rule(way: _Way) -> str:
     """The first rule that selects it, in words; empty where none does, or it cannot be said."""
     if way.conn is None:
@@ -364,7 +370,8 @@ def _connection(way: _Way) -> Finding:
         fix = "The connection is replaced after FEED_SILENCE_S; if the market trades, ask the broker."
         words = f"{found}, but nothing came through any for {quiet_s:,.0f} s."
         return (bad if quiet_s > SILENCE_ERROR_S else warn)("connection", words, fix)
-    gaps = f", with {status['gaps']:,} gaps since the start" if status.get("gaps") else ""
+    number_of_gaps = status.get("gaps") or 0
+    gaps = f", with {number_of_gaps:,} gap{'s' * (number_of_gaps > 1)} since the start" if number_of_gaps else ""
     return ok("connection", f"{found}{gaps}.")
 
 
@@ -436,7 +443,7 @@ def _packet(way: _Way) -> Finding:
             return bad("packet", f"It fell silent at {since}, while others went on: {gap.detail}.", ADVICE[gap.cause])
     if way.packet is None:
         found = f"None of the journal's packets of the last {_ago(now_ns - way.searched_from_ns)} is of it"
-        if not way.open or way.capture is None:
+        if not way.open or way.capture is None or not _is_subscribed(way):
             return ok("packet", f"{found}.")
         running_s = (now_ns - int(way.capture.started_at.timestamp() * 1e9)) / 1e9
         if running_s < _QUIET_S:

@@ -322,6 +322,12 @@ def test_a_rule_that_selects_what_the_list_lacks_is_named(way: Way) -> None:
     assert "Run `dhan-pipeline subscriptions`; a capture" in told.verdict
 
 
+def test_of_one_that_nobody_subscribed_to_no_packet_is_missed(way: Way) -> None:
+    told = way.walk(str(FUTURE))
+    assert [link.name for link in told.links if link.state == "bad"] == ["subscription"]
+    assert next(link.found for link in told.links if link.name == "packet").startswith("None of the journal's packets")
+
+
 def test_a_market_that_is_closed_breaks_no_link(way: Way) -> None:
     way.clock.at_ns += 86_400 * SECOND_NS
     way.execute("DELETE FROM captures")

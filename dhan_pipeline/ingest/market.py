@@ -64,6 +64,7 @@ class Market:
         before = instruments.lookup(self._tokens)
         tokens = self._tokens = instruments.tokens
         self._segment = segments_of(tokens)
+        self._is_subscribed = subscribed
         self._subscribed = np.bincount(self._segment[subscribed], minlength=_SEGMENTS)
         self._group = np.full(len(tokens), _NONE, np.uint8)
         for segment, group in _GROUP_OF_SEGMENT.items():
@@ -104,7 +105,8 @@ class Market:
 
     def look(self, now_ns: int) -> None:
         """Sum up, once a second."""
-        heard = np.flatnonzero(self._price)
+        # Of what was subscribed until just now, packets may still come.
+        heard = np.flatnonzero((self._price != 0) & self._is_subscribed)
         look = _Look(
             now_ns,
             self._ticks.copy(),

@@ -23,7 +23,7 @@ class Shown:
 
     def know(self, tokens: Sequence[int], subscribed: Sequence[int] = TOKENS) -> None:
         self.instruments = InstrumentIndex(tokens)
-        self.market.know(self.instruments, np.isin(tokens, subscribed), np.array([FUTURE, 99]))
+        self.market.know(self.instruments, np.isin(self.instruments.tokens, subscribed), np.array([FUTURE, 99]))
 
     def see(self, at_ns: int, *ticks: tuple[int, float, float]) -> None:
         """(token, last price, previous close) of each."""
@@ -78,6 +78,14 @@ def test_ticks_are_counted_by_segment_with_their_rate_over_ten_seconds(shown: Sh
         "heard": 0,
     }
     assert list(segments) == ["IDX_I", "NSE_EQ", "NSE_FNO"]
+
+
+def test_what_still_comes_of_one_that_is_subscribed_no_more_is_neither_heard_nor_a_mover(shown: Shown) -> None:
+    shown.know(TOKENS, SHARES)
+    shown.see(START_NS, (INDEX, 26_000.0, 25_900.0), (SHARES[0], 100.0, 99.0))
+    facts = shown.market.facts(START_NS)
+    assert facts["segments"]["IDX_I"]["heard"] == facts["segments"]["IDX_I"]["instruments"] == 0
+    assert list(facts["movers"]) == ["shares"]
 
 
 def test_rates_are_of_real_seconds_whatever_the_speed_of_the_clock() -> None:
@@ -145,7 +153,7 @@ def test_what_has_no_price_or_no_previous_close_is_no_mover(shown: Shown) -> Non
 def test_prices_stay_where_more_instruments_become_known(shown: Shown) -> None:
     kite = make_kite_token(1, 7)  # type: ignore[arg-type]
     shown.see(START_NS, (SHARES[0], 101.0, 100.0))
-    shown.know([kite, *TOKENS[::-1]])
+    shown.know([kite, *TOKENS[::-1]], [kite, *TOKENS])
     shown.see(START_NS + SECOND_NS, (kite, 102.0, 100.0))
     up = shown.market.facts(START_NS)["movers"]["shares"]["up"]
     assert [(mover["instrument_token"], mover["change_percent"]) for mover in up] == [(kite, 2.0), (SHARES[0], 1.0)]

@@ -28,6 +28,7 @@ from dhan_pipeline.quality.measures import (
     live_outcomes,
 )
 from dhan_pipeline.quality.outcome import CheckOutcome
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
@@ -142,7 +143,7 @@ def _live_outcomes(settings: Settings, clock: Clock) -> list[CheckOutcome]:
     if capture is None:
         return absent("No capture has run yet.")
     if time.time() - capture.updated_at.timestamp() > STATUS_STALE_S:
-        return absent(f"The capture last reported at {capture.updated_at:%Y-%m-%d %H:%M:%S %Z}.")
+        return absent(f"The capture last reported at {capture.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST.")
     return live_outcomes(
         capture.status, settings, feed_expected(settings, clock), token_until=token_needed_until(settings, clock)
     )

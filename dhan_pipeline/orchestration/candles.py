@@ -14,6 +14,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.names import ROLE_TAG, TICKS
 from dhan_pipeline.orchestration.partitions import hourly_partitions
+from dhan_pipeline.quality.gap_words import counted
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
 
@@ -73,6 +74,8 @@ def follow_ticks(
     now_ns = clock.now_ns()
     due = {hour: at for hour, at in waiting.items() if parse_hour_key(hour) + HOUR_NS + LATE_S * 10**9 <= now_ns}
     wanted = {hour: (at, 0) for hour, at in due.items() if not _made_since(context.instance, made, hour, at)}
+    early = len(waiting) - len(due)
+    later = f" Of {counted(early, 'hour')} with new ticks packets may still come." if early else ""
     still_asked = {}
     for hour, (at, failures) in asked.items():
         latest = _latest_run(context.instance, job_name, hour)
@@ -87,9 +90,7 @@ def follow_ticks(
             dg.RunRequest(run_key=f"{hour}#{at}" + f"#{failures}" * bool(failures), partition_key=hour)
             for hour, (at, failures) in wanted.items()
         ],
-        skip_reason=None
-        if wanted
-        else f"No hour has new ticks; {len(waiting) - len(due)} are not over for {LATE_S // 60} minutes.",
+        skip_reason=None if wanted else f"No hour is due.{later}",
         cursor=json.dumps(
             (seen, {hour: at for hour, at in waiting.items() if hour not in due}, {**still_asked, **wanted})
         ),

@@ -104,7 +104,10 @@ def decide(now_s: float, in_session: bool, subscribed: bool, runs: Sequence[Inge
             if unlocked_s > UNLOCKED_S:
                 return Decision("give_up", "The run's capture is gone: nobody holds its lock.", run.run_id)
     if alive:
-        return Decision("skip", f"Run {alive[0].run_id[:8]} is {alive[0].status.value}.")
+        what = (
+            "captures" if alive[0].status == Status.STARTED else f"is {alive[0].status.value.lower().replace('_', ' ')}"
+        )
+        return Decision("skip", f"Run {alive[0].run_id[:8]} {what}.")
     newest = runs[0] if runs else None
     if newest and newest.status == Status.CANCELED and not newest.stop_asked:
         return Decision("skip", "A person stopped the last ingest run; launch its job to capture again.")

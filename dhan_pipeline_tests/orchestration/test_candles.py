@@ -42,7 +42,7 @@ class Sensor:
             resources={"settings": SETTINGS, "clock": Clock(now_ns, speed=1e-9)},
         )
         said: Any = candles_sensor(context)
-        self.cursor = said.cursor
+        self.cursor, self.why = said.cursor, said.skip_reason and said.skip_reason.skip_message
         return list(said.run_requests)
 
 
@@ -79,12 +79,14 @@ def test_each_hour_of_ticks_is_asked_for_once(sensor: Sensor) -> None:
     materialised(sensor.instance, HOUR, NEXT_HOUR)
     assert sensor.look() == [HOUR, NEXT_HOUR]
     assert sensor.look() == []
+    assert sensor.why == "No hour is due."
 
 
 def test_an_hour_waits_until_no_packet_comes_any_more(sensor: Sensor) -> None:
     materialised(sensor.instance, HOUR, NEXT_HOUR)
     assert sensor.look(NEXT_HOUR, minutes=0.5) == [HOUR]
     assert sensor.look(NEXT_HOUR, minutes=4.9) == []
+    assert sensor.why == "No hour is due. Of 1 hour with new ticks packets may still come."
     assert sensor.look(NEXT_HOUR, minutes=5) == [NEXT_HOUR]
 
 

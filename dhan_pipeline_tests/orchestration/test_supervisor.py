@@ -84,10 +84,19 @@ def test_in_session_a_run_is_launched() -> None:
 
 
 @pytest.mark.parametrize(
-    "status", [Status.QUEUED, Status.NOT_STARTED, Status.STARTING, Status.STARTED, Status.CANCELING]
+    ("status", "what"),
+    [
+        (Status.QUEUED, "is queued"),
+        (Status.NOT_STARTED, "is not started"),
+        (Status.STARTING, "is starting"),
+        (Status.STARTED, "captures"),
+        (Status.CANCELING, "is canceling"),
+    ],
 )
-def test_one_living_run_is_enough(status: dg.DagsterRunStatus) -> None:
-    assert in_session(run(status, started_s=NOW - 1)).action == "skip"
+def test_one_living_run_is_enough(status: dg.DagsterRunStatus, what: str) -> None:
+    decision = in_session(run(status, started_s=NOW - 1))
+    assert decision.action == "skip"
+    assert decision.reason.endswith(f" {what}.")
 
 
 def test_a_run_whose_heartbeat_stopped_is_given_up() -> None:

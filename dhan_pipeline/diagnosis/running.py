@@ -95,5 +95,6 @@ def rabbitmq(settings: Settings, clock: Clock) -> Sequence[Finding]:
         fix = "Run another `dhan-pipeline worker`, or look at the database: they are behind."
         return [(bad if waiting > settings.queue_depth_error else warn)("rabbitmq", f"{found}.", fix)]
     if depths.dead_letters:
-        return [warn("rabbitmq", f"{found}.", "See why with `dhan-pipeline redrive`, once the cause is mended.")]
+        fix = "`dhan-pipeline redrive --list` says why; `dhan-pipeline redrive --dead-letters` puts them back."
+        return [warn("rabbitmq", f"{found}.", fix)]
     return [ok("rabbitmq", f"{found}, and workers take from every lane.")]

@@ -511,8 +511,8 @@ def _workers(status: dict[str, Any], found: str, behind: bool) -> Finding:
             "writer", found, "It catches up by itself; look at the messages of the workers, and at the database."
         )
     if dead:
-        fix = "See why with `dhan-pipeline redrive --list`; `dhan-pipeline redrive --dead-letters` puts them back."
-        return warn("writer", f"{found} {dead:,} dead letters could not be stored.", fix)
+        fix = "`dhan-pipeline redrive --list` says why; `dhan-pipeline redrive --dead-letters` puts them back."
+        return warn("writer", f"{found} {dead:,} more could not be stored (dead letters).", fix)
     return ok("writer", found)
 
 

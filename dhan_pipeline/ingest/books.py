@@ -54,7 +54,8 @@ class Books:
         self.tokens: NDArray[np.int64] = np.zeros(0, np.int64)
         """The instruments that the database knew at the start."""
         self.futures: NDArray[np.int64] = self.tokens
-        """Those of them that are futures."""
+        """The futures that it knew then, or when it was asked last."""
+        self._ask_futures = False
         self._settings = settings
         self._backlog = backlog
         self._last_durable = backlog.last_durable
@@ -75,6 +76,10 @@ class Books:
     def publish(self, status: dict[str, Any]) -> None:
         """Have the capture's status in the database replaced."""
         self._status = status
+
+    def ask_futures(self) -> None:
+        """Have `futures` read again: instruments were synced since."""
+        self._ask_futures = True
 
     def stop(self) -> None:
         """End soon."""
@@ -101,6 +106,10 @@ class Books:
                     self._add(*found)
             else:
                 self._begin(conn)
+            if self._ask_futures:
+                self._ask_futures = False
+                self.futures = load_futures(conn, self._settings.source)
+                conn.commit()
             self.workers = leases.workers(conn)
             self._write_status(conn)
             self._book.write(conn)

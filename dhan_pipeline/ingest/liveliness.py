@@ -93,6 +93,9 @@ class Liveliness:
             if futures is not None:
                 self._futures = futures
             self._begin()
+        elif futures is not None:
+            self._futures = futures
+            self._assign()
 
     def _begin(self) -> None:
         self._assign()

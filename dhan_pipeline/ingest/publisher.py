@@ -164,7 +164,8 @@ class Publisher:
         # What is left to hand over may be of instruments that are subscribed no more.
         tokens = np.union1d(self._tokens, self._books.tokens)
         self._processor = BlockProcessor(tokens, decoder(self._settings))
-        self.liveliness.know(self._processor.instruments, self._books.futures)
+        self._futures = self._books.futures
+        self.liveliness.know(self._processor.instruments, self._futures)
         if after is not None and not resume(
             self._processor, self._settings.journal_dir, self._settings.capture_number, after, self._is_over
         ):
@@ -233,8 +234,12 @@ class Publisher:
             await asyncio.sleep(pause_s)
         known = self._processor.instruments
         await asyncio.to_thread(self._prepare, timeout_s)
-        if self._processor.instruments is not known:  # here, not in that thread: `see` is called here meanwhile
-            self.liveliness.know(self._processor.instruments)
+        learned, futures = self._processor.instruments is not known, self._books.futures
+        if learned:
+            self._books.ask_futures()
+        if learned or futures is not self._futures:  # here, not in that thread: `see` is called here meanwhile
+            self._futures = futures
+            self.liveliness.know(self._processor.instruments, futures)
         self._gathered_s = time.monotonic()
 
     def _prepare(self, timeout_s: float) -> None:

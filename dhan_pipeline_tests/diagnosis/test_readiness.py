@@ -354,18 +354,21 @@ def test_rabbitmq_needs_workers(site: Site, rabbitmq_url: str) -> None:
     assert fresh.state == "warn"
     assert re.match(r"RabbitMQ \d+\.\d+\.\d+, without queues yet", fresh.found)
 
-    async def with_workers() -> tuple[Finding, Finding]:
+    async def with_workers() -> tuple[Finding, Finding, Finding]:
         async with outlet(rabbitmq_url) as end, inlet(rabbitmq_url) as worker:
             await end.publish([b"one", None, None])
             without = await asyncio.to_thread(line)
             for lane in (1, 2, 3):
                 await worker.consume(lane)
-            await worker.take(1, 5)
-            return without, await asyncio.to_thread(line)
+            (delivery,) = await worker.take(1, 5)
+            taken = await asyncio.to_thread(line)
+            await worker.bury(delivery, "It is none.")
+            return without, taken, await asyncio.to_thread(line)
 
-    without, taken = asyncio.run(with_workers())
+    without, taken, buried = asyncio.run(with_workers())
     assert (without.state, "1 messages wait" in without.found) == ("bad", True)
     assert without.fix == "Run `dhan-pipeline worker`."
     assert taken.state == "ok"
+    assert (buried.state, "redrive --list" in buried.fix) == ("warn", True)
     away = line("amqp://me:secret@127.0.0.1:1/")
     assert (away.state, "secret" in away.found) == ("bad", False)

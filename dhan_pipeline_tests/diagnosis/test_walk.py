@@ -308,7 +308,7 @@ def test_dead_letters_are_worth_a_word(way: Way) -> None:
     told = way.walk("S2885")
     link = next(link for link in told.links if link.name == "writer")
     assert link.state == "warn"
-    assert "3 dead letters" in link.found
+    assert "3 more could not be stored (dead letters)" in link.found
     assert "redrive --list" in link.fix
 
 

@@ -17,6 +17,7 @@ from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.ingest.publisher import Publisher
 from dhan_pipeline.ingest.rebuild import rebuild_hours
 from dhan_pipeline.ingest.writer import Writer
+from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.journal.writer import JournalWriter
@@ -377,6 +378,19 @@ async def test_what_is_subscribed_while_it_runs_is_known_before_it_comes_to_the_
         assert new in made.publisher._processor.instruments.tokens
         assert new in made.publisher.liveliness._instruments.tokens
         assert made.publisher.liveliness._connections == CONNECTIONS
+        with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO instruments (instrument_token, trading_symbol, exchange, exchange_segment, source,"
+                " security_id, instrument_type, expiry)"
+                " VALUES (%s, 'NEW-FUT', 'NSE', 'NSE_FNO', 'dhan', 9, 'FUT', '2030-01-01')",
+                (future := generate_instrument_token("NSE_FNO", 9),),
+            )
+        made.publisher.subscribe(CONNECTIONS | {future: 0}, {future})
+        made.put(10)
+        await until(lambda: future in made.publisher._books.futures)
+        made.put(10)
+        await until(lambda: made.handed_over)
+        assert future in made.publisher.liveliness._futures
     assert len(threads) == 1
     assert made.warnings == []
 

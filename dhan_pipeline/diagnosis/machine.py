@@ -1,5 +1,6 @@
 """This machine: room on its disks for the day, open files, and whether the calendar of its days is known."""
 
+import os
 import resource
 import shutil
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,8 @@ def calendar(settings: Settings, clock: Clock) -> Sequence[Finding]:
 
 def disk(settings: Settings, clock: Clock) -> Sequence[Finding]:
     """The finding `disk`: the disks of the journal and of the database have room for a day at the expected rate."""
+    if unusable := _unusable(settings.data_dir):
+        return [bad("disk", unusable, "Correct DATA_DIR, or make that folder writable for who captures.")]
     ticks, cluster = _of_database(settings, clock)
     need = _need(settings, clock, ticks)
     needs: dict[int, float] = {}  # by disk
@@ -86,6 +89,16 @@ def disk(settings: Settings, clock: Clock) -> Sequence[Finding]:
     if free < max(DISK_WARN_GB * 1e9, 2 * needed):
         return [warn("disk", found, fix)]
     return [ok("disk", found)]
+
+
+def _unusable(folder: Path) -> str:
+    """Why nothing can be written below a folder, which need not be there yet; empty where it can."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        return f"The data directory {folder} cannot be used: {there} is not a directory."
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"The data directory {folder} cannot be used: {there} may not be written."
+    return ""
 
 
 def _of_database(settings: Settings, clock: Clock) -> tuple[int | None, Path | None]:

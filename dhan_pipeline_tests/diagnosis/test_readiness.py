@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.findings import Finding, red
-from dhan_pipeline.diagnosis.machine import judge_open_files
+from dhan_pipeline.diagnosis.machine import disk, judge_open_files
 from dhan_pipeline.diagnosis.readiness import PROBES, examine
 from dhan_pipeline.diagnosis.running import rabbitmq
 from dhan_pipeline.feeds.dhan.auth import save_token
@@ -33,6 +33,7 @@ from dhan_pipeline.feeds.simulator.tokens import (
 )
 from dhan_pipeline.journal.reader import hour_path
 from dhan_pipeline.sessions import DAY_NS, hour_key
+from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ledger import write_status
 from dhan_pipeline.transport.inlet import inlet
 from dhan_pipeline.transport.outlet import outlet
@@ -301,6 +302,13 @@ def test_a_process_needs_to_have_many_files_open(soft: int, state: str) -> None:
     line = judge_open_files(soft, 4096)
     assert line.state == state
     assert ("ulimit -n 1024" in line.fix) == (state != "ok")
+
+
+def test_a_data_directory_that_is_none_is_red_however_large_its_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    [line] = disk(Settings(_env_file=None, data_dir=tmp_path / "file" / "data"), Clock())
+    assert line.state == "bad"
+    assert line.found.endswith(f"cannot be used: {tmp_path / 'file'} is not a directory.")
 
 
 def test_without_the_database_what_depends_on_it_is_unknown_and_not_red(site: Site) -> None:

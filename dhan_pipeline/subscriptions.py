@@ -95,7 +95,12 @@ class Subscription:
     mode: Mode
     symbol: str
     follows: int | None = None
-    """Where it is there because it is near the price of an underlying: that one's instrument token."""
+    """The instrument token of the underlying near whose price it is; an underlying that is followed has its own."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is there only while it is near a price."""
+        return self.follows is not None and self.follows != self.instrument_token
 
     @property
     def exchange_segment(self) -> ExchangeSegment:
@@ -469,7 +474,7 @@ def _underlying_tokens(
 def _follow_underlyings(
     subscriptions: dict[int, Subscription], summary: list[RuleSummary], instruments: "pd.DataFrame"
 ) -> None:
-    """Subscribe what chains follow, and no rule has selected: without its price they would stay where they are."""
+    """Subscribe what chains follow: without its price they would stay where they are. It is marked as followed."""
     for rule in [rule for rule in summary if rule.spots]:
         new = {spot.instrument_token: spot.underlying for spot in rule.spots if spot.instrument_token is not None}
         new = {token: underlying for token, underlying in new.items() if token not in subscriptions}
@@ -479,6 +484,8 @@ def _follow_underlyings(
         if new:
             names = ", ".join([*new.values()][:3]) + (", …" if len(new) > 3 else "")
             summary.append(RuleSummary(rule.line, f"followed: {names}", len(new), len(new), ()))
+        for token in subscriptions.keys() & {spot.instrument_token for spot in rule.spots}:
+            subscriptions[token] = replace(subscriptions[token], follows=token)
 
 
 def _select(

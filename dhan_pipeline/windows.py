@@ -55,9 +55,10 @@ def around(
     subscriptions: Sequence[Subscription], chains: Sequence[Chain], centres: Mapping[Chain, int]
 ) -> list[Subscription]:
     """The list with each chain's window where its centre is. What is there for another reason stays as it is."""
-    listed = {s.instrument_token: s for s in subscriptions if s.follows is None}
-    held = {s.instrument_token: s for s in subscriptions if s.follows is not None}
-    followed = {s.follows for s in held.values()}
+    listed = {s.instrument_token: s for s in subscriptions if not s.moves}
+    held = {s.instrument_token for s in subscriptions if s.moves}
+    # Of the underlying, too: its chain may have none of its own, where all in its window is there for another reason.
+    followed = {s.follows for s in subscriptions}
     for chain in chains:
         if chain.underlying_token not in followed:
             continue  # of another list

@@ -77,7 +77,8 @@ def test_the_example_is_valid_and_finds_everything_it_names(instruments: pd.Data
     resolution = resolve(load_rules(EXAMPLE), instruments, ON, "dhan")
     assert [entry.missing for entry in resolution.summary] == [()] * 6
     assert [entry.selected for entry in resolution.summary[:3]] == [7, 10, 8]
-    assert resolution.subscriptions[0] == Subscription(generate_instrument_token("IDX_I", 13), Mode.QUOTE, "NIFTY")
+    nifty = generate_instrument_token("IDX_I", 13)
+    assert resolution.subscriptions[0] == Subscription(nifty, Mode.QUOTE, "NIFTY", nifty)
 
 
 def test_symbols_come_in_the_order_written_in_the_mode_given(rules_file: Path, instruments: pd.DataFrame) -> None:
@@ -343,7 +344,7 @@ def test_a_written_list_reads_back_the_same(tmp_path: Path, instruments: pd.Data
     assert list(path.parent.iterdir()) == [path]
     assert path.read_text().splitlines()[:2] == [
         "instrument_token,exchange_segment,security_id,mode,symbol,follows",
-        "1099511627789,IDX_I,13,quote,NIFTY,",
+        "1099511627789,IDX_I,13,quote,NIFTY,1099511627789",
     ]
 
 
@@ -425,7 +426,7 @@ def test_options_around_the_price_are_so_many_strikes_on_each_side_of_each_expir
 ) -> None:
     text = " - options: [NIFTY]\n   expiries: 2\n   around_spot: 2"
     resolution = priced(rules_file, text, instruments, NIFTY=24_210.0)
-    options = [s for s in resolution.subscriptions if s.follows]
+    options = [s for s in resolution.subscriptions if s.moves]
     rows = instruments.set_index("instrument_token").loc[[s.instrument_token for s in options]]
     assert len(rows) == 20
     for _, chain in rows.groupby("expiry"):
@@ -439,7 +440,7 @@ def test_options_around_the_price_are_so_many_strikes_on_each_side_of_each_expir
     assert spot_in_words(rule.spots[0]) == "NIFTY at 24,210.00, its price of 20 Nov, 12:00"
     # What is followed is subscribed with it, since no rule has it.
     assert (followed.line, followed.rule, followed.added) == (2, "followed: NIFTY", 1)
-    assert resolution.subscriptions[-1] == Subscription(nifty, Mode.QUOTE, "NIFTY")
+    assert resolution.subscriptions[-1] == Subscription(nifty, Mode.QUOTE, "NIFTY", nifty)
     assert [(chain.expiry, chain.around_spot, chain.underlying_token) for chain in resolution.chains] == [
         (expiry.date(), 2, nifty) for expiry in rows["expiry"].unique()
     ]
@@ -450,7 +451,7 @@ def test_without_a_price_the_middle_of_the_strikes_stands_in_until_the_first_one
 ) -> None:
     resolution = priced(rules_file, " - indices: NIFTY\n - options: NIFTY\n   around_spot: 1", instruments)
     rows = instruments.set_index("instrument_token").loc[
-        [s.instrument_token for s in resolution.subscriptions if s.follows]
+        [s.instrument_token for s in resolution.subscriptions if s.moves]
     ]
     assert set(rows["strike"]) == {23_950, 24_000, 24_050}
     assert len(resolution.summary) == 2
@@ -479,7 +480,7 @@ def test_options_follow_the_share_and_where_there_is_none_the_nearest_future(
 def test_what_another_rule_selects_too_does_not_follow(rules_file: Path, instruments: pd.DataFrame) -> None:
     text = " - options: NIFTY\n   expiries: 1\n   around_spot: 3\n - options: NIFTY\n   expiries: 1\n   strikes: 1"
     resolution = priced(rules_file, text, instruments, NIFTY=24_000.0)
-    fixed = [s for s in resolution.subscriptions if s.follows is None and "NIFTY-" in s.symbol]
+    fixed = [s for s in resolution.subscriptions if not s.moves and "NIFTY-" in s.symbol]
     assert len(fixed) == 2
     assert all("24000" in s.symbol for s in fixed)
-    assert len([s for s in resolution.subscriptions if s.follows]) == 12
+    assert len([s for s in resolution.subscriptions if s.moves]) == 12

@@ -11,7 +11,8 @@ from dhan_pipeline.subscriptions import Resolution, Subscription, SubscriptionEr
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline.windows import around, move_windows, read_chains, write_resolution
 
-INDEX = Subscription(generate_instrument_token("IDX_I", 13), Mode.QUOTE, "NIFTY")
+NIFTY = generate_instrument_token("IDX_I", 13)
+INDEX = Subscription(NIFTY, Mode.QUOTE, "NIFTY", NIFTY)
 STRIKES = (24_000.0, 24_050.0, 24_100.5, 24_150.0)
 FIXED = Subscription(generate_instrument_token("NSE_FNO", 106), Mode.TICKER, "24150 CE")
 
@@ -87,6 +88,14 @@ def test_a_chain_whose_price_is_not_known_keeps_its_window() -> None:
     assert {s.instrument_token for s in moved if s.instrument_token in dict(sum(other.options, ()))} == {
         token for token, _ in other.window(0)
     }
+
+
+def test_a_window_moves_on_from_where_all_its_options_are_there_for_another_reason() -> None:
+    stay = [INDEX, *(replace(each, follows=None) for each in listed(CHAIN, 0)[1:])]
+    assert around(stay, [CHAIN], {CHAIN: 0}) == stay
+    moved = around(stay, [CHAIN], {CHAIN: 2})
+    assert symbols(moved) == {"NIFTY", *(f"{strike:g} {kind}" for strike in STRIKES for kind in ("CE", "PE"))}
+    assert around(moved, [CHAIN], {CHAIN: 0}) == stay
 
 
 def test_chains_of_another_list_add_nothing() -> None:

@@ -132,8 +132,8 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
         fix = f"Correct {settings.subscriptions_file}, line {lines}; `dhan-pipeline find` says what is near a name."
         return [bad("subscriptions", words, fix)]
     # What follows a price has moved on with it.
-    now = {(s.instrument_token, s.mode) for s in resolution.subscriptions if s.follows is None}
-    then = {(s.instrument_token, s.mode) for s in listed if s.follows is None}
+    now = {(s.instrument_token, s.mode) for s in resolution.subscriptions if not s.moves}
+    then = {(s.instrument_token, s.mode) for s in listed if not s.moves}
     if now != then:
         words = f"The rules have come to something else since: {len(now - then):,} more, {len(then - now):,} less."
         return [warn("subscriptions", words, apply)]

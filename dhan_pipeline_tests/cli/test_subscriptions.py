@@ -75,7 +75,7 @@ def test_options_around_the_price_are_shown_with_what_stood_for_it_and_their_cha
     assert "Line 2: around the middle of NIFTY's strikes, until the first price comes." in done.stdout
     assert "followed: NIFTY" in done.stdout
     read = read_subscriptions(tmp_path / "data" / "subscriptions_dhan.csv")
-    assert [subscription.symbol for subscription in read if subscription.follows is None] == ["NIFTY"]
+    assert [subscription.symbol for subscription in read if not subscription.moves] == ["NIFTY"]
     [chain] = read_chains(tmp_path / "data" / "chains_dhan.csv")
     assert (chain.underlying_token, chain.around_spot) == (read[-1].instrument_token, 1)
     assert len(chain.strikes) >= len({subscription.symbol[:-3] for subscription in read[:-1]}) > 0

@@ -108,7 +108,11 @@ def _instruments(settings: Settings) -> Metadata:
             ("security_id", "integer", "Dhan's id within the segment; empty for Kite"),
             ("mode", "string", "ticker, quote or full"),
             ("symbol", "string", "symbol as the exchange writes it"),
-            ("follows", "integer", "token of the underlying near whose price it is; empty for what stays"),
+            (
+                "follows",
+                "integer",
+                "token of the underlying near whose price it is, an underlying's own; empty for what stays",
+            ),
         )
     },
     description="Which instruments to capture: the rules of the subscriptions file, applied to the active instruments."

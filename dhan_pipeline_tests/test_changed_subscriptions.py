@@ -267,6 +267,7 @@ async def test_a_chain_follows_the_price_of_its_underlying_through_the_day(
             ticks = round(price / market._tick_size[at])
             market._ticks[at] = ticks
             market._floor[at], market._ceiling[at] = ticks - 4, ticks + 4
+            market._fields["last_price"][at] = price  # which is sent whoever subscribes before its next trade
 
         trades_at(1050.0)
         async with ingest(of_feed(settings, simulator)) as running:

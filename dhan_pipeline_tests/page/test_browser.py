@@ -28,6 +28,8 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
         database_url=database_url,
         dhan_token_file=tmp_path / "token.json",
         sessions="always",
+        memory_mb_warn=1e6,  # the capture shares a process with all tests before this one
+        memory_mb_error=1e6,
     )
 
 

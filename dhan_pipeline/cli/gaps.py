@@ -3,7 +3,7 @@
 import json
 from contextlib import closing
 from dataclasses import asdict
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
-
-#: A capture says every second that it is there.
-_SILENT = timedelta(seconds=10)
 
 
 def gaps(
@@ -46,6 +43,7 @@ def gaps(
     from dhan_pipeline.clock import Clock
     from dhan_pipeline.quality.gap_words import connection_number
     from dhan_pipeline.quality.gaps import parts
+    from dhan_pipeline.quality.now import SILENT_S
     from dhan_pipeline.sessions import IST, hour_key
     from dhan_pipeline.sources import source_of_capture
     from dhan_pipeline.store.engine import connect
@@ -58,11 +56,10 @@ def gaps(
     settings = read_settings()
     with open_database(settings) as url, closing(connect(url)) as conn:
         stored = read_gaps(conn, start_ns, end_ns)
-        now = datetime.fromtimestamp(now_ns / 1e9, UTC)
         silent = [
             capture
             for capture in statuses(conn)
-            if end_ns == now_ns and capture.source in settings.sources and now - capture.updated_at > _SILENT
+            if end_ns == now_ns and capture.source in settings.sources and capture.age_s > SILENT_S
         ]
     found = parts(stored, start_ns, end_ns, settings.sessions == "always")
 

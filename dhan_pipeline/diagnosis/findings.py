@@ -12,7 +12,7 @@ from dhan_pipeline.errors import LACKS_TABLES, PipelineError, redacted
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store import embedded
-from dhan_pipeline.store.engine import DatabaseError, connect, libpq_url
+from dhan_pipeline.store.engine import DatabaseError, connect, libpq_url, limit_statements
 
 State = Literal["ok", "warn", "bad"]
 
@@ -66,8 +66,7 @@ def asked_database(settings: Settings) -> Iterator[connection]:
     """
     with closing(connect(database_address(settings))) as conn:
         conn.autocommit = True  # a question that fails is nothing to the next
-        with conn.cursor() as cursor:
-            cursor.execute(f"SET statement_timeout = '{_STATEMENT_S}s'")
+        limit_statements(conn, _STATEMENT_S)
         yield conn
 
 

@@ -18,6 +18,7 @@ from dhan_pipeline.quality.measures import DISK_ERROR_GB, DISK_WARN_GB
 from dhan_pipeline.sessions import DAY_NS, IST, calendar_known, calendar_problem, day_start_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.special_days import problems
+from dhan_pipeline.store.engine import server_directory
 from dhan_pipeline.store.ledger import most_ticks_a_day
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
 from dhan_pipeline.ticks import Mode
@@ -105,12 +106,10 @@ def _of_database(settings: Settings, clock: Clock) -> tuple[int | None, Path | N
     """Ticks of the fullest of the last days, and where the cluster is; None for what cannot be known."""
     ticks, cluster = None, None
     try:
-        with asked_database(settings) as conn, conn.cursor() as cursor:
+        with asked_database(settings) as conn:
             since_ns = day_start_ns(clock.now_ns()) - _LOOK_BACK_DAYS * DAY_NS
             ticks = most_ticks_a_day(conn, since_ns)
-            cursor.execute("SELECT inet_server_addr() = inet_client_addr(), current_setting('data_directory')")
-            here, directory = cursor.fetchall()[0]
-            cluster = Path(directory) if here and Path(directory).exists() else None
+            cluster = server_directory(conn)
     except (psycopg2.Error, PipelineError):  # the finding `database` says why; not everybody may ask for the directory
         pass
     return ticks, cluster

@@ -42,11 +42,7 @@ def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
 def latest_capture(conn: connection, settings: Settings) -> tuple[CaptureStatus | None, bool]:
     """What the capture of these settings last said of itself, and whether it runs."""
     found = {each.capture: each for each in statuses(conn)}.get(settings.capture_number)
-    if found is None or found.status.get("stopped"):
-        return found, False
-    with conn.cursor() as cursor:
-        cursor.execute("SELECT extract(epoch FROM now() - %s)", (found.updated_at,))
-        return found, cursor.fetchall()[0][0] <= SILENT_S
+    return found, found is not None and not found.status.get("stopped") and found.age_s <= SILENT_S
 
 
 def when_next(settings: Settings, clock: Clock) -> str:

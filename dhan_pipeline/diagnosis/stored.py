@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 
-import numpy as np
 import psycopg2
 from psycopg2.extensions import connection
 
@@ -21,7 +20,8 @@ from dhan_pipeline.diagnosis.findings import (
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import timescale
-from dhan_pipeline.store.engine import DatabaseError
+from dhan_pipeline.store.engine import DatabaseError, server_version
+from dhan_pipeline.store.instruments import count_active, living
 from dhan_pipeline.store.migrate import MigrationError, lacking
 from dhan_pipeline.store.resolved import resolve_rules
 from dhan_pipeline.subscriptions import (
@@ -46,14 +46,11 @@ def database(settings: Settings, clock: Clock) -> Sequence[Finding]:
     """The findings `database` and `migrations`."""
     try:
         with asked_database(settings) as conn:
-            with conn, conn.cursor() as cursor:
-                cursor.execute("SHOW server_version")
-                version = cursor.fetchall()[0][0].partition(" ")[0]
-                cursor.execute("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
-                rows = cursor.fetchall()
-            extension = f" with TimescaleDB {rows[0][0]} ({timescale.licence(conn)} licence)" if rows else ""
+            extension = ""
+            if version := timescale.version(conn):
+                extension = f" with TimescaleDB {version} ({timescale.licence(conn)} licence)"
             where = "as set by DATABASE_URL" if settings.database_url else "the embedded one"
-            found = ok("database", f"PostgreSQL {version}{extension}, {where}.")
+            found = ok("database", f"PostgreSQL {server_version(conn)}{extension}, {where}.")
             return [found, _migrations(conn)]
     except DatabaseError as error:
         return [bad("database", in_words(error), start_database(settings)), _unknown("migrations")]
@@ -73,12 +70,8 @@ def instruments(settings: Settings, clock: Clock) -> Sequence[Finding]:
     """The finding `instruments`: there are some, and the broker's list of them is today's."""
     now = clock.now().astimezone(IST)
     try:
-        with asked_database(settings) as conn, conn.cursor() as cursor:
-            cursor.execute(
-                "SELECT count(*) FILTER (WHERE is_active), max(last_updated) FROM instruments WHERE source = %s",
-                (settings.source,),
-            )
-            active, changed_at = cursor.fetchall()[0]
+        with asked_database(settings) as conn:
+            active, changed_at = count_active(conn, settings.source)
     except DatabaseError:
         return [_unknown("instruments")]
     except psycopg2.errors.UndefinedTable as error:
@@ -144,14 +137,7 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
 def _gone(conn: connection, listed: Sequence[Subscription], today: date) -> list[str]:
     """Symbols of those that expired before today (IST), or that the latest master does not name."""
     symbols = {s.instrument_token: s.symbol for s in listed}
-    with conn.cursor() as cursor:
-        cursor.execute(
-            "SELECT instrument_token FROM instruments WHERE instrument_token = ANY(%s) AND is_active"
-            " AND (expiry >= %s) IS NOT false",
-            (list(symbols), today),
-        )
-        there = np.fromiter((token for (token,) in cursor.fetchall()), np.int64)
-    return [symbols[token] for token in np.setdiff1d(list(symbols), there).tolist()]
+    return [symbols[token] for token in sorted(symbols.keys() - living(conn, list(symbols), today))]
 
 
 def _unknown(name: str) -> Finding:

@@ -34,7 +34,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.gaps import read_gaps
-from dhan_pipeline.store.instruments import read_instruments
+from dhan_pipeline.store.instruments import read_activity, read_instruments
 from dhan_pipeline.store.recent import LatestTick, latest_ticks
 from dhan_pipeline.store.resolved import prices_of
 from dhan_pipeline.store.subscribed import Subscribed, subscribed_during
@@ -234,9 +234,7 @@ def _instrument(conn: connection, settings: Settings, symbol: str, clock: Clock)
     what = f"{row['trading_symbol']} ({segment_of(token).name}, token {token})"
     if len(matches) > 1:
         what += f", the best of {len(matches)} matches"
-    with conn.cursor() as cursor:
-        cursor.execute("SELECT is_active, expiry, last_updated FROM instruments WHERE instrument_token = %s", (token,))
-        active, expiry, changed_at = cursor.fetchall()[0]
+    active, expiry, changed_at = read_activity(conn, token)
     if expiry is not None and expiry < clock.now().astimezone(IST).date():
         fix = "Name a contract that lives: `dhan-pipeline find` lists them."
         return bad("instrument", f"{what} expired on {expiry}.", fix), token

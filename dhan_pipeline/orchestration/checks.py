@@ -4,7 +4,6 @@ Belongs here: asking, and handing outcomes to Dagster. Does not: thresholds and 
 the ingest run (`ingest.py`), which reports the same checks without being asked.
 """
 
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -142,7 +141,7 @@ def _live_outcomes(settings: Settings, clock: Clock) -> list[CheckOutcome]:
     capture = captures.get(settings.capture_number)
     if capture is None:
         return absent("No capture has run yet.")
-    if time.time() - capture.updated_at.timestamp() > STATUS_STALE_S:
+    if capture.age_s > STATUS_STALE_S:
         return absent(f"The capture last reported at {capture.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST.")
     return live_outcomes(
         capture.status, settings, feed_expected(settings, clock), token_until=token_needed_until(settings, clock)

@@ -149,7 +149,7 @@ def read_now(conn: connection, settings: Settings, clock: Clock, sources: Sequen
     """What is happening now, of some sources. Raises psycopg2.Error."""
     now = clock.now().astimezone(IST)
     found = _present([status for status in statuses(conn) if status.source in sources], now)
-    captures = [_capture(status, now) for status in found]
+    captures = [_capture(status) for status in found]
     # Who looks at a demo's database may know nothing of its sessions.
     always = any(status.status.get("sessions", settings.sessions) == "always" for status in found)
     settings = settings.model_copy(
@@ -191,21 +191,21 @@ def _present(found: Sequence[CaptureStatus], now: datetime) -> list[CaptureStatu
         kept = [
             status
             for status in of_source
-            if _state(status, now) == "live"
-            or (_state(status, now) == "silent" and status.updated_at.astimezone(IST).date() == now.date())
+            if _state(status) == "live"
+            or (_state(status) == "silent" and status.updated_at.astimezone(IST).date() == now.date())
         ]
         present += kept or sorted(of_source, key=lambda status: status.updated_at)[-1:]
     return present
 
 
-def _state(status: CaptureStatus, now: datetime) -> State:
+def _state(status: CaptureStatus) -> State:
     if status.status.get("stopped"):
         return "stopped"
-    return "live" if (now - status.updated_at).total_seconds() <= SILENT_S else "silent"
+    return "live" if status.age_s <= SILENT_S else "silent"
 
 
-def _capture(found: CaptureStatus, now: datetime) -> Capture:
-    said, state = found.status, _state(found, now)
+def _capture(found: CaptureStatus) -> Capture:
+    said, state = found.status, _state(found)
     live = state == "live"
     rates = [facts["ticks_per_second"] for facts in said.get("segments", {}).values()] if live else []
     return Capture(
@@ -235,7 +235,7 @@ def _capture(found: CaptureStatus, now: datetime) -> Capture:
 def _segments(found: Sequence[CaptureStatus], now: datetime, always: bool) -> tuple[Segment, ...]:
     """Each segment of each source, what its captures say of it added up."""
     told = [
-        (status.source, name, facts if _state(status, now) == "live" else facts | {"ticks_per_second": 0.0})
+        (status.source, name, facts if _state(status) == "live" else facts | {"ticks_per_second": 0.0})
         for status in found
         for name, facts in status.status.get("segments", {}).items()
     ]

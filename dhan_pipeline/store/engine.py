@@ -1,6 +1,7 @@
 """Connections to PostgreSQL. One place derives the two spellings of its URL and decides which server is meant."""
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -66,6 +67,31 @@ def connect(url: str) -> connection:
     except psycopg2.ProgrammingError:  # its message quotes the address, password included
         problem = NO_ADDRESS
     raise DatabaseError(problem)
+
+
+def limit_statements(conn: connection, seconds: int) -> None:
+    """Have the server give up each statement that takes longer. Of an autocommit connection."""
+    with conn.cursor() as cursor:
+        cursor.execute("SET statement_timeout = %s", (f"{seconds}s",))
+
+
+def server_version(conn: connection) -> str:
+    """What the server calls its version, such as `18.6`."""
+    with conn.cursor() as cursor:
+        cursor.execute("SHOW server_version")
+        version: str = cursor.fetchall()[0][0]
+    return version.partition(" ")[0]
+
+
+def server_directory(conn: connection) -> Path | None:
+    """Where a server on this machine keeps its data; None for another machine's, or one that we cannot see.
+
+    Raises psycopg2.errors.InsufficientPrivilege, for not everybody may ask.
+    """
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT inet_server_addr() = inet_client_addr(), current_setting('data_directory')")
+        here, directory = cursor.fetchall()[0]
+    return Path(directory) if here and Path(directory).exists() else None
 
 
 def engine(url: str) -> "sqlalchemy.Engine":

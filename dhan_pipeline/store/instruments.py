@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import date, datetime
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -268,6 +269,35 @@ def load_futures(conn: connection, source: Source) -> NDArray[np.int64]:
     """Tokens of those that are futures."""
     query = "SELECT instrument_token FROM instruments WHERE source = %s AND expiry IS NOT NULL AND option_type IS NULL"
     return read_records(conn, query, [source], {"instrument_token": "int8"})["instrument_token"]
+
+
+def count_active(conn: connection, source: Source) -> tuple[int, datetime | None]:
+    """How many instruments of a source are active, and when one of its instruments changed last."""
+    with conn.cursor() as cur:
+        cur.execute(
+            "SELECT count(*) FILTER (WHERE is_active), max(last_updated) FROM instruments WHERE source = %s", (source,)
+        )
+        active, changed_at = cur.fetchall()[0]
+    return active, changed_at
+
+
+def read_activity(conn: connection, token: int) -> tuple[bool, date | None, datetime | None]:
+    """Of a known instrument: whether it is active, its expiry, and when it changed last."""
+    with conn.cursor() as cur:
+        cur.execute("SELECT is_active, expiry, last_updated FROM instruments WHERE instrument_token = %s", (token,))
+        active, expiry, changed_at = cur.fetchall()[0]
+    return active, expiry, changed_at
+
+
+def living(conn: connection, tokens: Sequence[int], on: date) -> set[int]:
+    """Those of the tokens that are active, and do not expire before a day (IST)."""
+    with conn.cursor() as cur:
+        cur.execute(
+            "SELECT instrument_token FROM instruments WHERE instrument_token = ANY(%s) AND is_active"
+            " AND (expiry >= %s) IS NOT false",
+            (list(tokens), on),
+        )
+        return {token for (token,) in cur.fetchall()}
 
 
 def read_names(conn: connection, tokens: Sequence[int]) -> dict[int, tuple[str, str, str]]:

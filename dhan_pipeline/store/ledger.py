@@ -99,6 +99,8 @@ class CaptureStatus:
     host: str
     started_at: datetime
     updated_at: datetime
+    age_s: float
+    """Seconds since then, by the database's clock, as is `updated_at`."""
     status: dict[str, Any]
 
 
@@ -437,6 +439,7 @@ def statuses(conn: connection) -> list[CaptureStatus]:
     """The latest status of every capture, by number."""
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT capture, source, pid, host, started_at, updated_at, status FROM captures ORDER BY capture"
+            "SELECT capture, source, pid, host, started_at, updated_at, "
+            "extract(epoch FROM now() - updated_at)::float8, status FROM captures ORDER BY capture"
         )
         return [CaptureStatus(*row) for row in cursor.fetchall()]

@@ -7,7 +7,7 @@ from typing import TypeVar
 import psycopg2
 from psycopg2.extensions import connection
 
-from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.engine import connect, limit_statements
 
 T = TypeVar("T")
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 _KEPT = 2
 
 #: What takes longer is given up: the asking comes again in a second.
-_LONGEST = "SET statement_timeout = '5s'"
+_LONGEST_S = 5
 
 
 class Reader:
@@ -57,6 +57,5 @@ class Reader:
     def _connect(self) -> connection:
         conn = connect(self._url)
         conn.set_session(readonly=True, autocommit=True)
-        with conn.cursor() as cursor:
-            cursor.execute(_LONGEST)
+        limit_statements(conn, _LONGEST_S)
         return conn

@@ -101,6 +101,14 @@ def is_hypertable(conn: connection) -> bool:
     return found
 
 
+def version(conn: connection) -> str | None:
+    """TimescaleDB's version, None where the database does not have it. Leaves the transaction open."""
+    with conn.cursor() as cur:
+        cur.execute("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
+        found: list[tuple[str]] = cur.fetchall()
+    return found[0][0] if found else None
+
+
 def licence(conn: connection) -> Licence | None:
     """What TimescaleDB's licence allows, None where the database does not have it. Leaves the transaction open.
 

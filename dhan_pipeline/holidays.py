@@ -46,7 +46,7 @@ def calendar_problem_left(settings: Settings, day: date) -> str | None:
 def holidays(year: int) -> list[dict[str, str]]:
     """The special days of a year as rows of `sessions.csv`, by day; few or none where the package does not know it."""
     import pandas as pd
-    import pandas_market_calendars as calendars  # type: ignore[import-untyped]
+    import pandas_market_calendars as calendars
 
     schedule = calendars.get_calendar("NSE").schedule(f"{year}-01-01", f"{year}-12-31", tz="Asia/Kolkata")
     hours = {

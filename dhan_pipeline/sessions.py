@@ -20,6 +20,7 @@ IST = ZoneInfo("Asia/Kolkata")
 #: India Standard Time is UTC+05:30, without daylight saving.
 IST_OFFSET_S = 19_800
 
+MINUTE_NS = 60_000_000_000
 HOUR_NS = 3_600_000_000_000
 DAY_NS = 24 * HOUR_NS
 

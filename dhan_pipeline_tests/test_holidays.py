@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
-import pandas_market_calendars as calendars  # type: ignore[import-untyped]
+import pandas_market_calendars as calendars
 import pytest
 
 from dhan_pipeline.holidays import holidays, keep_holidays_known

@@ -12,8 +12,7 @@ import dagster as dg
 import psycopg2
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.evaluations import report_hour
-from dhan_pipeline.orchestration.metadata import check_metadata, severity
+from dhan_pipeline.orchestration.evaluations import check_result, report_hour
 from dhan_pipeline.orchestration.names import ROLE_TAG, TICKS, live_feed_key, of_source
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.quality.hours import measure_hour
@@ -154,11 +153,4 @@ def _results(
     selected = context.selected_asset_check_keys
     for outcome in outcomes:
         if dg.AssetCheckKey(key, outcome.name) in selected:
-            yield dg.AssetCheckResult(
-                asset_key=key,
-                check_name=outcome.name,
-                passed=bool(outcome.passed),
-                severity=severity(outcome),
-                description=outcome.description,
-                metadata=check_metadata(outcome),
-            )
+            yield check_result(outcome, key)

@@ -1,4 +1,4 @@
-"""Outcomes of checks as Dagster's events, where something else than the check itself reports them.
+"""Outcomes of checks as Dagster's: what a check returns, and what something else than the check itself reports.
 
 Belongs here: what makes an evaluation count for an hour. Does not: judging (`quality/`), and when it is reported.
 """
@@ -9,22 +9,29 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
-from dhan_pipeline.orchestration.metadata import check_metadata, severity
+from dhan_pipeline.orchestration.metadata import check_metadata
 from dhan_pipeline.orchestration.names import TICKS
 from dhan_pipeline.quality.outcome import CheckOutcome
 
 
+def check_result(outcome: CheckOutcome, key: dg.AssetKey | None = None) -> dg.AssetCheckResult:
+    """What a check returns; `key` where it may be of several assets."""
+    return dg.AssetCheckResult(asset_key=key, **_fields(outcome))
+
+
 def evaluation(key: dg.AssetKey, outcome: CheckOutcome, **kwargs: Any) -> dg.AssetCheckEvaluation:
     """What Dagster keeps of a check's outcome."""
-    return dg.AssetCheckEvaluation(
-        asset_key=key,
-        check_name=outcome.name,
-        passed=bool(outcome.passed),
-        severity=severity(outcome),
-        description=outcome.description,
-        metadata=check_metadata(outcome),
-        **kwargs,
-    )
+    return dg.AssetCheckEvaluation(asset_key=key, **_fields(outcome), **kwargs)
+
+
+def _fields(outcome: CheckOutcome) -> dict[str, Any]:
+    return {
+        "check_name": outcome.name,
+        "passed": bool(outcome.passed),
+        "severity": dg.AssetCheckSeverity[outcome.severity],
+        "description": outcome.description,
+        "metadata": check_metadata(outcome),
+    }
 
 
 def report_hour(

@@ -153,8 +153,3 @@ def check_metadata(outcome: CheckOutcome) -> Metadata:
     if outcome.table:
         metadata["details"] = dg.MetadataValue.md(outcome.table)
     return metadata
-
-
-def severity(outcome: CheckOutcome) -> dg.AssetCheckSeverity:
-    """The outcome's severity in Dagster's words."""
-    return dg.AssetCheckSeverity[outcome.severity]

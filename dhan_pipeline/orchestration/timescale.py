@@ -12,7 +12,8 @@ import dagster as dg
 import psycopg2
 
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, severity
+from dhan_pipeline.orchestration.evaluations import check_result
+from dhan_pipeline.orchestration.metadata import Metadata
 from dhan_pipeline.orchestration.names import OPERATIONS, OWNERS, ROLE_TAG, TICKS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.orchestration.schedules import TIME_ZONE
@@ -60,14 +61,7 @@ def tick_storage_checks(
     context.op_execution_context.log_event(dg.AssetObservation(TICK_STORAGE, metadata=_metadata(storage)))
     for outcome in storage_outcomes(storage, jobs, ran):
         if dg.AssetCheckKey(TICK_STORAGE, outcome.name) in context.selected_asset_check_keys:
-            yield dg.AssetCheckResult(
-                asset_key=TICK_STORAGE,
-                check_name=outcome.name,
-                passed=outcome.passed,
-                severity=severity(outcome),
-                description=outcome.description,
-                metadata=check_metadata(outcome),
-            )
+            yield check_result(outcome, TICK_STORAGE)
 
 
 def _metadata(storage: timescale.Storage) -> Metadata:

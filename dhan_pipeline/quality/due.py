@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.instruments import ExchangeSegment, segment_of
-from dhan_pipeline.sessions import in_closing_auction, packets_due_throughout
+from dhan_pipeline.sessions import MINUTE_NS, in_closing_auction, packets_due_throughout
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.flow import MINUTES
 from dhan_pipeline.store.partitions import instant
 from dhan_pipeline.store.subscribed import Subscribed
-
-MINUTE_NS = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,11 @@ from itertools import pairwise
 from math import log, log10
 
 from dhan_pipeline.quality.gaps import GapPart
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.sessions import IST, MINUTE_NS
 from dhan_pipeline.store.flow import LATENCY_LIMITS_MS
 
 GOOD, BAD, FAINT = "#396", "#d44", "#999"
 
-_MINUTE_NS = 60_000_000_000
 _WIDTH, _HEIGHT = 360, 50
 #: The most columns that a picture has, and the most gaps: those that are next to one another are drawn as one then.
 _COLUMNS, _GAPS = 60, 6
@@ -47,7 +46,7 @@ def ticks_picture(ticks: Sequence[int], start_ns: int, gaps: Sequence[GapPart]) 
     ends = [round(width * at) for at in range(len(columns) + 1)]
     tops = [round(_HEIGHT * (1 - count / highest)) for count in columns]
     steps = "".join(f"V{top}h{to - at}" for top, (at, to) in zip(tops, pairwise(ends), strict=True))
-    span_ns = each * len(columns) * _MINUTE_NS
+    span_ns = each * len(columns) * MINUTE_NS
     band = "".join(f"M{at} 54h{to - at}" for at, to in _bands(gaps, start_ns, span_ns))
     words = f"ticks a minute, up to {highest:,.0f}" + (
         f", and {len(gaps):,} gap{'s' * (len(gaps) > 1)}" if gaps else ""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dhan_pipeline.instruments import ExchangeSegment, decimals_of, segments_of, source_of
 from dhan_pipeline.quality.outcome import CheckOutcome
 from dhan_pipeline.quality.pictures import BAD, GOOD
-from dhan_pipeline.sessions import IST, QUIET_KINDS, sessions
+from dhan_pipeline.sessions import IST, MINUTE_NS, QUIET_KINDS, sessions
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import SOURCES, source_of_capture
 from dhan_pipeline.store.gaps import StoredGap
@@ -32,7 +32,7 @@ EXPLANATIONS = ("", "gap", "late start")
 _UNEXPLAINED, _GAP, _LATE_START = range(3)
 
 _MINUTES = 1440
-_MINUTE_S, _MINUTE_NS = 60, 60_000_000_000
+_MINUTE_S = 60
 
 #: Minutes that a bar of the picture stands for.
 PICTURE_MINUTES = 15
@@ -345,8 +345,8 @@ def _explanations(
         source: np.array([source_of(token) == source for token in tokens.tolist()], np.bool_) for source in SOURCES
     }
     for gap in gaps:
-        first = max(0, (gap.started_ns - midnight_ns) // _MINUTE_NS)
-        last = _MINUTES - 1 if gap.ended_ns is None else min(_MINUTES - 1, (gap.ended_ns - midnight_ns) // _MINUTE_NS)
+        first = max(0, (gap.started_ns - midnight_ns) // MINUTE_NS)
+        last = _MINUTES - 1 if gap.ended_ns is None else min(_MINUTES - 1, (gap.ended_ns - midnight_ns) // MINUTE_NS)
         every = whose[source_of_capture(gap.capture)]
         concerned = np.isin(tokens, gap.instruments) if len(gap.instruments) else every
         grid[concerned, first : last + 1] = _GAP

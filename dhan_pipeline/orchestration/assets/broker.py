@@ -20,7 +20,8 @@ from dhan_pipeline.ingest.broker_bars import EXPIRED, Fetch, fetch_day
 from dhan_pipeline.instruments import source_of
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.columns import table_schema
-from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, of_each_source, picture, severity, table
+from dhan_pipeline.orchestration.evaluations import check_result
+from dhan_pipeline.orchestration.metadata import Metadata, of_each_source, picture, table
 from dhan_pipeline.orchestration.names import COMPARISON, OWNERS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.days import reconcile_day
@@ -100,7 +101,7 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
             context.log.warning(refusal)
         metadata = of_each_source({source: _fetch_metadata(fetch) for source, fetch in fetches.items()})
         metadata["candle_hours_renewed"] = len(renewed)
-        yield dg.MaterializeResult(metadata=metadata, check_results=[_result(_bars_fetched(fetches, refusals))])
+        yield dg.MaterializeResult(metadata=metadata, check_results=[check_result(_bars_fetched(fetches, refusals))])
 
     @dg.asset(
         key=CANDLE_RECONCILIATION,
@@ -124,7 +125,8 @@ def build_broker_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDef
         with explained():
             result, known = reconcile_day(settings, database_url(settings), date.fromisoformat(context.partition_key))
         yield dg.MaterializeResult(
-            metadata=_reconciliation_metadata(result, known), check_results=[_result(candles_agree(result, settings))]
+            metadata=_reconciliation_metadata(result, known),
+            check_results=[check_result(candles_agree(result, settings))],
         )
 
     return [broker_candles, candle_reconciliation]
@@ -214,13 +216,3 @@ def _name(token: int, known: dict[int, Contract], several: bool) -> str:
     """The instrument's symbol; where there are several sources, with its source before it."""
     symbol = known[token].symbol if token in known else str(token)
     return f"{source_of(token)} {symbol}" if several else symbol
-
-
-def _result(outcome: CheckOutcome) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        check_name=outcome.name,
-        passed=bool(outcome.passed),
-        severity=severity(outcome),
-        description=outcome.description,
-        metadata=check_metadata(outcome),
-    )

@@ -14,7 +14,8 @@ import numpy as np
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.columns import table_schema
-from dhan_pipeline.orchestration.metadata import Metadata, check_metadata, picture, severity, table
+from dhan_pipeline.orchestration.evaluations import check_result
+from dhan_pipeline.orchestration.metadata import Metadata, picture, table
 from dhan_pipeline.orchestration.names import COMPARISON, OWNERS, TICKS
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.quality.reconciliation import agreement_picture
@@ -71,15 +72,7 @@ def build_shadow_asset(hours: dg.HourlyPartitionsDefinition) -> dg.AssetsDefinit
         outcome = sources_agree(result, settings)
         yield dg.MaterializeResult(
             metadata=_metadata(result),
-            check_results=[
-                dg.AssetCheckResult(
-                    check_name=outcome.name,
-                    passed=outcome.passed,
-                    severity=severity(outcome),
-                    description=outcome.description,
-                    metadata=check_metadata(outcome),
-                )
-            ],
+            check_results=[check_result(outcome)],
         )
 
     return shadow_comparison

@@ -23,6 +23,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from rich.console import Console
 
+from dhan_pipeline.candles import LATE_S
+from dhan_pipeline.clock import Clock
 from dhan_pipeline.demo import history
 from dhan_pipeline.feeds.dhan.auth import save_token
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
@@ -83,14 +85,15 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, template: 
 
 
 def _capture(settings: Settings, database_url: str) -> list[str]:
-    """Two past hours, through the wire of the simulated exchange."""
+    """Two past hours that can have candles, through the wire of the simulated exchange."""
+    now_ns = Clock().now_ns() - LATE_S * 1_000_000_000
     save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6), CLIENT_ID)
     add_instruments(database_url, SHARES)
     write_subscriptions(settings.subscriptions_path, [Subscription(token, Mode.FULL, "") for token in SHARES])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("HOURS", 2), ("SECONDS_AN_HOUR", 1.5), ("RATE", 1000.0)):
             patch.setattr(history, name, value)
-        history.capture_history(settings, database_url, Console(file=StringIO()))
+        history.capture_history(settings, database_url, Console(file=StringIO()), now_ns)
     return sorted(hours(settings.journal_dir, history.CAPTURE))
 
 

@@ -32,12 +32,12 @@ CAPTURE = 1
 _MARGIN_NS = 240_000_000_000
 
 
-def capture_history(settings: Settings, database_url: str, console: Console) -> None:
+def capture_history(settings: Settings, database_url: str, console: Console, now_ns: int | None = None) -> None:
     """Capture those of the last complete hours that come after each source's last one in the journal.
 
-    Sources that lack the same hours are captured at once, over one market.
+    Sources that lack the same hours are captured at once, over one market. `now_ns` is in ns since the Unix epoch, UTC.
     """
-    end_ns = hour_start_ns(Clock().now_ns())
+    end_ns = hour_start_ns(Clock().now_ns() if now_ns is None else now_ns)
     lacking: defaultdict[int, list[Source]] = defaultdict(list)
     for source in settings.sources:
         start_ns = end_ns - HOURS * HOUR_NS

@@ -19,7 +19,7 @@ import yaml
 
 from dhan_pipeline.instruments import generate_instrument_token
 from dhan_pipeline.orchestration import ingest
-from dhan_pipeline.orchestration.names import LIVE_FEED, TICKS
+from dhan_pipeline.orchestration.names import LIVE_FEED, ROLE_TAG, TICKS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect, create_database, sqlalchemy_url
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
@@ -110,18 +110,22 @@ class Dagster:
             process.wait()
         self.instance.dispose()
 
+    def runs(self) -> Sequence[dg.DagsterRun]:
+        """Of the ingest job, the newest first. Schedules start others every quarter of an hour."""
+        return self.instance.get_runs(dg.RunsFilter(tags={ROLE_TAG: "ingest"}))
+
     def captures(self) -> list[int]:
         """Process ids of the captures of all runs, the newest first."""
         return [
             int(found[1])
-            for run in self.instance.get_runs()
+            for run in self.runs()
             for entry in self.instance.all_logs(run.run_id)
             if (found := re.search(r"started as process (\d+)", entry.user_message))
         ]
 
     def statuses(self) -> list[str]:
         """Of all runs, the newest first."""
-        return [run.status.value for run in self.instance.get_runs()]
+        return [run.status.value for run in self.runs()]
 
     def beats_again(self) -> bool:
         """Whether a heartbeat came since the last one that there was when this was first asked."""
@@ -202,7 +206,7 @@ def test_whatever_is_killed_around_it_one_capture_goes_on_or_is_replaced(dagster
     code_server.kill()
     code_server.wait()
     dagster.start_code_server()
-    dagster.instance.report_run_canceling(dagster.instance.get_runs()[0])
+    dagster.instance.report_run_canceling(dagster.runs()[0])
     wait_until(lambda: not is_alive(third))
     wait_until(lambda: dagster.statuses() == ["CANCELED", "FAILURE", "FAILURE"])
 

@@ -23,7 +23,7 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline import cli
 from dhan_pipeline.cli import app
-from dhan_pipeline.cli.sentences import explain
+from dhan_pipeline.errors import explain
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, PIN, TOTP_SECRET, make_token
 from dhan_pipeline.instruments import generate_instrument_token

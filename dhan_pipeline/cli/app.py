@@ -18,7 +18,6 @@ from dhan_pipeline.cli.find import find
 from dhan_pipeline.cli.gaps import gaps
 from dhan_pipeline.cli.live import live
 from dhan_pipeline.cli.replay import replay
-from dhan_pipeline.cli.sentences import explain
 from dhan_pipeline.cli.simulated import WithFaults, demo, simulate
 from dhan_pipeline.cli.subscriptions import subscriptions
 from dhan_pipeline.cli.timescale import db_to_timescaledb
@@ -27,7 +26,7 @@ from dhan_pipeline.cli.up import up
 from dhan_pipeline.cli.watch import watch
 from dhan_pipeline.cli.why import why
 from dhan_pipeline.cli.worker import worker
-from dhan_pipeline.errors import redacted
+from dhan_pipeline.errors import explain, redacted
 
 app = typer.Typer(
     name="dhan-pipeline",

@@ -26,8 +26,7 @@ from dhan_pipeline.cli.common import (
     read_settings,
     until_signal,
 )
-from dhan_pipeline.cli.sentences import explain
-from dhan_pipeline.errors import PipelineError, redacted
+from dhan_pipeline.errors import PipelineError, explain, redacted
 from dhan_pipeline.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -70,8 +70,8 @@ def _looks(settings: "Settings", url: str, sources: "Sequence[Source] | None", e
     """What is happening, again and again; a sentence where the database does not tell. Never ends."""
     import psycopg2
 
-    from dhan_pipeline.cli.sentences import explain
     from dhan_pipeline.clock import Clock
+    from dhan_pipeline.errors import explain
     from dhan_pipeline.quality.now import read_now
     from dhan_pipeline.sources import SOURCES
     from dhan_pipeline.store.reading import Reader

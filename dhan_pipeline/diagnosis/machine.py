@@ -11,7 +11,8 @@ from pathlib import Path
 import psycopg2
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.diagnosis.findings import Finding, asked_database, bad, ok, warn
+from dhan_pipeline.diagnosis.asking import asked_database
+from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.journal.reader import captures, list_files
 from dhan_pipeline.quality.measures import DISK_ERROR_GB, DISK_WARN_GB

@@ -11,7 +11,8 @@ from functools import partial
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis import account, machine, running, stored
-from dhan_pipeline.diagnosis.findings import Finding, bad, in_words
+from dhan_pipeline.diagnosis.findings import Finding, bad
+from dhan_pipeline.errors import in_words
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.threads import in_thread

@@ -7,8 +7,9 @@ import psycopg2
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.diagnosis.findings import DATABASE_FIRST, Finding, asked_database, bad, in_words, ok, warn
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.diagnosis.asking import DATABASE_FIRST, asked_database
+from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
+from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, next_session
 from dhan_pipeline.quality.now import SILENT_S
 from dhan_pipeline.sessions import IST

@@ -7,16 +7,9 @@ import psycopg2
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.diagnosis.findings import (
-    DATABASE_FIRST,
-    Finding,
-    asked_database,
-    bad,
-    in_words,
-    ok,
-    start_database,
-    warn,
-)
+from dhan_pipeline.diagnosis.asking import DATABASE_FIRST, asked_database, start_database
+from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
+from dhan_pipeline.errors import in_words
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import timescale

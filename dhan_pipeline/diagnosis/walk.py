@@ -16,10 +16,11 @@ import psycopg2
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.diagnosis.findings import Finding, asked_database, bad, in_words, ok, start_database, warn
+from dhan_pipeline.diagnosis.asking import asked_database, start_database
+from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
 from dhan_pipeline.diagnosis.running import START, latest_capture, when_next
 from dhan_pipeline.diagnosis.stored import SYNC
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.feeds.by_source import decoder, feed_of, instrument_mark
 from dhan_pipeline.feeds.client import shard
 from dhan_pipeline.gaps import Cause

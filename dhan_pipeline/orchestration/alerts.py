@@ -1,7 +1,7 @@
 """The sensor that tells people: of checks that changed, of runs that fail or are stuck. Its cursor is its memory.
 
-Belongs here: what becomes of findings in a tick, and how it is seen that alerts arrive. Does not: what Dagster knows
-(`findings.py`), when a change is told, in which words, and how it gets to people (`alerts/`).
+Belongs here: what becomes of signals in a tick, and how it is seen that alerts arrive. Does not: what Dagster knows
+(`health.py`), when a change is told, in which words, and how it gets to people (`alerts/`).
 
 A tick reads the latest evaluation of each check, the runs that changed, and those that are not over: three queries,
 and nothing is written where nothing changed. What a destination did not take stays in the cursor and is tried again; a
@@ -17,18 +17,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dhan_pipeline.alerts.channels import NOTHING_SET, Channels, configured, send, try_out
 from dhan_pipeline.alerts.delivery import MANY, Outbox, deliver, post, problems, progress
-from dhan_pipeline.alerts.findings import begin, by_destination, observe
 from dhan_pipeline.alerts.messages import Alert, summary, title
 from dhan_pipeline.alerts.rules import Rules, RulesError, all_destinations, load_rules, unset
+from dhan_pipeline.alerts.signals import begin, by_destination, observe
 from dhan_pipeline.alerts.transitions import Level, Standing
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.orchestration.findings import (
+from dhan_pipeline.orchestration.health import (
     changed_runs,
-    check_findings,
+    check_signals,
     check_subject,
-    run_findings,
-    still_findings,
-    stuck_findings,
+    run_signals,
+    still_signals,
+    stuck_signals,
 )
 from dhan_pipeline.orchestration.names import OPERATIONS, OWNERS
 from dhan_pipeline.settings import Settings
@@ -81,18 +81,18 @@ def alert_sensor(
     before = _read(context.cursor)
     keys = graph.asset_check_keys - {DELIVERED}
     unfinished = instance.get_run_records(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    findings = check_findings(instance, graph, keys, ui) + stuck_findings(instance, graph, unfinished, now_s, ui)
+    signals = check_signals(instance, graph, keys, ui) + stuck_signals(instance, graph, unfinished, now_s, ui)
     if before is None:
-        standings, failing = begin(findings, rules, now_s)
+        standings, failing = begin(signals, rules, now_s)
         state = State(standings=standings, runs_s=now_s)
         posts = {there: [summary(alerts, now_s)] for there, alerts in by_destination(failing, rules, channels).items()}
     else:
         changed, runs_s, runs = changed_runs(instance, before.runs_s, before.runs)
-        findings += run_findings(instance, graph, changed, ui)
-        findings += still_findings(before.standings, findings, now_s)
+        signals += run_signals(instance, graph, changed, ui)
+        signals += still_signals(before.standings, signals, now_s)
         checks = {check_subject(key) for key in keys}
         standings = {s: told for s, told in before.standings.items() if s in checks or not s.startswith("check ")}
-        standings, alerts = observe(standings, findings, rules, now_s)
+        standings, alerts = observe(standings, signals, rules, now_s)
         state = before.model_copy(update={"standings": standings, "runs_s": runs_s, "runs": runs})
         posts = by_destination(alerts, rules, channels)
 

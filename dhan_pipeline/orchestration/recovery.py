@@ -13,7 +13,7 @@ import dagster as dg
 import psycopg2
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.feeds.auth import check_token_validity
 from dhan_pipeline.feeds.dhan.auth import get_dhan_credentials
 from dhan_pipeline.feeds.errors import CredentialsError
@@ -28,9 +28,8 @@ from dhan_pipeline.orchestration.supervisor import ALIVE
 from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
-from dhan_pipeline.store import embedded
 from dhan_pipeline.store.candle_differences import has_ticks
-from dhan_pipeline.store.engine import connect, database_url
+from dhan_pipeline.store.engine import connect, database_url, running_url
 
 #: How often the sensor looks. Bars are due three minutes after a gap: a minute more or less does not matter.
 INTERVAL_S = 60
@@ -86,14 +85,11 @@ def gap_recovery_sensor(
 ) -> dg.RunRequest | dg.SkipReason:
     """One run at a time, and none when there is nothing to do."""
     # A server that nobody runs is not started to be asked.
-    url = settings.database_url or embedded.url(settings.data_dir, settings.postgres_bin_dir)
-    if url is None:
-        return dg.SkipReason("The database does not run.")
     try:
-        with closing(connect(url)) as conn:
+        with closing(connect(running_url(settings))) as conn:
             work = due(settings, conn, clock)
     except (psycopg2.Error, PipelineError) as error:
-        return _database_away(error)
+        return dg.SkipReason(in_words(error))
     if not work.quotes and not work.bars:
         later = f" {len(work.waiting)} are too fresh for bars." if work.waiting else ""
         return dg.SkipReason(f"No gap has anything left to be fetched.{later}")
@@ -139,16 +135,12 @@ def reconciliation_schedule(
         with closing(connect(database_url(settings))) as conn:
             captured = has_ticks(conn, *day_bounds_ns(day))
     except (psycopg2.Error, PipelineError) as error:
-        return _database_away(error)
+        return dg.SkipReason(in_words(error))
     if not captured:
         return dg.SkipReason(f"There are no ticks of {day}.")
     if (problem := _no_credentials(settings, clock, settings.sources)) is not None:
         return dg.SkipReason(problem)
     return dg.RunRequest(run_key=str(day), partition_key=str(day))
-
-
-def _database_away(error: Exception) -> dg.SkipReason:
-    return dg.SkipReason(f"The database cannot be asked. {str(error).strip().partition(chr(10))[0]}")
 
 
 def _no_credentials(settings: Settings, clock: Clock, sources: Iterable[Source]) -> str | None:

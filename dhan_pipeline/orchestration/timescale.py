@@ -11,7 +11,7 @@ from contextlib import closing
 import dagster as dg
 import psycopg2
 
-from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.orchestration.evaluations import check_result
 from dhan_pipeline.orchestration.metadata import Metadata
 from dhan_pipeline.orchestration.names import OPERATIONS, OWNERS, ROLE_TAG, TICKS
@@ -20,8 +20,8 @@ from dhan_pipeline.orchestration.schedules import TIME_ZONE
 from dhan_pipeline.quality.storage import STORAGE_CHECKS, needs_run, storage_outcomes
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store import embedded, timescale
-from dhan_pipeline.store.engine import connect, database_url
+from dhan_pipeline.store import timescale
+from dhan_pipeline.store.engine import connect, database_url, running_url
 
 TICK_STORAGE = dg.AssetKey("tick_storage")
 
@@ -99,15 +99,11 @@ def tick_storage_schedule(
     context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[Settings]
 ) -> dg.RunRequest | dg.SkipReason:
     """A run where there is something to watch. Where the database is away, other checks say so."""
-    url = settings.database_url or embedded.url(settings.data_dir, settings.postgres_bin_dir)
-    if url is None:
-        return dg.SkipReason("The database does not run.")
     try:
-        with closing(connect(url)) as conn:
+        with closing(connect(running_url(settings))) as conn:
             hypertable = timescale.is_hypertable(conn)
     except (psycopg2.Error, PipelineError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        return dg.SkipReason(f"The database cannot be asked: {first_line}")
+        return dg.SkipReason(in_words(error))
     if hypertable:
         return dg.RunRequest()
     # No job runs there. A key is launched once, so this is once a day.

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dhan_pipeline.clock import Clock
-from dhan_pipeline.errors import LACKS_TABLES, PipelineError
+from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.quality.now import read_now
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
@@ -111,13 +111,8 @@ def _answer(find: Callable[[], dict[str, Any]]) -> Response:
         status, found = 200, find()
     except SymbolError as error:
         status, found = 404, {"problem": str(error)}
-    except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn):
-        status, found = 503, {"problem": LACKS_TABLES}
-    except PipelineError as error:
-        status, found = 503, {"problem": str(error)}
-    except psycopg2.Error as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        status, found = 503, {"problem": f"The database broke off: {reason or type(error).__name__}."}
+    except (PipelineError, psycopg2.Error) as error:
+        status, found = 503, {"problem": in_words(error)}
     return Response(dumps(found, default=_iso, allow_nan=False), status, media_type="application/json")
 
 

@@ -112,6 +112,16 @@ def database_url(settings: Settings) -> str:
     return embedded.start(settings.data_dir, settings.postgres_bin_dir).url
 
 
+def running_url(settings: Settings) -> str:
+    """The same, but an embedded server that does not run is not started: raises DatabaseError, too."""
+    if settings.database_url:
+        return libpq_url(settings.database_url)
+    url = embedded.url(settings.data_dir, settings.postgres_bin_dir)
+    if url is None:
+        raise DatabaseError(f"The embedded PostgreSQL below {settings.data_dir} does not run.")
+    return url
+
+
 def create_database(url: str, name: str, template: str | None = None) -> str:
     """Create the database `name` on the server of `url` unless it exists. Returns its libpq URL."""
     conn = connect(url)

@@ -13,7 +13,7 @@ from dagster import DagsterEvent, DagsterEventType
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.alerts import ALERTS, DELIVERED, alert_sensor, alerts_delivered
 from dhan_pipeline.orchestration.build import build_defs
-from dhan_pipeline.orchestration.findings import HEARTBEAT_S, LONG_S, STARTING_S, WAITING_S
+from dhan_pipeline.orchestration.health import HEARTBEAT_S, LONG_S, STARTING_S, WAITING_S
 from dhan_pipeline.orchestration.names import LIVE_FEED, ROLE_TAG, TICKS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline_tests.receivers import Receiver, receiver

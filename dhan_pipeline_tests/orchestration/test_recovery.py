@@ -142,8 +142,8 @@ def test_a_recovery_that_failed_is_not_tried_again_at_once(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"database_url": "postgresql://127.0.0.1:1/none"}, "The database cannot be asked."),
-        ({"database_url": None}, "The database does not run."),
+        ({"database_url": "postgresql://127.0.0.1:1/none"}, "The database cannot be used: "),
+        ({"database_url": None}, "The embedded PostgreSQL below "),
         ({"dhan_token_file": Path("/nowhere/token.json")}, "DHAN_ACCESS_TOKEN"),
     ],
     ids=["away", "not started", "no credentials"],
@@ -223,7 +223,7 @@ def test_each_night_the_day_before_is_compared_if_it_has_ticks(
     assert isinstance(at_night(settings.model_copy(update={"data_source": "kite,dhan"}), clock), dg.RunRequest)
     for broken, why in (
         (settings.model_copy(update={"dhan_token_file": Path("/nowhere/token.json")}), "DHAN_ACCESS_TOKEN"),
-        (settings.model_copy(update={"database_url": "postgresql://127.0.0.1:1/none"}), "cannot be asked"),
+        (settings.model_copy(update={"database_url": "postgresql://127.0.0.1:1/none"}), "cannot be used"),
         (settings.of("kite"), "KITE_ACCESS_TOKEN"),
     ):
         result = at_night(broken, clock)

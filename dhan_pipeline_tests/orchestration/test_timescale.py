@@ -71,6 +71,6 @@ def test_a_database_that_does_not_answer_is_not_asked(pipeline: Pipeline) -> Non
     away = pipeline.settings.model_copy(update={"database_url": "postgresql://127.0.0.1:1/none"})
     said = scheduled(away, pipeline.instance)
     assert isinstance(said, dg.SkipReason)
-    assert str(said.skip_message).startswith("The database cannot be asked: ")
+    assert str(said.skip_message).startswith("The database cannot be used: ")
     with pytest.raises(dg.Failure):
         definitions(away).resolve_job_def("tick_storage_job").execute_in_process(instance=pipeline.instance)

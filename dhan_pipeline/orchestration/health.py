@@ -1,4 +1,4 @@
-"""What Dagster knows, as findings for alerts: how each check was last evaluated, runs that ended, runs that are stuck.
+"""What Dagster knows, as signals for alerts: how each check was last evaluated, runs that ended, runs that are stuck.
 
 Belongs here: queries of Dagster's storage, and what is wrong with a run. Does not: whether it is told (`alerts/`), nor
 when it is looked for (`orchestration/alerts.py`).
@@ -15,8 +15,8 @@ from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NA
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 from dagster._core.storage.dagster_run import RunRecord
 
-from dhan_pipeline.alerts.findings import Finding
 from dhan_pipeline.alerts.messages import in_words
+from dhan_pipeline.alerts.signals import Signal
 from dhan_pipeline.alerts.transitions import Level, Patience, Reading, Standing, unchanged
 from dhan_pipeline.errors import redacted
 from dhan_pipeline.orchestration.names import OWNERS, ROLE_TAG
@@ -44,11 +44,11 @@ OVERLAP_S = 60.0
 Status = dg.DagsterRunStatus
 
 
-def check_findings(
+def check_signals(
     instance: dg.DagsterInstance, graph: AssetGraph, keys: Iterable[dg.AssetCheckKey], ui: str = ""
-) -> list[Finding]:
+) -> list[Signal]:
     """Each check as it was last evaluated. One that is being run, or never was, is left out."""
-    findings = []
+    signals = []
     for key, record in instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys)).items():
         evaluation = record.evaluation
         if record.status not in COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES or not record.event or not evaluation:
@@ -57,8 +57,8 @@ def check_findings(
         asset = key.asset_key.to_user_string()
         facts = {name: value.value for name, value in evaluation.metadata.items() if name in _FACTS}
         number = facts.get("value")
-        findings.append(
-            Finding(
+        signals.append(
+            Signal(
                 subject=check_subject(key),
                 reading=Reading(level=level, at_s=record.event.timestamp, partition=record.partition or ""),
                 patience=CHECKS,
@@ -71,17 +71,17 @@ def check_findings(
                 limits=str(facts.get("limits") or ""),
             )
         )
-    return findings
+    return signals
 
 
 _FACTS = ("value", "unit", "limits")
 
 
-def run_findings(
+def run_signals(
     instance: dg.DagsterInstance, graph: AssetGraph, records: Iterable[RunRecord], ui: str = ""
-) -> list[Finding]:
+) -> list[Signal]:
     """Jobs whose runs ended well or failed, in order; one that ingests is also well while it goes on."""
-    findings = []
+    signals = []
     for record in records:
         run = record.dagster_run
         job, level, at_s = _job(run), Level.OK, record.end_time
@@ -93,8 +93,8 @@ def run_findings(
             at_s, text = record.start_time, partial("Run {} goes on.".format, run.run_id[:8])
         else:
             continue
-        findings.append(
-            Finding(
+        signals.append(
+            Signal(
                 subject=f"job {job}",
                 reading=Reading(level=level, at_s=at_s or record.update_timestamp.timestamp()),
                 patience=JOBS,
@@ -104,14 +104,14 @@ def run_findings(
                 url=f"{ui}/runs/{run.run_id}" if ui else "",
             )
         )
-    return sorted(findings, key=lambda finding: finding.reading.at_s)
+    return sorted(signals, key=lambda signal: signal.reading.at_s)
 
 
-def stuck_findings(
+def stuck_signals(
     instance: dg.DagsterInstance, graph: AssetGraph, records: Sequence[RunRecord], now_s: float, ui: str = ""
-) -> list[Finding]:
+) -> list[Signal]:
     """Jobs with a run that does not move, given all runs that are not over."""
-    findings = {}
+    signals = {}
     going = {_line(record.dagster_run) for record in records if record.dagster_run.status in _GOING}
     for record in records:
         run = record.dagster_run
@@ -119,7 +119,7 @@ def stuck_findings(
             continue
         level, words = found
         job = _job(run)
-        findings[job] = Finding(
+        signals[job] = Signal(
             subject=f"stuck {job}",
             reading=Reading(level=level, at_s=now_s),
             patience=CHECKS,
@@ -128,7 +128,7 @@ def stuck_findings(
             owners=_owners(run, graph),
             url=f"{ui}/runs/{run.run_id}" if ui else "",
         )
-    return list(findings.values())
+    return list(signals.values())
 
 
 def changed_runs(
@@ -150,10 +150,10 @@ def changed_runs(
     return changed, newest_s, recent
 
 
-def still_findings(standings: Mapping[str, Standing], found: Iterable[Finding], now_s: float) -> list[Finding]:
+def still_signals(standings: Mapping[str, Standing], found: Iterable[Signal], now_s: float) -> list[Signal]:
     """What is to be thought of jobs of which something was told, or is about to be, and nothing new was found."""
-    subjects = {finding.subject for finding in found}
-    findings = []
+    subjects = {signal.subject for signal in found}
+    signals = []
     for subject, standing in standings.items():
         kind, _, job = subject.partition(" ")
         if subject in subjects or kind == "check":
@@ -162,8 +162,8 @@ def still_findings(standings: Mapping[str, Standing], found: Iterable[Finding], 
             reading, text = Reading(level=Level.OK, at_s=now_s), "Its runs move again."
         else:
             reading, text = unchanged(standing), "Its runs go well again."
-        findings.append(Finding(subject, job, reading, JOBS, partial(str, text), OWNERS))
-    return findings
+        signals.append(Signal(subject, job, reading, JOBS, partial(str, text), OWNERS))
+    return signals
 
 
 def check_subject(key: dg.AssetCheckKey) -> str:

@@ -11,7 +11,7 @@ from dhan_pipeline.alerts.transitions import Change, Level, Patience, Reading, S
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Signal:
     """A reading of a subject, and what a message says of it."""
 
     subject: str
@@ -31,37 +31,37 @@ class Finding:
 
 
 def observe(
-    standings: Mapping[str, Standing], findings: Iterable[Finding], rules: Rules, now_s: float
+    standings: Mapping[str, Standing], signals: Iterable[Signal], rules: Rules, now_s: float
 ) -> tuple[dict[str, Standing], list[Alert]]:
-    """What stands after findings, in their order, and what is to be told.
+    """What stands after signals, in their order, and what is to be told.
 
     What is muted stays as it is: if it is still so when the mute ends, it is told then.
     """
     after, alerts = dict(standings), []
-    for finding in _heard(findings, rules, now_s):
-        standing, change = advance(after.get(finding.subject), finding.reading, now_s, finding.patience)
+    for signal in _heard(signals, rules, now_s):
+        standing, change = advance(after.get(signal.subject), signal.reading, now_s, signal.patience)
         if standing is None:
-            after.pop(finding.subject, None)
+            after.pop(signal.subject, None)
         else:
-            after[finding.subject] = standing
+            after[signal.subject] = standing
         if change is not None:
-            alerts.append(_alert(finding, now_s, change))
+            alerts.append(_alert(signal, now_s, change))
     return after, alerts
 
 
-def begin(findings: Iterable[Finding], rules: Rules, now_s: float) -> tuple[dict[str, Standing], list[Alert]]:
+def begin(signals: Iterable[Signal], rules: Rules, now_s: float) -> tuple[dict[str, Standing], list[Alert]]:
     """What stands where it is not known what was told: all of it counts as told. Also gives what fails."""
-    poor = [finding for finding in _heard(findings, rules, now_s) if finding.reading.level != Level.OK]
+    poor = [signal for signal in _heard(signals, rules, now_s) if signal.reading.level != Level.OK]
     standings = {
-        finding.subject: Standing(
-            told=finding.reading.level,
-            seen=finding.reading.level,
-            since_s=finding.reading.at_s,
-            partition=finding.reading.partition,
+        signal.subject: Standing(
+            told=signal.reading.level,
+            seen=signal.reading.level,
+            since_s=signal.reading.at_s,
+            partition=signal.reading.partition,
         )
-        for finding in poor
+        for signal in poor
     }
-    return standings, [_alert(finding, now_s) for finding in poor if finding.reading.level == Level.ERROR]
+    return standings, [_alert(signal, now_s) for signal in poor if signal.reading.level == Level.ERROR]
 
 
 def by_destination(alerts: Iterable[Alert], rules: Rules, channels: Channels) -> dict[str, list[Alert]]:
@@ -73,23 +73,23 @@ def by_destination(alerts: Iterable[Alert], rules: Rules, channels: Channels) ->
     return addressed
 
 
-def _heard(findings: Iterable[Finding], rules: Rules, now_s: float) -> Sequence[Finding]:
+def _heard(signals: Iterable[Signal], rules: Rules, now_s: float) -> Sequence[Signal]:
     now = datetime.fromtimestamp(now_s, UTC)
-    return [finding for finding in findings if not is_muted(rules, (finding.name, *finding.aliases), now)]
+    return [signal for signal in signals if not is_muted(rules, (signal.name, *signal.aliases), now)]
 
 
-def _alert(finding: Finding, now_s: float, change: Change | None = None) -> Alert:
+def _alert(signal: Signal, now_s: float, change: Change | None = None) -> Alert:
     return Alert(
-        name=finding.name,
-        after=change.after if change else finding.reading.level,
+        name=signal.name,
+        after=change.after if change else signal.reading.level,
         before=change.before if change else None,
-        text=finding.text(),
+        text=signal.text(),
         at_s=now_s,
-        since_s=change.since_s if change else finding.reading.at_s,
+        since_s=change.since_s if change else signal.reading.at_s,
         lasted_s=change.lasted_s if change else None,
-        partition=finding.reading.partition,
-        value=finding.value,
-        limits=finding.limits,
-        url=finding.url,
-        owners=finding.owners,
+        partition=signal.reading.partition,
+        value=signal.value,
+        limits=signal.limits,
+        url=signal.url,
+        owners=signal.owners,
     )

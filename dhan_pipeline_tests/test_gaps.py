@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dhan_pipeline.feeds.simulator import dhan as dhan_simulator
 from dhan_pipeline.feeds.simulator.dhan import MAX_INSTRUMENTS, DhanSimulator
 from dhan_pipeline.feeds.simulator.faults import happening, parse_fault
 from dhan_pipeline.feeds.simulator.kite import KiteSimulator
@@ -33,6 +35,7 @@ from dhan_pipeline_tests.ingest.feed import (
     query,
     simulator_of,
 )
+from dhan_pipeline_tests.ingest.running import ingest
 
 RATE = 2000.0
 
@@ -261,4 +264,36 @@ async def test_two_connections_have_gaps_of_their_own(settings: Settings, databa
     [(connection, instruments)] = query(database_url, "SELECT connection, instruments FROM feed_gaps")
     assert connection == 1
     assert sorted(instruments) == tokens[len(tokens) // 2 :]  # type: ignore[call-overload]
+    assert_conserved(simulator, settings)
+
+
+async def test_what_moves_to_another_connection_is_watched_there_and_missed_from_where_it_was_lost(
+    settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dhan_simulator, "MAX_INSTRUMENTS", 60)
+    tokens = [generate_instrument_token("NSE_EQ", 200_000 + n) for n in range(100)]
+    write_subscriptions(settings.subscriptions_path, [Subscription(token, Mode.TICKER, str(token)) for token in tokens])
+    add_instruments(database_url, tokens)
+    async with DhanSimulator(tokens, rate=RATE, record=True) as simulator:
+        of_feed = settings.model_copy(update={"dhan_feed_url": simulator.feed_url})
+        async with ingest(of_feed) as running:
+            liveliness = running.capture._writer.liveliness
+            await until(
+                lambda: sorted(np.bincount(liveliness._connection_of[liveliness._connection_of >= 0])) == [50, 50]
+            )
+            await until(lambda: not running.capture._gaps._open)
+            of_feed_now = {number: running.capture._feed.instruments(number) for number in (0, 1)}
+            watched = {
+                number: tuple(liveliness._instruments.tokens[liveliness._connection_of == number]) for number in (0, 1)
+            }
+            assert {number: tuple(sorted(each)) for number, each in of_feed_now.items()} == watched
+            simulator.rate = 0
+            simulator.flush()
+            await until(lambda: running.of_kind("status")[-1]["backlog_seconds"] == 0.0)
+    rows = query(
+        database_url,
+        "SELECT connection, cause, array_length(instruments, 1), started_at FROM feed_gaps ORDER BY connection",
+    )
+    assert [row[:3] for row in rows] == [(0, "limit", 100), (1, "limit", 50)]
+    assert rows[0][3] == rows[1][3]
     assert_conserved(simulator, settings)

@@ -58,6 +58,7 @@ class Feed(ABC):
         on_first_message: Callable[[int], None] = lambda connection: None,
         on_down: Callable[[int, SourceError, int | None], None] = lambda connection, reason, since_ns: None,
         on_shed: Callable[[tuple[int, ...]], None] = lambda instrument_tokens: None,
+        on_moved: Callable[[], None] = lambda: None,
     ) -> None:
         """`subscriptions`: the mode of each instrument token. `on_messages` has to be cheap.
 
@@ -69,8 +70,9 @@ class Feed(ABC):
         `on_connect(connection)` is called when a connection stands, `on_first_message(connection)` before the first
         message that it brings. `on_down(connection, reason, since_ns)` is called when one that stood was lost, with its
         last sign of life (ns of `clock`), and with None when it cannot be had back yet; also where that is no failure
-        of its own, but a rest or the want of a token. `on_shed(instrument_tokens)` gets those that are no longer
-        subscribed because the server allows fewer. All are called in the event loop.
+        of its own, but a rest or the want of a token; and for one that is made to take over what another lost.
+        `on_shed(instrument_tokens)` gets those that are no longer subscribed because the server allows fewer, and
+        `on_moved()` is called when some have gone to other connections. All are called in the event loop.
 
         Raises SubscriptionLimitError if the broker's connections cannot hold the subscriptions.
         """
@@ -84,6 +86,7 @@ class Feed(ABC):
         self._on_first_message = on_first_message
         self._on_down = on_down
         self._on_shed = on_shed
+        self._on_moved = on_moved
         self._cool_off = CoolOff(settings.data_dir / cool_off_file(settings.source), policy)
         self._room = self.max_instruments
         self._handshake = asyncio.Lock()
@@ -95,7 +98,7 @@ class Feed(ABC):
         self._had_credentials = False
         self._group: asyncio.TaskGroup | None = None
         self._connections: list[FeedConnection] = []
-        for part in self._shard(subscriptions) or [{}]:
+        for part in shard(subscriptions, self.max_instruments, self.max_connections, self.broker) or [{}]:
             self._add(part)
 
     @property
@@ -119,9 +122,6 @@ class Feed(ABC):
 
     def _ask_why(self) -> None:  # noqa: B027 - most have nobody to ask
         """A handshake was refused, which says little. Find out, without waiting for it."""
-
-    def _shard(self, subscriptions: Mapping[int, Mode]) -> list[dict[int, Mode]]:
-        return shard(subscriptions, self.max_instruments, self.max_connections, self.broker)
 
     @property
     def connections(self) -> int:
@@ -196,9 +196,10 @@ class Feed(ABC):
         Each stays on its connection; new ones go where there is room. Raises as `subscribe`; then nothing changed.
         """
         wanted = {token: mode for token, mode in changes.items() if mode is not None}
-        kept = {token: mode for token, mode in self.subscriptions.items() if token not in changes}
+        changed = sum(len(changes.keys() & connection.subscriptions.keys()) for connection in self._connections)
         # Both raise what is wrong before anything is changed.
-        self._shard(kept | wanted)
+        asked = self.subscribed - changed + len(wanted)
+        require_room(asked, self.max_instruments, self.max_connections, self.broker)
         self.wire.subscribe(wanted)
         for connection in self._connections:
             for token in changes.keys() & connection.subscriptions.keys():
@@ -231,12 +232,17 @@ class Feed(ABC):
             )
             self._on_shed(tuple(token for token, _ in items))
 
-    async def _reduce(self, connection: FeedConnection) -> None:
+    async def _reduce(self, connection: FeedConnection, error: FeedError, since_ns: int | None) -> None:
         """The server does not take what a connection asked for: half of it is asked of others, as far as they go."""
         items = list(connection.subscriptions.items())
         self._room = max(len(items) // 2, 1)
         connection.subscriptions = dict(items[: self._room])
+        before = len(self._connections)
         self._place(dict(items[self._room :]))
+        # What a new one takes over is missed until it stands, which may be after the other does again.
+        for number in range(before, len(self._connections)):
+            self._on_down(number, error, since_ns)
+        self._on_moved()
         await self.tell()
 
     def _add(self, subscriptions: Mapping[int, Mode]) -> None:
@@ -272,7 +278,8 @@ class Feed(ABC):
                 self._on_connect(connection.number)
                 await connection.receive()
             except FeedError as error:
-                self._on_down(connection.number, error, self._last_sign_ns(connection, error) if up else None)
+                since_ns = self._last_sign_ns(connection, error) if up else None
+                self._on_down(connection.number, error, since_ns)
                 if up and connection.useful_s >= self._policy.stable_s:
                     failures = 0
                     self._cool_off.reset()
@@ -283,7 +290,7 @@ class Feed(ABC):
                     raise
                 delay_s = self._policy.delay_s(failures)
                 if isinstance(error, TooManyInstrumentsError):
-                    await self._reduce(connection)
+                    await self._reduce(connection, error, since_ns)
                 then = self._react(error, connection, credentials) or f"Trying again in {delay_s:.1f} s."
                 self._warn(f"{self.broker}'s connection {connection.number} is down: {error}. {then}")
                 if not up and isinstance(error, FeedRefusedError | HandshakeError):
@@ -368,12 +375,17 @@ def shard(
 
     Raises SubscriptionLimitError if they do not fit.
     """
-    if len(subscriptions) > per_connection * connections:
-        raise SubscriptionLimitError(
-            f"{len(subscriptions)} instruments are too many: {broker} allows {connections} connections "
-            f"of {per_connection} instruments."
-        )
+    require_room(len(subscriptions), per_connection, connections, broker)
     items = list(subscriptions.items())
     # Evenly, because a connection with a few quiet instruments would pass for one that is broken.
     count = -(-len(items) // per_connection)
     return [dict(items[len(items) * number // count : len(items) * (number + 1) // count]) for number in range(count)]
+
+
+def require_room(instruments: int, per_connection: int, connections: int, broker: str) -> None:
+    """Raise SubscriptionLimitError if so many do not fit on the connections."""
+    if instruments > per_connection * connections:
+        raise SubscriptionLimitError(
+            f"{instruments} instruments are too many: {broker} allows {connections} connections "
+            f"of {per_connection} instruments."
+        )

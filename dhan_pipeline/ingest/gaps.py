@@ -87,8 +87,10 @@ class GapKeeper:
     def joined(self, connection: int) -> None:
         """Instruments were added to a connection: while it is away, their packets are missed, too."""
         gap = self._open.get(connection)
-        if gap is not None:
-            instruments = tuple(dict.fromkeys((*(gap.instruments or ()), *self._instruments(connection))))
+        if gap is None:
+            return
+        instruments = tuple(dict.fromkeys((*(gap.instruments or ()), *self._instruments(connection))))
+        if instruments != gap.instruments:
             self._open[connection] = replace(gap, instruments=instruments)
             self._note(self._open[connection])
 

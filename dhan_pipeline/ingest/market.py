@@ -92,16 +92,18 @@ class Market:
     def update(
         self, index: NDArray[Any], received_us: Ints, price: NDArray[np.float64], close: NDArray[np.float64]
     ) -> None:
-        """Take account of ticks in order of receipt: whose, when, last price, and the previous close (NaN: none)."""
+        """Take account of ticks in order of receipt: whose, when, last price, and the previous close (NaN: none).
+
+        A tick without a price, or a previous close, says nothing about the one that was known before.
+        """
         index = index.astype(np.intp, copy=False)
         segment = self._segment.take(index)
         counts = np.bincount(segment, minlength=_SEGMENTS)
         self._ticks += counts
         for number in np.flatnonzero(counts).tolist():
             self._last_us[number] = received_us[-1 - int((segment[::-1] == number).argmax())]
-        # Where a place is written twice, the last one stays.
-        self._price[index] = price
-        self._close[index] = close
+        _put_known(self._price, index, price)
+        _put_known(self._close, index, close)
 
     def look(self, now_ns: int) -> None:
         """Sum up, once a second."""
@@ -166,3 +168,13 @@ class Market:
                     "heard": int(last.heard[number]),
                 }
         return {"segments": segments, "movers": last.movers}
+
+
+def _put_known(values: NDArray[np.float64], index: NDArray[np.intp], new: NDArray[np.float64]) -> None:
+    """Put the numbers among `new` in their places, and NaN where there was nothing (0) before."""
+    none = np.isnan(new)
+    if none.any():
+        nothing = index[none]
+        values[nothing[values.take(nothing) == 0]] = np.nan
+        index, new = index[~none], new[~none]
+    values[index] = new  # where a place is written twice, the last one stays

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +174,10 @@ class Ingest:
                 on_first_message=lambda connection: self._gaps.message(connection),
                 on_down=self._on_down,
                 on_shed=self._on_shed,
+                on_moved=self._on_moved,
             )
+            self._held = self._feed_holds()
+            """The instruments of each connection, as all but the feed know them."""
             last_gap_id = _last_gap_id(self._journal)
             self._gaps = GapKeeper(
                 self._receiver.note,
@@ -302,7 +304,11 @@ class Ingest:
 
     def _on_shed(self, instruments: tuple[int, ...]) -> None:
         self._gaps.shed(instruments)
-        self._tell_subscribed(instruments)
+        self._subscribed.change(dict.fromkeys(instruments), self._clock.now())
+
+    def _on_moved(self) -> None:
+        """The server wanted fewer on a connection: from here on others bring what it brought."""
+        self._tell_placed(())
 
     async def _follow_list(self) -> None:
         """Take over the resolved list whenever somebody has written it. One that cannot be used changes nothing.
@@ -332,18 +338,12 @@ class Ingest:
         changes |= {token: mode for token, mode in wanted.items() if before.get(token) != mode}
         if not changes:
             return
-        held = [set(self._feed.instruments(number)) for number in range(self._feed.connections)]
         self._feed.change(changes)
         self._wanted = wanted
         self._gaps.wanted(wanted)
-        for number in range(self._feed.connections):
-            had = held[number] if number < len(held) else set()
-            has = set(self._feed.instruments(number))
-            if has - had:
-                self._gaps.joined(number)
-            if len(had - has) > _OTHER_RHYTHM * len(had):
-                self._pauses.forget(number)
-        self._tell_subscribed(changes, at)
+        modes = self._feed.subscriptions
+        self._subscribed.change({token: modes.get(token) for token in changes}, at)
+        self._tell_placed(changes)
         added = len(wanted) - len(before) + removed
         others = len(changes) - added - removed
         self._emit(
@@ -358,16 +358,26 @@ class Ingest:
             }
         )
 
-    def _connections(self) -> dict[int, int]:
-        """The connection of each instrument token."""
-        return {token: number for number in range(self._feed.connections) for token in self._feed.instruments(number)}
+    def _tell_placed(self, changed: Collection[int]) -> None:
+        """Have all know which connection each instrument is on now; `changed` are subscribed anew, or no more."""
+        before, self._held = self._held, self._feed_holds()
+        for number, has in enumerate(self._held):
+            had = before[number] if number < len(before) else frozenset()
+            if has - had:
+                self._gaps.joined(number)
+            if len(had - has) > _OTHER_RHYTHM * len(had):
+                self._pauses.forget(number)
+        connections = self._connections()
+        self._writer.subscribe(connections, changed)
+        self.metrics.subscribe(connections)
 
-    def _tell_subscribed(self, changed: Collection[int], at: datetime | None = None) -> None:
-        """Have all know that these are subscribed, or no more, or in another mode."""
-        modes = self._feed.subscriptions
-        self._writer.subscribe(self._connections(), changed)
-        self._subscribed.change({token: modes.get(token) for token in changed}, at or self._clock.now())
-        self.metrics.subscribe(modes)
+    def _feed_holds(self) -> list[frozenset[int]]:
+        """The instrument tokens of each connection."""
+        return [frozenset(self._feed.instruments(number)) for number in range(self._feed.connections)]
+
+    def _connections(self) -> dict[int, int]:
+        """The connection of each instrument token, as was told last."""
+        return {token: number for number, tokens in enumerate(self._held) for token in tokens}
 
     def _packets_due(self, segments: Collection[ExchangeSegment]) -> bool:
         if self._settings.sessions == "always":

@@ -150,6 +150,24 @@ def test_what_has_no_price_or_no_previous_close_is_no_mover(shown: Shown) -> Non
     assert facts["segments"]["NSE_EQ"]["heard"] == 3
 
 
+def test_a_tick_without_a_price_leaves_the_one_that_was_known(shown: Shown) -> None:
+    shown.see(START_NS, (INDEX, 26_000.0, 25_000.0), (SHARES[0], 101.0, 100.0))
+    shown.see(
+        START_NS + SECOND_NS,
+        (INDEX, np.nan, np.nan),
+        (SHARES[0], 102.0, 100.0),
+        (SHARES[0], np.nan, 100.0),
+        (SHARES[1], np.nan, np.nan),
+        (SHARES[1], 103.0, 100.0),
+        (SHARES[2], np.nan, np.nan),
+    )
+    assert shown.market.prices([INDEX, *SHARES[:3]]) == {INDEX: 26_000.0, SHARES[0]: 102.0, SHARES[1]: 103.0}
+    facts = shown.market.facts(START_NS)
+    assert [mover["change_percent"] for mover in facts["movers"]["indices"]["up"]] == [4.0]
+    assert [mover["change_percent"] for mover in facts["movers"]["shares"]["up"]] == [3.0, 2.0]
+    assert facts["segments"]["NSE_EQ"]["heard"] == 3
+
+
 def test_prices_stay_where_more_instruments_become_known(shown: Shown) -> None:
     kite = make_kite_token(1, 7)  # type: ignore[arg-type]
     shown.see(START_NS, (SHARES[0], 101.0, 100.0))

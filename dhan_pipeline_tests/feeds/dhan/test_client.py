@@ -784,6 +784,7 @@ class Downs:
             on_first_message=lambda connection: self.told.append(("first", connection)),
             on_down=lambda connection, error, since_ns: self.told.append((type(error).__name__, since_ns)),
             on_shed=lambda instruments: self.told.append(("shed", len(instruments))),
+            on_moved=lambda: self.told.append(("moved", None)),
             **options,
         )
 
@@ -890,7 +891,10 @@ async def test_instruments_over_the_servers_limit_move_to_other_connections(sett
         async with running(feed):
             await until(lambda: [each.subscribed for each in simulator.connections] == [50, 50])
     assert len(feed.subscriptions) == 100
-    assert not [told for told in downs.told if told[0] == "shed"]
+    # The new connection is told as lost since the one was whose instruments it takes over.
+    told = [(what, about is not None) for what, about in downs.told if what != "first"]
+    assert told == [("TooManyInstrumentsError", True), ("TooManyInstrumentsError", True), ("moved", False)]
+    assert len({about for what, about in downs.told if what == "TooManyInstrumentsError"}) == 1
 
 
 async def test_instruments_that_find_no_room_are_given_up_and_told(settings, good_token, monkeypatch):

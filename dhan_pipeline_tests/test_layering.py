@@ -32,6 +32,7 @@ ROOMS = (
     {"journal"},
     {"feeds"},
     {
+        "amounts",
         "enrich",
         "candles",
         "chains",
@@ -45,6 +46,7 @@ ROOMS = (
         "settings",
         "sources",
         "threads",
+        "times",
         "clock",
         "errors",
         "gaps",

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from dhan_pipeline.alerts.channels import DeliveryError
-from dhan_pipeline.alerts.messages import Alert, in_words
+from dhan_pipeline.alerts.messages import Alert
+from dhan_pipeline.amounts import counted, duration
 
 #: More alerts than this that wait for one destination become one message.
 MANY = 5
@@ -89,7 +90,7 @@ def deliver(outbox: Outbox, now_s: float, send: Send, round_s: float = ROUND_S) 
 def problems(outbox: Outbox) -> list[str]:
     """A sentence for each destination that does not take what waits for it, or that lost something."""
     return [
-        f"{destination}: {queue.problem}{f' Given up so far: {_alerts(queue.lost)}.' if queue.lost else ''}"
+        f"{destination}: {queue.problem}" + (f" Given up so far: {counted(queue.lost, 'alert')}." if queue.lost else "")
         for destination, queue in outbox.items()
         if queue.problem
     ]
@@ -98,8 +99,8 @@ def problems(outbox: Outbox) -> list[str]:
 def progress(outbox: Outbox, now_s: float) -> list[str]:
     """A sentence for each destination for which something waits: how it was tried, and when that is next."""
     return [
-        f"Waiting for {destination}: {_alerts(len(queue.waiting))}; tried {_times(queue.failures)} in"
-        f" {in_words(now_s - queue.failing_since_s)}, and next in {in_words(max(queue.next_s - now_s, 0.0))}."
+        f"Waiting for {destination}: {counted(len(queue.waiting), 'alert')}; tried {_times(queue.failures)} in"
+        f" {duration(now_s - queue.failing_since_s)}, and next in {duration(max(queue.next_s - now_s, 0.0))}."
         for destination, queue in outbox.items()
         if queue.failures and queue.waiting
     ]
@@ -109,12 +110,8 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _alerts(count: int) -> str:
-    return "1 alert" if count == 1 else f"{count} alerts"
-
-
 def _note(queue: Queue) -> str:
-    return f"Before this, {_alerts(queue.lost)} could not be delivered here." if queue.lost else ""
+    return f"Before this, {counted(queue.lost, 'alert')} could not be delivered here." if queue.lost else ""
 
 
 def _failed(queue: Queue, now_s: float, error: DeliveryError) -> Queue:

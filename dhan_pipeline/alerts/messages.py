@@ -1,13 +1,15 @@
 """The words of alerts: what a channel sends of one change, or of several at once. All times are India's."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from dhan_pipeline.alerts.transitions import Level
+from dhan_pipeline.amounts import duration
 from dhan_pipeline.sessions import IST
+from dhan_pipeline.times import beside
 
 #: Of a message with several alerts, so many lines and links are shown, and of each so much. Telegram takes 4096
 #: characters.
@@ -99,16 +101,6 @@ def summary(failing: Sequence[Alert], now_s: float) -> Alert:
     )
 
 
-def in_words(seconds: float) -> str:
-    """A duration: `40 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
-
-
 def hour_in_words(partition: str) -> str:
     """What an hour's or a day's key means to a person: `the hour 09:00 to 10:00 IST of 2026-11-20`."""
     try:
@@ -150,8 +142,8 @@ def _body(alert: Alert) -> list[str]:
         lines.append(f"{value}Limits: {alert.limits}." if alert.limits else value.rstrip())
     if alert.since_s is not None:
         lasted = alert.lasted_s is not None and alert.before
-        after = f", after {in_words(alert.lasted_s or 0.0)} of {Level(alert.before or 0).name}" if lasted else ""
-        lines.append(f"Since {_clock(alert.since_s, alert.at_s)}{after}.")
+        after = f", after {duration(alert.lasted_s or 0.0)} of {Level(alert.before or 0).name}" if lasted else ""
+        lines.append(f"Since {beside(_at(alert.since_s), _at(alert.at_s))}{after}.")
     if alert.partition and alert.since_s is not None and _is_past(alert.partition, alert.since_s):
         lines.append(f"This is about {hour_in_words(alert.partition)}, which was judged again; it does not mean now.")
     if alert.url:
@@ -174,10 +166,9 @@ def _short(words: str) -> str:
     return line if len(line) <= SHOWN_CHARS else f"{line[: SHOWN_CHARS - 1].rstrip()}…"
 
 
-def _clock(at_s: float, now_s: float) -> str:
-    at, now = (datetime.fromtimestamp(seconds, IST) for seconds in (at_s, now_s))
-    return f"{at:%H:%M:%S} IST" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M:%S} IST"
+def _at(at_s: float) -> datetime:
+    return datetime.fromtimestamp(at_s, IST)
 
 
 def _iso(at_s: float | None) -> str | None:
-    return None if at_s is None else datetime.fromtimestamp(at_s, UTC).astimezone(IST).isoformat(timespec="seconds")
+    return None if at_s is None else _at(at_s).isoformat(timespec="seconds")

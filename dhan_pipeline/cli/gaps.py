@@ -49,6 +49,7 @@ def gaps(
     from dhan_pipeline.store.engine import connect
     from dhan_pipeline.store.gaps import read_gaps
     from dhan_pipeline.store.ledger import statuses
+    from dhan_pipeline.times import ist, to_minute, to_second
 
     now_ns = Clock().now_ns()
     start_ns, end_ns = _interval(hour, day, since, now_ns)
@@ -62,9 +63,6 @@ def gaps(
             if end_ns == now_ns and capture.source in settings.sources and capture.age_s > SILENT_S
         ]
     found = parts(stored, start_ns, end_ns, settings.sessions == "always")
-
-    def ist(at_ns: int) -> datetime:
-        return datetime.fromtimestamp(at_ns / 1e9, IST)
 
     rows: list[dict[str, Any]] = [
         {
@@ -90,7 +88,7 @@ def gaps(
         counts = {"outside_sessions": len(stored) - len(found), "silent_captures": told_silent}
         print(json.dumps({**interval, "gaps": rows, **counts}))
         return
-    between = f"from {ist(start_ns):%Y-%m-%d %H:%M} to {ist(end_ns):%Y-%m-%d %H:%M} IST"
+    between = f"from {ist(start_ns):%Y-%m-%d %H:%M} to {to_minute(ist(end_ns))}"
     if found:
         with_days = hour_key(start_ns)[:10] != hour_key(max(end_ns - 1, start_ns))[:10]
         time_format = "%Y-%m-%d %H:%M:%S" if with_days else "%H:%M:%S"
@@ -116,7 +114,7 @@ def gaps(
     for capture in silent:
         print(
             f"Capture {capture.capture} ({capture.source}) has said nothing since"
-            f" {capture.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST. What it misses is noted when it runs again."
+            f" {to_second(capture.updated_at)}. What it misses is noted when it runs again."
         )
 
 

@@ -102,7 +102,7 @@ def read_recording(journal_dir: Path, start_ns: int, end_ns: int, source: "Sourc
 
 async def follow(replay: "DhanReplay | KiteReplay", recording: Recording, stop: asyncio.Event, *, once: bool) -> None:
     """Say how far the recording has come, and what it came to. Where it cannot be read on, and with `once`, stop."""
-    _say(f"The recording is from {_ist(recording.first_ns)} to {_ist(recording.last_ns)}.")
+    _say(f"The recording is from {_at(recording.first_ns)} to {_at(recording.last_ns)}.")
     if not replay.begun.is_set():
         _say("It begins when a client has subscribed.")
         await replay.begun.wait()
@@ -117,7 +117,7 @@ async def follow(replay: "DhanReplay | KiteReplay", recording: Recording, stop: 
             lasts = max(recording.last_ns - recording.first_ns, 1)
             share = min((replay.at_ns - recording.first_ns) / lasts, 1.0)
             _say(
-                f"{_ist(replay.at_ns)}  {share:>4.0%}  {rate:>9,.0f} packets/s  "
+                f"{_at(replay.at_ns)}  {share:>4.0%}  {rate:>9,.0f} packets/s  "
                 f"{replay.sent.total():>12,} sent to {len(replay.connections)} connections"
             )
     if replay.failure is None:
@@ -174,10 +174,10 @@ def _last_received_ns(journal_dir: Path, capture: int, start_ns: int, end_ns: in
     return 0
 
 
-def _ist(at_ns: int) -> str:
-    from dhan_pipeline.sessions import IST
+def _at(at_ns: int) -> str:
+    from dhan_pipeline.times import ist, to_second
 
-    return f"{datetime.fromtimestamp(at_ns / 1e9, IST):%Y-%m-%d %H:%M:%S} IST"
+    return to_second(ist(at_ns))
 
 
 def _say(sentence: str) -> None:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from dhan_pipeline.amounts import first_of
 from dhan_pipeline.cli.common import JsonOption, for_each_source, open_database, parse_source, read_settings
 from dhan_pipeline.sources import Source
 
@@ -94,9 +95,9 @@ def _show(source: Source, resolution: "Resolution", most: int) -> None:
     table.add_column("rule")
     table.add_column("without an instrument")
     for rule in resolution.summary:
-        more = f" and {len(rule.missing) - _SHOWN:,} more" if len(rule.missing) > _SHOWN else ""
-        missing = ", ".join(rule.missing[:_SHOWN]) + more
-        table.add_row(str(rule.line), f"{rule.selected:,}", f"{rule.added:,}", rule.rule, missing)
+        table.add_row(
+            str(rule.line), f"{rule.selected:,}", f"{rule.added:,}", rule.rule, first_of(rule.missing, _SHOWN)
+        )
     console = Console()
     console.print(table)
     for rule in resolution.summary:

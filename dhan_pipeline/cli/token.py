@@ -129,14 +129,13 @@ def _report(settings: Settings, *, alone: bool) -> dict[str, Any]:
 
 def _say(report: dict[str, Any]) -> None:
     """The report of one broker, but for what is wrong."""
-    from dhan_pipeline.sessions import IST
+    from dhan_pipeline.times import to_minute
 
     if "source" in report:
         whose = f"Client id {report['client_id']}" if "client_id" in report else f"API key {report['api_key']}"
         print(f"{whose}, from {report['source']}.")
         if report["expires_at"] is not None:
-            expires_at = datetime.fromisoformat(report["expires_at"]).astimezone(IST)
-            print(f"Its time is over at {expires_at:%Y-%m-%d %H:%M} IST.")
+            print(f"Its time is over at {to_minute(datetime.fromisoformat(report['expires_at']))}.")
         if report["can_refresh"]:
             print("DHAN_PIN and DHAN_TOTP_SECRET are set: a new one is made before that.")
     if report["good"]:
@@ -146,11 +145,11 @@ def _say(report: dict[str, Any]) -> None:
 
 def _say_saved(whose: dict[str, str], source: str, expires_at: datetime | None, as_json: bool) -> None:
     """All about a new token but the token."""
-    from dhan_pipeline.sessions import IST
+    from dhan_pipeline.times import to_minute
 
     if as_json:
         print(json.dumps({**whose, "source": source, "expires_at": expires_at.isoformat() if expires_at else None}))
         return
-    until = f", good until {expires_at.astimezone(IST):%Y-%m-%d %H:%M} IST," if expires_at else ""
+    until = f", good until {to_minute(expires_at)}," if expires_at else ""
     [(name, value)] = whose.items()
     print(f"A new token of {'client id' if name == 'client_id' else 'API key'} {value}{until} is in {source}.")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dhan_pipeline.amounts import counted, duration
 from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, read_settings
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
@@ -105,15 +106,14 @@ def _iso(at: datetime) -> str:
 
 def _line(look: "Now | str") -> str:
     """A line for a file: the time, the headline, and what all captures come to."""
-    from dhan_pipeline.quality.gap_words import counted
-    from dhan_pipeline.sessions import IST
+    from dhan_pipeline.times import to_second
 
     if isinstance(look, str):
-        return f"{datetime.now(IST):%Y-%m-%d %H:%M:%S} IST  {look}"
+        return f"{to_second(datetime.now(UTC))}  {look}"
     captures = look.captures
     p99_ms = max((capture.latency_p99_ms or 0 for capture in captures), default=0)
     return (
-        f"{look.at:%Y-%m-%d %H:%M:%S} IST  {look.headline}:  "
+        f"{to_second(look.at)}  {look.headline}:  "
         f"{sum(capture.connections_up for capture in captures)} of {sum(c.connections for c in captures)} connections  "
         f"{sum(capture.ticks_per_second for capture in captures):,.0f} ticks/s  p99 {p99_ms:,.0f} ms  "
         f"backlog {max((capture.backlog_s for capture in captures), default=0):,.1f} s  "
@@ -220,11 +220,7 @@ def _segments(now: "Now") -> Table:
 
 def _ago(seconds: float) -> str:
     """What a capture says is up to two seconds old when it is shown."""
-    if seconds < 3:
-        return "now"
-    if seconds < 100:
-        return f"{seconds:.0f} s ago"
-    return f"{seconds / 60:.0f} min ago" if seconds < 6000 else f"{seconds / 3600:.0f} h ago"
+    return "now" if seconds < 3 else f"{duration(seconds)} ago"
 
 
 def _movers(now: "Now", rows: int) -> Table | None:
@@ -255,7 +251,6 @@ def _mover(mover: "Mover | None", style: str, indent: str = "") -> tuple[str, st
 
 
 def _gaps(now: "Now") -> Text:
-    from dhan_pipeline.quality.gap_words import counted
 
     if not now.gaps and not now.silences:
         return Text(" No gap in session today.", style="green")

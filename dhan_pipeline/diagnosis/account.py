@@ -20,6 +20,7 @@ from dhan_pipeline.feeds.kite import token as kite_token
 from dhan_pipeline.quality.calendar import next_session, token_needed_until
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
+from dhan_pipeline.times import to_minute_of_day
 
 #: Longest wait for the broker's first answer, and for its feed to take a connection.
 _ANSWER_S = 8.0
@@ -45,7 +46,7 @@ def token_and_plan(settings: Settings, clock: Clock) -> Sequence[Finding]:
     plan = _plan(settings, clock, report)
     if not report.get("judged", True):
         until = (
-            f" By itself it is good until {_when(datetime.fromisoformat(end))}."
+            f" By itself it is good until {to_minute_of_day(datetime.fromisoformat(end))}."
             if (end := report["expires_at"])
             else ""
         )
@@ -67,7 +68,7 @@ def _not_good(settings: Settings, clock: Clock, problem: str, make: str) -> Find
     if token_needed_until(settings, clock) is not None:
         return bad("token", problem, make)
     session = next_session(settings, clock)
-    when = f" The next session opens {_when(session[0])}." if session else ""
+    when = f" The next session opens {to_minute_of_day(session[0])}." if session else ""
     return warn("token", f"{problem}{when}", make)
 
 
@@ -77,7 +78,7 @@ def _lasts(settings: Settings, clock: Clock, report: Mapping[str, Any], make: st
         return ok("token", "The broker takes it; it does not say how long it is good.")
     expires_at = datetime.fromisoformat(report["expires_at"]).astimezone(IST)
     needed_until = token_needed_until(settings, clock)
-    lasts = f"The broker takes it, and it is good until {_when(expires_at)}"
+    lasts = f"The broker takes it, and it is good until {to_minute_of_day(expires_at)}"
     if needed_until is None:
         return ok("token", f"{lasts}. No session of today is left.")
     needed_until = needed_until.astimezone(IST)
@@ -85,7 +86,7 @@ def _lasts(settings: Settings, clock: Clock, report: Mapping[str, Any], make: st
         if settings.sessions == "always":
             return ok("token", f"{lasts}.")
         return ok("token", f"{lasts}, after today's last close at {needed_until:%H:%M}.")
-    lasts += f", but it is needed until {_when(needed_until)}."
+    lasts += f", but it is needed until {to_minute_of_day(needed_until)}."
     if report["can_refresh"]:
         return ok("token", f"{lasts} A new one is made by itself before that.")
     return bad("token", lasts, make)
@@ -103,7 +104,7 @@ def _plan(settings: Settings, clock: Clock, report: Mapping[str, Any]) -> Findin
     if report["data_plan_until"] is None:
         return ok("data plan", "Active.")
     ends_at = datetime.fromisoformat(report["data_plan_until"]).astimezone(IST)
-    found = f"Active until {_when(ends_at)}."
+    found = f"Active until {to_minute_of_day(ends_at)}."
     soon = ends_at - clock.now() < _PLAN_AHEAD
     return warn("data plan", found, "Renew it on Dhan's web site before that.") if soon else ok("data plan", found)
 
@@ -186,7 +187,3 @@ def feed_reachable(settings: Settings, clock: Clock) -> Sequence[Finding]:
             )
         ]
     return [ok("feed", f"The feed's server takes connections, in {(time.perf_counter() - started) * 1000:,.0f} ms.")]
-
-
-def _when(at: datetime) -> str:
-    return f"{at.astimezone(IST):%a %Y-%m-%d %H:%M} IST"

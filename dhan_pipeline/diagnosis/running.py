@@ -12,9 +12,9 @@ from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
 from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, next_session
 from dhan_pipeline.quality.now import SILENT_S
-from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ledger import CaptureStatus, statuses
+from dhan_pipeline.times import to_second
 from dhan_pipeline.transport.broker import BrokerError, broker_url
 from dhan_pipeline.transport.outlet import look
 
@@ -34,7 +34,7 @@ def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
         return [warn("capture", words, DATABASE_FIRST)]
     if found is not None and runs:
         return [_running(settings, clock, found)]
-    last = f" The last one spoke at {found.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST." if found else ""
+    last = f" The last one spoke at {to_second(found.updated_at)}." if found else ""
     if capture_expected(settings, clock):
         return [bad("capture", f"None runs, and one should, for a session is on or about to open.{last}", START)]
     return [ok("capture", f"None has to run now. {when_next(settings, clock)}")]
@@ -59,7 +59,7 @@ def when_next(settings: Settings, clock: Clock) -> str:
 
 def _running(settings: Settings, clock: Clock, capture: CaptureStatus) -> Finding:
     status = capture.status
-    since = f"{capture.started_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST"
+    since = to_second(capture.started_at)
     up, connections = status["connections_up"], status["connections"]
     found = (
         f"Process {capture.pid} on {capture.host} runs since {since}, with {up} of {connections} connections up,"

@@ -6,6 +6,7 @@ from datetime import date, datetime, timedelta
 import psycopg2
 from psycopg2.extensions import connection
 
+from dhan_pipeline.amounts import first_of
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import DATABASE_FIRST, asked_database, start_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
@@ -24,12 +25,10 @@ from dhan_pipeline.subscriptions import (
     load_rules,
     read_subscriptions,
 )
+from dhan_pipeline.times import to_minute_of_day
 
 #: When the day's instruments are synced, with the minutes that may take, IST: see `orchestration/schedules.py`.
 _SYNC_HOUR, _SYNC_MINUTE = 8, 40
-
-#: So many names are shown.
-_SHOWN = 5
 
 MIGRATE = "Run `dhan-pipeline migrate`."
 SYNC = "Run `dhan-pipeline sync-instruments --download`, or launch `instrument_sync_job`."
@@ -55,7 +54,7 @@ def _migrations(conn: connection) -> Finding:
     except MigrationError as error:
         return bad("migrations", in_words(error), "Run the latest version of this program.")
     if names:
-        return bad("migrations", f"{len(names):,} are to be applied: {_some(names)}.", MIGRATE)
+        return bad("migrations", f"{len(names):,} are to be applied: {first_of(names)}.", MIGRATE)
     return ok("migrations", "All are applied.")
 
 
@@ -75,7 +74,7 @@ def instruments(settings: Settings, clock: Clock) -> Sequence[Finding]:
         listed_at = datetime.fromtimestamp(settings.master_path.stat().st_mtime, IST)
     except OSError:  # loaded from another folder, or another machine
         listed_at = changed_at.astimezone(IST) if changed_at else datetime.fromtimestamp(0, IST)
-    found = f"{active:,} are active; the list is of {listed_at:%a %Y-%m-%d %H:%M} IST"
+    found = f"{active:,} are active; the list is of {to_minute_of_day(listed_at)}"
     due = now.date() if (now.hour, now.minute) >= (_SYNC_HOUR, _SYNC_MINUTE) else now.date() - timedelta(days=1)
     days = (due - listed_at.date()).days
     if days <= 0:
@@ -101,7 +100,7 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
         with asked_database(settings) as conn:
             gone = _gone(conn, listed, today)
             if gone:
-                words = f"{len(gone):,} of {len(listed):,} have expired, or are not listed any more: {_some(gone)}."
+                words = f"{len(gone):,} of {len(listed):,} have expired, or are not listed any more: {first_of(gone)}."
                 return [bad("subscriptions", words, apply)]
             resolution = resolve_rules(conn, rules, settings.source, clock)
     except DatabaseError:
@@ -114,7 +113,7 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
     missing = [(rule.line, name) for rule in resolution.summary for name in rule.missing]
     if missing:
         lines = ", ".join(dict.fromkeys(str(line) for line, _ in missing))
-        words = f"No active instrument of {settings.source} is called {_some([name for _, name in missing])}."
+        words = f"No active instrument of {settings.source} is called {first_of([name for _, name in missing])}."
         fix = f"Correct {settings.subscriptions_file}, line {lines}; `dhan-pipeline find` says what is near a name."
         return [bad("subscriptions", words, fix)]
     # What follows a price has moved on with it.
@@ -135,7 +134,3 @@ def _gone(conn: connection, listed: Sequence[Subscription], today: date) -> list
 
 def _unknown(name: str) -> Finding:
     return warn(name, "Not known: the database cannot be asked.", DATABASE_FIRST)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")

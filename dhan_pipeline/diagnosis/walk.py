@@ -15,6 +15,7 @@ import numpy as np
 import psycopg2
 from psycopg2.extensions import connection
 
+from dhan_pipeline.amounts import counted, duration
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import asked_database, start_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
@@ -42,6 +43,7 @@ from dhan_pipeline.store.subscribed import Subscribed, subscribed_during
 from dhan_pipeline.store.symbols import SymbolError, find_instruments, resolve_symbols
 from dhan_pipeline.subscriptions import Subscription, SubscriptionError, load_rules, read_subscriptions, resolve
 from dhan_pipeline.threads import in_thread
+from dhan_pipeline.times import beside, ist, to_minute, to_minute_of_day, to_second
 
 #: How long the whole walk may take: a server that hangs takes connections, and answers nothing.
 PATIENCE_S = 40.0
@@ -114,7 +116,7 @@ class _Way:
 
     @property
     def now(self) -> datetime:
-        return datetime.fromtimestamp(self.now_ns / 1e9, IST)
+        return ist(self.now_ns)
 
 
 def walk(settings: Settings, symbol: str, clock: Clock, patience_s: float = PATIENCE_S) -> Walk:
@@ -190,9 +192,9 @@ def _verdict(way: _Way, links: Sequence[Finding]) -> str:
         return f"The link that broke is `{broken.name}`: {broken.found} {broken.fix}".strip()
     last = "the journal has no packet of it"
     if way.row is not None:
-        last = f"its last tick came {_ago(way.now_ns - way.row.received_ns)} ago"
+        last = f"its last tick came {_since(way.now_ns - way.row.received_ns)} ago"
     elif way.packet is not None:
-        last = f"its last packet came {_ago(way.now_ns - way.packet.received_ns)} ago"
+        last = f"its last packet came {_since(way.now_ns - way.packet.received_ns)} ago"
     if not way.open:
         return f"No link is broken: {segment_of(way.token).name} is closed, and {last}."
     quiet = [link.name for link in links if link.state == "warn"]
@@ -240,7 +242,7 @@ def _instrument(conn: connection, settings: Settings, symbol: str, clock: Clock)
         fix = "Name a contract that lives: `dhan-pipeline find` lists them."
         return bad("instrument", f"{what} expired on {expiry}.", fix), token
     if not active:
-        since = f" since {changed_at.astimezone(IST):%Y-%m-%d %H:%M} IST" if changed_at else ""
+        since = f" since {to_minute(changed_at)}" if changed_at else ""
         return bad("instrument", f"{what} is not in the broker's list any more{since}.", SYNC), token
     return ok("instrument", f"{what} is known and active."), token
 
@@ -253,7 +255,7 @@ def _subscription(way: _Way) -> Finding:
     rule = _rule(way)
     by = f", by {rule}" if rule else ""
     if captured is not None:
-        since = f"{captured.since.astimezone(IST):%Y-%m-%d %H:%M:%S} IST"
+        since = to_second(captured.since)
         return ok("subscription", f"The capture is subscribed to it in {captured.mode.value} mode since {since}{by}.")
     if isinstance(way.listed, SubscriptionError):
         return bad("subscription", in_words(way.listed), apply)
@@ -313,7 +315,7 @@ def _session(way: _Way) -> Finding:
         quiet = ", in which little is said" if kind in QUIET_KINDS else ""
         return ok("session", f"{segment} is open: {kind.replace('_', ' ')}{quiet}.")
     opens = _next_opening(way.token, way.now)
-    when = f" It opens {opens:%a %Y-%m-%d} at {opens:%H:%M} IST." if opens else ""
+    when = f" It opens {to_minute_of_day(opens)}." if opens else ""
     return ok("session", f"{segment} is closed: nothing is to come.{when}")
 
 
@@ -340,7 +342,7 @@ def _capture(way: _Way) -> Finding:
         if capture_expected(way.settings, way.clock):
             return bad("capture", f"Capture {way.settings.capture_number} does not run, and should.", START)
         return ok("capture", f"None has to run now. {when_next(way.settings, way.clock)}")
-    since = f"{way.capture.started_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST"
+    since = to_second(way.capture.started_at)
     found = f"Process {way.capture.pid} on {way.capture.host} runs since {since}."
     if problem := way.capture.status.get("token_problem"):
         fix = "Mend the token (`dhan-pipeline token check`): the capture goes on by itself."
@@ -359,7 +361,7 @@ def _connection(way: _Way) -> Finding:
     found += f"{up} of {of} are up"
     for gap in _open_gaps(way):
         if gap.cause is not Cause.SILENT:
-            since = f"{_ist(gap.started_ns):%H:%M:%S} IST"
+            since = beside(ist(gap.started_ns), way.now)
             words = f"{found}, and connection {gap.connection} brings nothing since {since}: {gap.cause}"
             return bad("connection", words + (f", {gap.detail}." if gap.detail else "."), ADVICE[gap.cause])
     if up == 0:
@@ -369,8 +371,7 @@ def _connection(way: _Way) -> Finding:
         fix = "The connection is replaced after FEED_SILENCE_S; if the market trades, ask the broker."
         words = f"{found}, but nothing came through any for {quiet_s:,.0f} s."
         return (bad if quiet_s > SILENCE_ERROR_S else warn)("connection", words, fix)
-    number_of_gaps = status.get("gaps") or 0
-    gaps = f", with {number_of_gaps:,} gap{'s' * (number_of_gaps > 1)} since the start" if number_of_gaps else ""
+    gaps = f", with {counted(status['gaps'], 'gap')} since the start" if status.get("gaps") else ""
     return ok("connection", f"{found}{gaps}.")
 
 
@@ -438,10 +439,10 @@ def _packet(way: _Way) -> Finding:
         )
     for gap in _open_gaps(way):
         if gap.cause is Cause.SILENT:
-            since = f"{_ist(gap.started_ns):%H:%M:%S} IST"
+            since = beside(ist(gap.started_ns), way.now)
             return bad("packet", f"It fell silent at {since}, while others went on: {gap.detail}.", ADVICE[gap.cause])
     if way.packet is None:
-        found = f"None of the journal's packets of the last {_ago(now_ns - way.searched_from_ns)} is of it"
+        found = f"None of the journal's packets of the last {_since(now_ns - way.searched_from_ns)} is of it"
         if not way.open or way.capture is None or not _is_subscribed(way):
             return ok("packet", f"{found}.")
         running_s = (now_ns - int(way.capture.started_at.timestamp() * 1e9)) / 1e9
@@ -454,8 +455,8 @@ def _packet(way: _Way) -> Finding:
         return bad("packet", f"{found}, though the broker sends one on subscribing.", fix)
     age_ns = now_ns - way.packet.received_ns
     found = (
-        f"The last came at {_ist(way.packet.received_ns):%Y-%m-%d %H:%M:%S.%f}"[:-3]
-        + f" IST, {_ago(age_ns)} ago, on connection {way.packet.connection}: {way.packet.kind}."
+        f"The last came at {ist(way.packet.received_ns):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        + f" IST, {_since(age_ns)} ago, on connection {way.packet.connection}: {way.packet.kind}."
     )
     if way.open and way.capture is not None and age_ns > _QUIET_S * 1e9:
         return warn("packet", found, "It may just not trade: compare with the broker's own chart.")
@@ -472,7 +473,7 @@ def _rejected(way: _Way) -> Finding:
         return ok("rejected", "None of its packets was rejected today.")
     count, last_ns = sum(each.packets for each in rejected), max(each.last_ns for each in rejected)
     reasons = ", ".join(f"{each.reason} ({each.packets:,})" for each in rejected)
-    found = f"{count:,} of its packets were rejected today, the last at {_ist(last_ns):%H:%M:%S} IST: {reasons}."
+    found = f"{count:,} of its packets were rejected today, the last at {beside(ist(last_ns), way.now)}: {reasons}."
     fix = "Run `dhan-pipeline sync-instruments --download`, then `dhan-pipeline redrive`: they become ticks."
     if not any("unknown" in each.reason for each in rejected):
         fix = "Look at their bytes with `dhan-pipeline decode`; after a fix, `dhan-pipeline redrive` takes them again."
@@ -530,7 +531,7 @@ def _row(way: _Way) -> Finding:
         return bad("row", f"{found}, though the journal has packets.", replay)
     price = "no price" if row.last_price is None else f"{row.last_price:,.2f}"
     found = (
-        f"{price} at {_ist(row.received_ns):%Y-%m-%d %H:%M:%S.%f}"[:-3] + f" IST, {_ago(now_ns - row.received_ns)} ago"
+        f"{price} at {ist(row.received_ns):%Y-%m-%d %H:%M:%S.%f}"[:-3] + f" IST, {_since(now_ns - row.received_ns)} ago"
     )
     if row.latency_ms is not None:
         found += f", stored {row.latency_ms:,.0f} ms after it came"
@@ -554,12 +555,5 @@ _LINKS: dict[str, Callable[[_Way], Finding]] = {
 LINKS = ("instrument", *_LINKS)
 
 
-def _ist(at_ns: int) -> datetime:
-    return datetime.fromtimestamp(at_ns / 1e9, IST)
-
-
-def _ago(ns: int) -> str:
-    seconds = max(ns, 0) / 1e9
-    if seconds < 120:
-        return f"{seconds:,.1f} s"
-    return f"{seconds / 60:,.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.0f} hours"
+def _since(ns: int) -> str:
+    return duration(max(ns, 0) / 1e9)

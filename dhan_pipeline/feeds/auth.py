@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from dhan_pipeline.feeds.errors import CredentialsError, SourceError
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.sources import Source
+from dhan_pipeline.times import to_minute
 
 
 class Credentials(Protocol):
@@ -46,8 +47,7 @@ def check_token_validity(credentials: Credentials, margin: timedelta, now: datet
 def expired(credentials: Credentials) -> str:
     """The sentence for a token whose time is over."""
     assert credentials.expires_at is not None
-    expired_at = credentials.expires_at.astimezone(IST)
-    return f"The access token in {credentials.source} expired at {expired_at:%Y-%m-%d %H:%M} IST."
+    return f"The access token in {credentials.source} expired at {to_minute(credentials.expires_at)}."
 
 
 def check_feed_address(base_url: str, variable: str) -> None:

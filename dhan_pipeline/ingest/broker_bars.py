@@ -13,6 +13,7 @@ from typing import Any
 
 from psycopg2.extensions import connection
 
+from dhan_pipeline.amounts import duration
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.dhan.history import DhanHistory
@@ -216,7 +217,7 @@ async def fetch_bars(
             asked += 1
             if asked % TELL_EVERY == 0:
                 left_s = (loop.time() - began) / asked * (len(active) - asked)
-                tell(f"{asked:,} of {len(active):,} instruments, {fetch.failures:,} failed; {_span(left_s)} left.")
+                tell(f"{asked:,} of {len(active):,} instruments, {fetch.failures:,} failed; {duration(left_s)} left.")
 
     await _all(work() for _ in range(CONCURRENT))
     if unanswered < PATIENCE:
@@ -309,7 +310,3 @@ def _note_failure(fetch: Fetch, error: RestError) -> bool:
     fetch.unanswered += passes
     fetch.last_error = str(error)
     return passes
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

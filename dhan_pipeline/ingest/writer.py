@@ -22,12 +22,13 @@ from dhan_pipeline.ingest.retrying import Database, Patience
 from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.stretch import joined
-from dhan_pipeline.sessions import HOUR_NS, IST, hour_key
+from dhan_pipeline.sessions import HOUR_NS, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import ledger, ticks
 from dhan_pipeline.store.instruments import load_futures, load_tokens
 from dhan_pipeline.store.partitions import ensure_partitions, instant
 from dhan_pipeline.threads import in_thread
+from dhan_pipeline.times import to_second
 
 #: Partitions of `ticks` exist this far ahead.
 PARTITIONS_AHEAD_NS = 3 * HOUR_NS
@@ -297,9 +298,9 @@ def require_the_same_journal(conn: connection, capture: int, last: int | None, c
     stored = ledger.last_ledger_block(conn, last, last + 1) is not None
     conn.rollback()
     if not stored:
-        until = instant(split_block_id(committed)[1] * 1_000_000).astimezone(IST)
+        until = instant(split_block_id(committed)[1] * 1_000_000)
         raise OtherJournalError(
-            f"This database has blocks of capture {capture} up to {until:%Y-%m-%d %H:%M:%S} IST that are later than all"
+            f"This database has blocks of capture {capture} up to {to_second(until)} that are later than all"
             " of this journal: they come from another journal, or from a clock that was ahead. Give this one a number"
             " of its own (CAPTURE), or the database of its own."
         )

@@ -16,11 +16,12 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dhan_pipeline.alerts.channels import NOTHING_SET, Channels, configured, send, try_out
-from dhan_pipeline.alerts.delivery import MANY, Outbox, deliver, post, problems, progress
+from dhan_pipeline.alerts.delivery import Outbox, deliver, post, problems, progress
 from dhan_pipeline.alerts.messages import Alert, summary, title
 from dhan_pipeline.alerts.rules import Rules, RulesError, all_destinations, load_rules, unset
 from dhan_pipeline.alerts.signals import begin, by_destination, observe
 from dhan_pipeline.alerts.transitions import Level, Standing
+from dhan_pipeline.amounts import first_of
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.health import (
     changed_runs,
@@ -131,7 +132,7 @@ def _in_words(
 ) -> Iterator[str]:
     told = list(dict.fromkeys(title([alert]) for alerts in posts.values() for alert in alerts))
     if told:
-        yield f"To tell: {_some(told, '; ')}."
+        yield f"To tell: {first_of(told, between='; ')}."
     if took:
         yield f"Taken by {', '.join(took)}."
     if not told and not took:
@@ -140,12 +141,8 @@ def _in_words(
         f"{subject.partition(' ')[2]} {s.told.name}" for subject, s in state.standings.items() if s.told != Level.OK
     ]
     if poor:
-        yield f"Not OK: {_some(sorted(poor), ', ')}."
+        yield f"Not OK: {first_of(sorted(poor))}."
     yield from problem
-
-
-def _some(words: Sequence[str], between: str) -> str:
-    return between.join(words if len(words) <= MANY else [*words[:MANY], f"and {len(words) - MANY} more"])
 
 
 alerts_asset = dg.AssetSpec(

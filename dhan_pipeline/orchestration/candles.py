@@ -9,12 +9,12 @@ import time
 
 import dagster as dg
 
+from dhan_pipeline.amounts import counted
 from dhan_pipeline.candles import LATE_S
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.assets.candles import CANDLES_1M
 from dhan_pipeline.orchestration.names import ROLE_TAG, TICKS
 from dhan_pipeline.orchestration.partitions import hourly_partitions
-from dhan_pipeline.quality.gap_words import counted
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
 

@@ -26,11 +26,11 @@ from dhan_pipeline.quality.measures import (
     live_outcomes,
 )
 from dhan_pipeline.quality.outcome import CheckOutcome
-from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect, database_url
+from dhan_pipeline.times import to_second
 
 DESCRIPTIONS = {
     "tick_rate": "Ticks a minute while what is subscribed trades: a thin stream may be half a feed.",
@@ -141,7 +141,7 @@ def _live_outcomes(settings: Settings, clock: Clock) -> list[CheckOutcome]:
     if capture is None:
         return absent("No capture has run yet.")
     if capture.age_s > STATUS_STALE_S:
-        return absent(f"The capture last reported at {capture.updated_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST.")
+        return absent(f"The capture last reported at {to_second(capture.updated_at)}.")
     return live_outcomes(
         capture.status, settings, feed_expected(settings, clock), token_until=token_needed_until(settings, clock)
     )

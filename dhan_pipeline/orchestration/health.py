@@ -15,9 +15,9 @@ from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NA
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 from dagster._core.storage.dagster_run import RunRecord
 
-from dhan_pipeline.alerts.messages import in_words
 from dhan_pipeline.alerts.signals import Signal
 from dhan_pipeline.alerts.transitions import Level, Patience, Reading, Standing, unchanged
+from dhan_pipeline.amounts import duration
 from dhan_pipeline.errors import redacted
 from dhan_pipeline.orchestration.names import OWNERS, ROLE_TAG
 
@@ -181,13 +181,13 @@ def _stuck(instance: dg.DagsterInstance, record: RunRecord, going: set[str], now
         case Status.QUEUED | Status.NOT_STARTED:
             if now_s - created_s > WAITING_S and _line(run) not in going:
                 return Level.WARN, (
-                    f"has waited to start for {in_words(now_s - created_s)} while no other run is going on: does"
+                    f"has waited to start for {duration(now_s - created_s)} while no other run is going on: does"
                     " Dagster's daemon run?"
                 )
         case Status.STARTING | Status.CANCELING:
             if now_s - updated_s > STARTING_S:
                 doing = "start" if run.status == Status.STARTING else "be cancelled"
-                return Level.WARN, f"has taken {in_words(now_s - updated_s)} to {doing}: does its code location run?"
+                return Level.WARN, f"has taken {duration(now_s - updated_s)} to {doing}: does its code location run?"
         case Status.STARTED if _ingests(run):
             started_s = record.start_time or updated_s
             if now_s - started_s <= HEARTBEAT_S:
@@ -198,13 +198,13 @@ def _stuck(instance: dg.DagsterInstance, record: RunRecord, going: set[str], now
             silent_s = now_s - max([started_s, *(beat.timestamp for beat in heartbeats)])
             if silent_s > HEARTBEAT_S:
                 return Level.ERROR, (
-                    f"has sent no heartbeat for {in_words(silent_s)}, and was not replaced: is the sensor of its"
+                    f"has sent no heartbeat for {duration(silent_s)}, and was not replaced: is the sensor of its"
                     " supervisor on?"
                 )
         case Status.STARTED:
             started_s = record.start_time or updated_s
             if now_s - started_s > LONG_S:
-                return Level.WARN, f"has been going on for {in_words(now_s - started_s)}, longer than any should take."
+                return Level.WARN, f"has been going on for {duration(now_s - started_s)}, longer than any should take."
     return None
 
 

@@ -26,6 +26,7 @@ from dhan_pipeline.quality.calendar import first_opening, token_needed_until
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import Source
+from dhan_pipeline.times import to_minute
 
 #: Tokens live for 24 hours: one that is made at midnight would end, and be renewed, while commodities trade.
 FIRST_HOUR = 6
@@ -53,8 +54,7 @@ def refresh_access_token(
         made = refresh_token(settings, clock, needed_until=until) if can_be_had else None
         context.log.info("A new token was made." if made else "The token lasts; none was made.")
         profile = read_profile(settings, made or get_dhan_credentials(settings))
-        valid_until = profile.valid_until.astimezone(IST)
-        context.log.info(f"Dhan says that it is good until {valid_until:%Y-%m-%d %H:%M} IST.")
+        context.log.info(f"Dhan says that it is good until {to_minute(profile.valid_until)}.")
         if not profile.data_plan_active:
             raise dg.Failure(
                 description="The account has no active data plan, so no packet will come: subscribe to Dhan's data"
@@ -142,14 +142,14 @@ def check_kite_token(
         if expires_at is None:
             context.log.info("Kite takes the access token; how long it is good is unknown.")
             return
-        dies_at = datetime.fromisoformat(expires_at).astimezone(IST)
+        dies_at = datetime.fromisoformat(expires_at)
         if until is not None and dies_at < until:
             raise TokenError(
-                f"Kite's access token dies at {dies_at:%Y-%m-%d %H:%M} IST, and is needed until"
+                f"Kite's access token dies at {to_minute(dies_at)}, and is needed until"
                 f" {until.astimezone(IST):%H:%M}: after that, log in for another (`dhan-pipeline token generate"
                 " --source kite`)."
             )
-        context.log.info(f"Kite takes the access token, which dies at {dies_at:%Y-%m-%d %H:%M} IST.")
+        context.log.info(f"Kite takes the access token, which dies at {to_minute(dies_at)}.")
 
 
 @dg.job(

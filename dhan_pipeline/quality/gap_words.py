@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from dhan_pipeline.amounts import counted
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.sessions import IST, day_start_ns
@@ -72,11 +73,6 @@ def event_in_words(event: Mapping[str, Any]) -> str:
         detail = f", {event['detail']}" if event["detail"] else ""
         return f"A gap: {of} brings nothing since {started}: {cause}{detail}."
     return f"The gap of {of} since {started} ({cause}) is over after {event['seconds']:,.1f} s: {event['recovery']}."
-
-
-def counted(count: int, what: str) -> str:
-    """A count with its noun: `1 gap`, `2 gaps`."""
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def connection_number(gap: GapPart) -> str:

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dhan_pipeline.amounts import counted
 from dhan_pipeline.quality.completeness import Completeness, hour_completeness, live_completeness
-from dhan_pipeline.quality.gap_words import ADVICE, connection_number, counted, gap_in_words, gaps_table
+from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.quality.outcome import CheckOutcome, Severity, above, below
 from dhan_pipeline.quality.pictures import Picture, latency_picture, ticks_picture
 from dhan_pipeline.quality.rates import held_up, hour_insert_rate, hour_tick_rate, live_insert_rate, live_tick_rate
 from dhan_pipeline.quality.trade_clock import moved_in_words
-from dhan_pipeline.sessions import IST, parse_hour_key
+from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.digests import DigestRecord
 from dhan_pipeline.store.flow import HourFlow
+from dhan_pipeline.times import beside, to_minute
 
 #: A capture reports each second; its word is not taken for the present when it is older than this.
 STATUS_STALE_S = 30.0
@@ -162,7 +164,7 @@ def live_outcomes(
     packets, rejected, span = status["packets"], status["rejected"], "since the capture started"
     if earlier is not None and earlier["packets"] < packets:
         packets, rejected = packets - earlier["packets"], rejected - earlier["rejected"]
-        span = f"since {_clock_time(earlier['at'])}"
+        span = f"since {beside(*(datetime.fromisoformat(each['at']) for each in (earlier, status)))}"
     behind_ms = 1000.0 * (status["backlog_seconds"] or 0.0)
     p99 = status["latency_p99_ms"]
     latency = behind_ms if p99 is None else max(p99, behind_ms)
@@ -318,7 +320,7 @@ def _digest(measures: HourMeasures) -> CheckOutcome:
         passed, severity, value = False, "ERROR", float(max(abs(measures.rows - last.rows), 1))
         description = (
             f"The {measures.rows:,} rows of {hour} are not the {last.rows:,} that were there at"
-            f" {_minute(last.made_at)}: something other than this pipeline has changed them. `dhan-pipeline replay"
+            f" {to_minute(last.made_at)}: something other than this pipeline has changed them. `dhan-pipeline replay"
             f" --hour {hour} --diff` shows what the journal says of each; materialise `ticks` for {hour} to have that"
             " again."
         )
@@ -327,12 +329,12 @@ def _digest(measures: HourMeasures) -> CheckOutcome:
         counts = (last.added, last.removed, last.changed)
         value = float(sum(count or 0 for count in counts) or abs(last.rows - (earlier.rows if earlier else 0)))
         what = (
-            f"The rebuild of {_minute(last.made_at)} left other rows of {hour} than were there: {last.added or 0:,}"
+            f"The rebuild of {to_minute(last.made_at)} left other rows of {hour} than were there: {last.added or 0:,}"
             f" added, {last.removed or 0:,} removed, {last.changed or 0:,} changed."
             " A mended decoder or an instrument sync explains it"
             if last.origin == "rebuild"
-            else f"The redrive of {_minute(last.made_at)} left other rows of {hour} than were there: now {last.rows:,},"
-            f" before {earlier.rows if earlier else 0:,}. Packets that had been rejected explain it"
+            else f"The redrive of {to_minute(last.made_at)} left other rows of {hour} than were there: now"
+            f" {last.rows:,}, before {earlier.rows if earlier else 0:,}. Packets that had been rejected explain it"
         )
         description = (
             f"{what}; what was made of the rows before has to be made again. Materialise `ticks` for {hour} once more:"
@@ -490,12 +492,12 @@ def _token(status: Mapping[str, Any], settings: Settings, needed_until: datetime
     left_s = (expires_at - datetime.fromisoformat(status["at"])).total_seconds()
     expired, short = left_s <= 0, needed_until is not None and expires_at < needed_until
     found = (
-        f"The access token's time was over at {_minute(expires_at)}."
+        f"The access token's time was over at {to_minute(expires_at)}."
         if expired
-        else f"The access token is good until {_minute(expires_at)}."
+        else f"The access token is good until {to_minute(expires_at)}."
     )
     if short and needed_until is not None:
-        found += f" It is needed until {_minute(needed_until)}."
+        found += f" It is needed until {to_minute(needed_until)}."
     if expired or short:
         found += (
             " With DHAN_PIN and DHAN_TOTP_SECRET a new one is made by itself; else put one into the token file."
@@ -596,11 +598,3 @@ def _queue_depth(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
         limits,
         found,
     )
-
-
-def _minute(at: datetime) -> str:
-    return f"{at.astimezone(IST):%Y-%m-%d %H:%M} IST"
-
-
-def _clock_time(iso: str) -> str:
-    return f"{datetime.fromisoformat(iso).astimezone(IST):%H:%M:%S} IST"

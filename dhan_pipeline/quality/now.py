@@ -22,6 +22,7 @@ from dhan_pipeline.sources import SOURCES, Source, source_of_capture
 from dhan_pipeline.store.gaps import read_gaps
 from dhan_pipeline.store.instruments import read_names
 from dhan_pipeline.store.ledger import CaptureStatus, statuses
+from dhan_pipeline.times import beside, ist
 
 #: A capture says every second that it is there.
 SILENT_S = 10.0
@@ -307,8 +308,8 @@ def _gap(gap: GapPart) -> GapToday:
         source=source_of_capture(gap.capture),
         connection=gap.connection,
         instruments=gap.instruments,
-        started_at=datetime.fromtimestamp(gap.started_ns / 1e9, IST),
-        ended_at=None if gap.lasts else datetime.fromtimestamp(gap.ended_ns / 1e9, IST),
+        started_at=ist(gap.started_ns),
+        ended_at=None if gap.lasts else ist(gap.ended_ns),
         seconds=round(gap.seconds, 1),
         cause=gap.cause.value,
         detail="; ".join(filter(None, (gap.detail, gap.recovery))),
@@ -327,9 +328,7 @@ def _problems(
         runs = any(capture.source == source and capture.state == "live" for capture in captures)
         for capture in captures:
             if capture.source == source and capture.state != "live" and expected:
-                since = f"{capture.said_at:%H:%M:%S} IST" + f" of {capture.said_at:%d %b}" * (
-                    capture.said_at.date() != clock.now().astimezone(IST).date()
-                )
+                since = beside(capture.said_at, clock.now())
                 if capture.state == "silent":
                     yield f"Capture {capture.capture} ({source}) has said nothing since {since}: it is dead, or hangs."
                 elif not runs:

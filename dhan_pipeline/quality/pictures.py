@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from math import log, log10
 
+from dhan_pipeline.amounts import counted
 from dhan_pipeline.quality.gaps import GapPart
 from dhan_pipeline.sessions import IST, MINUTE_NS
 from dhan_pipeline.store.flow import LATENCY_LIMITS_MS
@@ -48,9 +49,7 @@ def ticks_picture(ticks: Sequence[int], start_ns: int, gaps: Sequence[GapPart]) 
     steps = "".join(f"V{top}h{to - at}" for top, (at, to) in zip(tops, pairwise(ends), strict=True))
     span_ns = each * len(columns) * MINUTE_NS
     band = "".join(f"M{at} 54h{to - at}" for at, to in _bands(gaps, start_ns, span_ns))
-    words = f"ticks a minute, up to {highest:,.0f}" + (
-        f", and {len(gaps):,} gap{'s' * (len(gaps) > 1)}" if gaps else ""
-    )
+    words = f"ticks a minute, up to {highest:,.0f}" + (f", and {counted(len(gaps), 'gap')}" if gaps else "")
     drawing = (
         f"<path fill='{GOOD}' d='M0 {_HEIGHT}{steps}V{_HEIGHT}z'/>"
         + (f"<path stroke='{BAD}' stroke-width='6' d='{band}'/>" if band else "")

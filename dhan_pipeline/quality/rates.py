@@ -7,6 +7,7 @@ nothing is due, so nothing is judged; nor is it known to be due where nobody wro
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dhan_pipeline.amounts import duration
 from dhan_pipeline.quality.due import trading_now
 from dhan_pipeline.quality.outcome import CheckOutcome, below
 from dhan_pipeline.quality.pictures import Picture
@@ -84,7 +85,7 @@ def hour_insert_rate(hour: str, flow: HourFlow, trading: Sequence[int] | None, s
     if flow.waited_s >= _STALL_S:
         rate = flow.waited_ticks / flow.waited_s
         found = (
-            f"For {_duration(flow.waited_s)} of {hour} ticks waited more than {WAITING_S:g} s for the database, which"
+            f"For {duration(flow.waited_s)} of {hour} ticks waited more than {WAITING_S:g} s for the database, which"
             f" took {rate:,.0f} of them a second."
         )
         in_session = [count for count in trading or () if count]
@@ -158,7 +159,3 @@ def _scale(instruments: float | None, settings: Settings) -> float:
 def _of_how_many(instruments: float | None, settings: Settings) -> str:
     of = f", of {settings.rate_instruments:,} instruments"
     return of if instruments is None else f"{of}; {_scale(instruments, settings):.3g} of that for {instruments:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"

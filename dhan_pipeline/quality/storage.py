@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from dhan_pipeline.quality.outcome import CheckOutcome
-from dhan_pipeline.sessions import IST
 from dhan_pipeline.store.timescale import Job, Storage
+from dhan_pipeline.times import to_second
 
 #: The checks, in the order in which they are judged.
 STORAGE_CHECKS = ("jobs", "licence")
@@ -81,5 +81,5 @@ def _trouble(job: Job, ran: Mapping[int, str | None]) -> str:
 
 
 def _success(job: Job) -> str:
-    when = f" at {job.succeeded_at.astimezone(IST):%Y-%m-%d %H:%M:%S} IST" if job.succeeded_at else ""
+    when = f" at {to_second(job.succeeded_at)}" if job.succeeded_at else ""
     return f"{job.name}{when}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dhan_pipeline.alerts.messages import SHOWN, Alert, as_json, hour_in_words, in_words, summary, text, title
+from dhan_pipeline.alerts.messages import SHOWN, Alert, as_json, hour_in_words, summary, text, title
 from dhan_pipeline.alerts.transitions import Level
 from dhan_pipeline.sessions import parse_hour_key
 
@@ -78,13 +78,6 @@ def test_what_fails_where_alerts_begin_is_one_alert() -> None:
     begun = summary([CONNECTED, CONNECTED.model_copy(update={"name": "ingest_job"})], NOW)
     assert title([begun]) == "ERROR: alerts begin"
     assert "again:\nERROR: live_feed/connected, ingest_job: No connection is up." in text([begun])
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(4, "4 s"), (89, "89 s"), (720, "12 min"), (3600, "1 h"), (12_000, "3 h 20 min")]
-)
-def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dhan_pipeline.feeds.dhan.wire import (
 from dhan_pipeline.feeds.explained import ExplainedField, ExplainedPacket, fields, remainder
 from dhan_pipeline.feeds.layout import Field, Layout
 from dhan_pipeline.instruments import PRICE_DECIMALS, ExchangeSegment
-from dhan_pipeline.sessions import IST
+from dhan_pipeline.times import to_second
 
 _SEGMENTS: dict[int, str] = {segment: segment.name for segment in ExchangeSegment}
 _DECIMALS: dict[int, int] = {int(segment): decimals for segment, decimals in PRICE_DECIMALS.items()}
@@ -109,7 +109,7 @@ def _meaning(field: Field, value: float, decimals: int) -> str:
             return "security id"
         case "last_trade_time":
             time = trade_time(number)
-            return f"{time.astimezone(IST):%Y-%m-%d %H:%M:%S} IST" if time else "never traded"
+            return to_second(time) if time else "never traded"
         case "reason_code":
             return disconnect_reason(number)
         case "rows":

@@ -6,8 +6,8 @@ from dhan_pipeline.feeds.kite.packets import exchange_time
 from dhan_pipeline.feeds.kite.wire import COUNT_SIZE, DIVISORS, HEARTBEAT_SIZE, LAYOUTS, LENGTH_SIZE
 from dhan_pipeline.feeds.layout import Field
 from dhan_pipeline.instruments import KiteSegment
-from dhan_pipeline.sessions import IST
 from dhan_pipeline.ticks import DEPTH_LEVELS
+from dhan_pipeline.times import to_second
 
 _SEGMENTS: dict[int, str] = {segment: segment.name for segment in KiteSegment}
 _DIVISORS: dict[int, int] = {int(segment): divisor for segment, divisor in DIVISORS.items()}
@@ -65,7 +65,7 @@ def _meaning(field: Field, number: int, divisor: int) -> str:
             return f"{number / divisor:.{_decimals(divisor)}f} rupees"
         case "last_trade_time" | "exchange_timestamp":
             time = exchange_time(number)
-            return f"{time.astimezone(IST):%Y-%m-%d %H:%M:%S} IST" if time else "never"
+            return to_second(time) if time else "never"
         case "orders":
             return f"{number} orders"
         case "padding":

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dhan_pipeline.sources import Source
 
@@ -161,6 +161,12 @@ def _keys(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
 def segments_of(tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The number of the exchange segment of each token, of either source; NO_SEGMENT for a number that is no token."""
     return _SEGMENT_OF_PAGE.take(_keys(tokens) >> _SEGMENT_SHIFT, mode="clip")
+
+
+def exchange_segments(tokens: ArrayLike) -> frozenset[ExchangeSegment]:
+    """The exchange segments that tokens of either source are of; a number that is no token is of none."""
+    numbers = np.unique(segments_of(np.asarray(tokens, np.int64))).tolist()
+    return frozenset(ExchangeSegment(number) for number in numbers if number != NO_SEGMENT)
 
 
 def decimals_of(tokens: NDArray[np.int64]) -> NDArray[np.int8]:

@@ -9,6 +9,7 @@ from dhan_pipeline.instruments import (
     KiteSegment,
     decimals_of,
     dhan_tokens,
+    exchange_segments,
     generate_instrument_token,
     make_kite_token,
     segment_of,
@@ -107,9 +108,11 @@ def test_segments_and_decimals_of_many_tokens_are_those_of_each(conn: connection
     tokens = np.array([*kite, *dhan])
     found = [segment_of(token) for token in tokens.tolist()]
     assert segments_of(tokens).tolist() == found
+    assert exchange_segments(tokens) == {*found}
     currencies = (ExchangeSegment.NSE_CURRENCY, ExchangeSegment.BSE_CURRENCY)
     assert decimals_of(tokens).tolist() == [4 if segment in currencies else 2 for segment in found]
     assert segments_of(np.array([10, 2**39, 2**50])).tolist() == [255, 255, 255]
+    assert exchange_segments([10, tokens[0]]) == {found[0]}
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT array_agg(exchange_segment_of(token) ORDER BY at), array_agg(is_index(token) ORDER BY at) "

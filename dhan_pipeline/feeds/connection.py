@@ -25,7 +25,7 @@ from websockets.protocol import Event, State
 
 from dhan_pipeline.feeds.auth import Credentials
 from dhan_pipeline.feeds.errors import FeedError, FeedRefusedError, HandshakeError, ServerClosedError, SilentFeedError
-from dhan_pipeline.instruments import NO_SEGMENT, ExchangeSegment, segments_of
+from dhan_pipeline.instruments import ExchangeSegment, exchange_segments
 from dhan_pipeline.ticks import Mode
 
 #: Gets messages as they arrived: payload, number of the connection, how many. Several are binary messages of equal size
@@ -277,9 +277,8 @@ class FeedConnection:
                     await socket.wait_closed()
                     return
 
-    def _segments(self) -> set[ExchangeSegment]:
-        tokens = np.fromiter(self.subscriptions, np.int64, len(self.subscriptions))
-        return {ExchangeSegment(number) for number in np.unique(segments_of(tokens)).tolist() if number != NO_SEGMENT}
+    def _segments(self) -> frozenset[ExchangeSegment]:
+        return exchange_segments(list(self.subscriptions))
 
 
 def _retry_after_s(header: str | None) -> float:

@@ -7,7 +7,6 @@ lane that is furthest behind; only these are counted, each once.
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,8 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.counts import Counts
+from dhan_pipeline.ingest.logbook import Logbook
 from dhan_pipeline.ingest.retrying import Database, Patience
-from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.ingest.writer import require_the_same_journal
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import leases, ledger
@@ -39,7 +38,7 @@ class Books:
         database_url: str,
         backlog: Backlog,
         warn: Callable[[str], None],
-        book: SubscribedBook | None = None,
+        book: Logbook | None = None,
     ) -> None:
         """`backlog`: of the capture, which has put nothing yet. `warn` is called in the books' thread.
 
@@ -63,8 +62,7 @@ class Books:
         self._warn = warn
         self._found = threading.Event()
         self._stop = threading.Event()
-        self._status: dict[str, Any] | None = None
-        self._book = book or SubscribedBook(settings.capture_number)
+        self.book = book or Logbook(settings)
 
     def begin(self, timeout_s: float) -> bool:
         """Wait until `whole` and `tokens` are known. False where they are not after so many seconds.
@@ -72,10 +70,6 @@ class Books:
         In a journal that is empty they are not known before its first block.
         """
         return self._found.wait(timeout_s)
-
-    def publish(self, status: dict[str, Any]) -> None:
-        """Have the capture's status in the database replaced."""
-        self._status = status
 
     def ask_futures(self) -> None:
         """Have `futures` read again: instruments were synced since."""
@@ -111,16 +105,10 @@ class Books:
                 self.futures = load_futures(conn, self._settings.source)
                 conn.commit()
             self.workers = leases.workers(conn)
-            self._write_status(conn)
-            self._book.write(conn)
+            self.book.write(conn)
             patience.succeeded()
             self._stop.wait(_POLL_S)
-        self._write_status(conn)
-
-    def _write_status(self, conn: connection) -> None:
-        if self._status is not None:
-            status, self._status = self._status, None
-            ledger.write_status(conn, self._settings.capture_number, self._settings.source, status)
+        self.book.write(conn)
 
     def _begin(self, conn: connection) -> None:
         capture = self._settings.capture_number

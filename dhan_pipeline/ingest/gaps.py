@@ -7,13 +7,12 @@ again when it ends; what a crash leaves open is ended by the next process, whose
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.gaps import Cause, Gap
-from dhan_pipeline.instruments import ExchangeSegment, segment_of
+from dhan_pipeline.instruments import ExchangeSegment, exchange_segments, segment_of
 from dhan_pipeline.journal.notes import Note, Started
 
 #: A lively connection that brings nothing for this long has a gap, also where it goes on by itself. In real seconds.
@@ -210,7 +209,7 @@ class GapKeeper:
         )
 
     def _seconds(self, gap: Gap, until_ns: int) -> float:
-        return round(self._session_seconds(gap.started_ns, until_ns, segments_of(gap.instruments or ())), 3)
+        return round(self._session_seconds(gap.started_ns, until_ns, exchange_segments(gap.instruments or ())), 3)
 
 
 def _is_of_one(gap: Gap) -> bool:
@@ -218,12 +217,6 @@ def _is_of_one(gap: Gap) -> bool:
 
 
 _BETWEEN_PROCESSES = frozenset({Cause.STOP, Cause.RESTART, Cause.HOST_DOWN, Cause.DISK})
-
-
-@lru_cache(maxsize=16)
-def segments_of(instruments: tuple[int, ...]) -> frozenset[ExchangeSegment]:
-    """The segments that these instrument tokens are of."""
-    return frozenset(segment_of(token) for token in instruments)
 
 
 def _iso(at_ns: int) -> str:

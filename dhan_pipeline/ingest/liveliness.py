@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.ingest.market import Market
-from dhan_pipeline.instruments import ExchangeSegment, InstrumentIndex, segment_of, segments_of
+from dhan_pipeline.instruments import ExchangeSegment, InstrumentIndex, exchange_segments, segment_of, segments_of
 from dhan_pipeline.quality.silence import SilenceWatch
 from dhan_pipeline.quality.trade_clock import TradeClock, Verdict
 from dhan_pipeline.sessions import IST, day_start_ns, in_closing_auction, packets_due_throughout, sessions
@@ -111,7 +111,7 @@ class Liveliness:
         numbers = np.fromiter(self._connections.values(), np.int16, len(self._connections))
         self._connection_of[at[at >= 0]] = numbers[at >= 0]
         subscribed = np.flatnonzero(self._connection_of >= 0)
-        self._segments = tuple(ExchangeSegment(int(of)) for of in np.unique(segments_of(tokens[subscribed])))
+        self._segments = exchange_segments(tokens[subscribed])
         # A connection's instruments of one segment are watched together, as if they were one.
         self._part_of = np.full(len(tokens), _PARTS)  # those not subscribed
         self._part_of[subscribed] = self._connection_of[subscribed].astype(np.int64) << 8 | segments_of(

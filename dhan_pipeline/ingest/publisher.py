@@ -21,10 +21,10 @@ from dhan_pipeline.ingest.backlog import BATCH_BLOCKS, Backlog
 from dhan_pipeline.ingest.books import Books
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
+from dhan_pipeline.ingest.logbook import Logbook
 from dhan_pipeline.ingest.parts import split
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.ingest.retrying import Patience
-from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.journal.stretch import Stretch, joined
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ticks import StoredBlocks
@@ -62,7 +62,7 @@ class Publisher:
         warn: Callable[[str], None],
         connections: Mapping[int, int],
         listener: Listener | None = None,
-        book: SubscribedBook | None = None,
+        book: Logbook | None = None,
     ) -> None:
         """`connections`: the connection of each subscribed instrument token. `listener` hears of those that go silent.
         What `book` is told is written into the database.
@@ -121,10 +121,6 @@ class Publisher:
         """
         self._stop_at_s = time.monotonic() + within_s
         self._stop.set()
-
-    def publish(self, status: dict[str, Any]) -> None:
-        """Have the capture's status in the database replaced."""
-        self._books.publish(status)
 
     def run(self) -> None:
         """Hand over until stopped. Losing RabbitMQ or the database is retried for ever; it never ends the capture."""

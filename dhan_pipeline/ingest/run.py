@@ -25,14 +25,14 @@ from dhan_pipeline.feeds.errors import SourceError, SubscriptionLimitError
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.capture import Receiver
-from dhan_pipeline.ingest.gaps import SHORTEST_PAUSE_S, GapKeeper, segments_of
+from dhan_pipeline.ingest.gaps import SHORTEST_PAUSE_S, GapKeeper
 from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.listed import SubscriptionList
+from dhan_pipeline.ingest.logbook import Logbook
 from dhan_pipeline.ingest.metrics import Metrics
 from dhan_pipeline.ingest.status import StatusReport
-from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.ingest.writer import Writer
-from dhan_pipeline.instruments import ExchangeSegment
+from dhan_pipeline.instruments import ExchangeSegment, exchange_segments
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started
 from dhan_pipeline.journal.writer import JournalWriter
@@ -203,9 +203,9 @@ class Ingest:
                 self._journal.last_received_ns,
                 self._on_damage,
             )
-            self._subscribed = SubscribedBook(settings.capture_number)
+            self._book = Logbook(settings)
             self._writer = _sink(settings)(
-                settings, database_url, self._backlog, clock, self._warn, self._connections(), self, self._subscribed
+                settings, database_url, self._backlog, clock, self._warn, self._connections(), self, self._book
             )
             self.metrics = Metrics(settings, clock, "capture", self._writer.counts, self._wanted)
             self._report = StatusReport(clock)
@@ -234,9 +234,7 @@ class Ingest:
         writer = threading.Thread(target=self._writer.run, name="writer", daemon=True)
         self._gaps.begin(self._feed.connections, self._started)
         ended_ns = self._started.since_ns
-        self._subscribed.begin(
-            self._feed.subscriptions, self._clock.now(), None if ended_ns is None else instant(ended_ns)
-        )
+        self._book.begin(self._feed.subscriptions, self._clock.now(), None if ended_ns is None else instant(ended_ns))
         journal.start()
         writer.start()
         self._emit(
@@ -272,7 +270,7 @@ class Ingest:
             await asyncio.to_thread(journal.join)
             self._backlog.close()
             if stop.is_set():
-                self._writer.publish(self.status() | {"stopped": True})
+                self._book.say(self.status() | {"stopped": True})
             self._writer.stop(DRAIN_S)
             await asyncio.to_thread(writer.join, DRAIN_S + 1)
         if not self._receiver.failure:
@@ -304,7 +302,7 @@ class Ingest:
 
     def _on_shed(self, instruments: tuple[int, ...]) -> None:
         self._gaps.shed(instruments)
-        self._subscribed.change(dict.fromkeys(instruments), self._clock.now())
+        self._book.change(dict.fromkeys(instruments), self._clock.now())
 
     def _on_moved(self) -> None:
         """The server wanted fewer on a connection: from here on others bring what it brought."""
@@ -342,7 +340,7 @@ class Ingest:
         self._wanted = wanted
         self._gaps.wanted(wanted)
         modes = self._feed.subscriptions
-        self._subscribed.change({token: modes.get(token) for token in changes}, at)
+        self._book.change({token: modes.get(token) for token in changes}, at)
         self._tell_placed(changes)
         added = len(wanted) - len(before) + removed
         others = len(changes) - added - removed
@@ -393,7 +391,7 @@ class Ingest:
                 self._in_loop(self._on_pause, connection, since_ns, until_ns)
 
     def _on_pause(self, connection: int, since_ns: int, until_ns: int) -> None:
-        segments = segments_of(self._feed.instruments(connection))
+        segments = exchange_segments(self._feed.instruments(connection))
         if self._settings.sessions == "always" or packets_due_throughout(since_ns, until_ns, segments):
             self._gaps.paused(connection, since_ns, until_ns)
 
@@ -454,7 +452,7 @@ class Ingest:
             pulse_s, pulse_ns = _elapsed_s(), self._clock.now_ns()
             status = self.metrics.status = self.status()
             self._emit(status)
-            self._writer.publish(status)
+            self._book.say(status)
             self._announce_hours()
             self._watch_disk()
             self._watch_trade_clock()

@@ -17,9 +17,9 @@ from dhan_pipeline.feeds.by_source import decoder
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.counts import Counts
 from dhan_pipeline.ingest.liveliness import Listener, Liveliness
+from dhan_pipeline.ingest.logbook import Logbook
 from dhan_pipeline.ingest.process import BlockProcessor, resume
 from dhan_pipeline.ingest.retrying import Database, Patience
-from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.stretch import joined
 from dhan_pipeline.sessions import HOUR_NS, hour_key
@@ -59,7 +59,7 @@ class Writer:
         warn: Callable[[str], None],
         connections: Mapping[int, int] | None = None,
         listener: Listener | None = None,
-        book: SubscribedBook | None = None,
+        book: Logbook | None = None,
     ) -> None:
         """`connections`: the connection of each subscribed instrument token. `listener` hears of those that go silent.
         What `book` is told is written into the database.
@@ -74,8 +74,7 @@ class Writer:
         self._warn = warn
         self._stop = threading.Event()
         self._stop_at_s = 0.0
-        self._status: dict[str, Any] | None = None
-        self._book = book or SubscribedBook(settings.capture_number)
+        self.book = book or Logbook(settings)
         self._subscribed: Mapping[int, int] | None = None
         """Connections by token, where they have changed."""
         self._taken: list[Block] = []
@@ -98,10 +97,6 @@ class Writer:
         """
         self._stop_at_s = time.monotonic() + within_s
         self._stop.set()
-
-    def publish(self, status: dict[str, Any]) -> None:
-        """Have the capture's status in the database replaced, when the writer comes to it."""
-        self._status = status
 
     def subscribe(self, connections: Mapping[int, int], anew: Collection[int]) -> None:
         """These are subscribed from now on, each on its connection; `anew` those that were not, or in another mode.
@@ -141,7 +136,7 @@ class Writer:
         while self._resume(conn):
             try:
                 self._store(conn)
-                self._write_status(conn)
+                self.book.write(conn)
                 return
             except ticks.RedrivenError:
                 self._processor = None
@@ -181,7 +176,7 @@ class Writer:
 
     def _interrupted(self, conn: connection) -> bool:
         """Asked while the day so far is read again, which may take a while: the status goes on meanwhile."""
-        self._write_status(conn)
+        self.book.write(conn)
         return self._is_over()
 
     def _is_over(self) -> bool:
@@ -197,8 +192,7 @@ class Writer:
                 now_ns = self._clock.now_ns()
                 ensure_partitions(conn, now_ns, now_ns + PARTITIONS_AHEAD_NS)
                 partitions_hour = hour
-            self._write_status(conn)
-            self._book.write(conn)
+            self.book.write(conn)
             if not self._pending:
                 self._taken = self._taken or self._backlog.take(_POLL_S)
                 self._know_subscribed(conn)
@@ -211,11 +205,6 @@ class Writer:
                 self.counts.committed_through_ns = through_ns
                 if self._stop.is_set():
                     return
-
-    def _write_status(self, conn: connection) -> None:
-        if self._status is not None:
-            status, self._status = self._status, None
-            ledger.write_status(conn, self._settings.capture_number, self._settings.source, status)
 
     def _process(self, blocks: list[Block]) -> None:
         processor, self._processor = self._processor, None  # a mistake leaves a state that is none

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 
-import numpy as np
-
 from dhan_pipeline.gaps import Cause
-from dhan_pipeline.instruments import ExchangeSegment, segments_of
+from dhan_pipeline.instruments import ExchangeSegment, exchange_segments
 from dhan_pipeline.sessions import IST, sessions
 from dhan_pipeline.store.gaps import StoredGap
 
@@ -94,8 +92,7 @@ def _segments(gap: StoredGap) -> Collection[ExchangeSegment]:
     """The segments of a gap's instruments; all of them where it names none."""
     if not len(gap.instruments):
         return tuple(ExchangeSegment)
-    # Tokens of a segment differ in their low 32 bits only.
-    return [ExchangeSegment(number) for number in np.unique(segments_of(gap.instruments)).tolist()]
+    return exchange_segments(gap.instruments)
 
 
 @lru_cache(maxsize=1024)  # a capture that was away for a year asks for every day of it, each second

@@ -334,7 +334,7 @@ def test_a_market_that_is_closed_breaks_no_link(way: Way) -> None:
     told = way.walk()
     assert told.broken is None
     assert told.verdict == "No link is broken: NSE_EQ is closed, and its last tick came 24 h ago."
-    assert {link.name: link.found for link in told.links}["session"].endswith("It opens Mon 2026-11-23 at 09:00 IST.")
+    assert {link.name: link.found for link in told.links}["session"].endswith("It opens Mon 2026-11-23 09:00 IST.")
 
 
 def test_an_instrument_that_is_quiet_is_worth_a_word(way: Way) -> None:

@@ -9,8 +9,8 @@ from dhan_pipeline.ingest import books as books_module
 from dhan_pipeline.ingest import retrying
 from dhan_pipeline.ingest.backlog import Backlog
 from dhan_pipeline.ingest.books import Books
+from dhan_pipeline.ingest.logbook import Logbook
 from dhan_pipeline.ingest.parts import PartProcessor
-from dhan_pipeline.ingest.subscribed import SubscribedBook
 from dhan_pipeline.journal.block import Block
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.settings import Settings
@@ -154,7 +154,7 @@ def test_workers_are_counted_and_the_status_of_the_capture_is_kept(
         leases.join(worker)
         until(lambda: books.workers == 1)
         for number in (1, 2):
-            books.publish({"event": "status", "number": number})
+            books.book.say({"event": "status", "number": number})
             until(lambda: query(database_url, "SELECT status->'number' FROM captures") == [(number,)])  # noqa: B023
         worker.close()
         until(lambda: books.workers == 0)
@@ -193,7 +193,7 @@ def test_captures_are_counted_apart(settings: Settings, database_url: str, journ
 def test_what_the_capture_is_subscribed_to_is_written_before_there_is_a_block(
     settings: Settings, database_url: str, journal: JournalWriter
 ) -> None:
-    book = SubscribedBook(0)
+    book = Logbook(settings)
     book.begin({TOKENS[0]: Mode.FULL}, HandClock().now(), None)
     with following(Books(settings, database_url, backlog_of(journal, settings), print, book)):
         until(lambda: query(database_url, "SELECT instrument_token FROM subscribed_instruments") == [(TOKENS[0],)])
@@ -205,6 +205,6 @@ def test_the_last_word_of_a_capture_is_written_though_it_ends_at_once(
     books, _ = books_of(settings, database_url, backlog_of(journal, settings))
     with following(books):
         until(lambda: books.workers is not None)
-        books.publish({"stopped": True})
+        books.book.say({"stopped": True})
         books.stop()
     assert query(database_url, "SELECT status->'stopped' FROM captures") == [(True,)]

@@ -5,10 +5,10 @@ import pytest
 
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.gaps import Cause, Gap
-from dhan_pipeline.ingest.gaps import GapKeeper, segments_of
+from dhan_pipeline.ingest.gaps import GapKeeper
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.journal.notes import Note, Started
-from dhan_pipeline_tests.ingest.feed import EQUITY, FUTURE, SECOND_NS, START_NS, TOKENS, HandClock
+from dhan_pipeline_tests.ingest.feed import SECOND_NS, START_NS, TOKENS, HandClock
 
 TOKEN = TOKENS[1]
 
@@ -246,10 +246,6 @@ def test_seconds_out_of_session_do_not_count(kept: Kept) -> None:
     kept.open_segments = {ExchangeSegment.NSE_FNO}
     lost(kept, since_ns=START_NS)
     assert kept.gaps.status()["gap_open_s"] == 0.0
-
-
-def test_the_segments_of_instruments_are_those_of_their_tokens() -> None:
-    assert segments_of((TOKENS[1], TOKENS[2], TOKENS[2])) == {EQUITY[0], FUTURE[0]}
 
 
 def test_instruments_that_are_added_while_a_connection_is_away_are_missed_too(kept: Kept) -> None:

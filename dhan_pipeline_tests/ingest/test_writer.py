@@ -468,7 +468,7 @@ def test_stopping_during_an_outage_does_not_wait_for_its_end(
 def test_the_published_status_is_kept_in_the_database(writing: Writing, database_url: str) -> None:
     with running(writing.writer, writing.backlog):
         for number in (1, 2):
-            writing.writer.publish({"messages": number})
+            writing.writer.book.say({"messages": number})
             until(lambda number=number: query(database_url, "SELECT status FROM captures") == [({"messages": number},)])
     with closing(connect(database_url)) as conn:
         [status] = ledger.statuses(conn)
@@ -491,7 +491,7 @@ def test_the_status_is_kept_while_the_day_so_far_is_read_again(
 
     monkeypatch.setattr(writer_module, "resume", read_again)
     second = Writing(settings, database_url, journal)
-    second.writer.publish({"messages": 1})
+    second.writer.book.say({"messages": 1})
     with running(second.writer, second.backlog):
         until(lambda: second.all_committed)
     assert kept == [({"messages": 1},)]

@@ -5,7 +5,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
-from dhan_pipeline.ingest.subscribed import SubscribedBook
+from dhan_pipeline.ingest.logbook import Logbook
+from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.subscribed import current, subscribed_during
 from dhan_pipeline.ticks import Mode
@@ -14,7 +15,7 @@ NINE = datetime(2026, 11, 20, 3, 30, tzinfo=UTC)
 
 
 def test_changes_wait_for_the_database_and_keep_their_order_and_time(conn: connection, database_url: str) -> None:
-    book = SubscribedBook(0)
+    book = Logbook(Settings())
     book.begin({1: Mode.FULL, 2: Mode.FULL}, NINE, None)
     for minutes, changes in enumerate(({1: None}, {1: Mode.QUOTE}, {3: Mode.FULL}), 1):
         book.change(changes, NINE + timedelta(minutes=minutes))  # type: ignore[arg-type]

@@ -37,6 +37,8 @@ NOTHING_SET = (
     " ALERT_WEBHOOK_URL, or ALERT_TELEGRAM_TOKEN with ALERT_TELEGRAM_CHAT."
 )
 
+CHANNELS = ("slack", "email", "webhook", "telegram")
+
 #: Destinations by the name of their channel.
 Channels = Mapping[str, tuple[str, ...]]
 

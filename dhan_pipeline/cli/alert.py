@@ -10,8 +10,6 @@ from dhan_pipeline.errors import PipelineError
 
 alert_app = typer.Typer(help="What people are told.", no_args_is_help=True, rich_markup_mode=None)
 
-CHANNELS = ("slack", "email", "webhook", "telegram")
-
 
 @alert_app.callback()
 def _alert() -> None:
@@ -21,7 +19,7 @@ def _alert() -> None:
 @alert_app.command("test", short_help="Send a test message to each channel.")
 def alert_test(
     channel: Annotated[
-        str | None, typer.Option("--channel", help=f"Only this one: {', '.join(CHANNELS[:-1])} or {CHANNELS[-1]}.")
+        str | None, typer.Option("--channel", help="Only this one: slack, email, webhook or telegram.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -29,7 +27,7 @@ def alert_test(
 
     A line each says what came of it. JSON has a line each, too.
     """
-    from dhan_pipeline.alerts.channels import NOTHING_SET, configured, try_out
+    from dhan_pipeline.alerts.channels import CHANNELS, NOTHING_SET, configured, try_out
     from dhan_pipeline.alerts.rules import all_destinations, load_rules, unset
 
     if channel is not None and channel not in CHANNELS:

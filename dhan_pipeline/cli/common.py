@@ -148,8 +148,3 @@ def print_findings(findings: "Sequence[Finding]") -> None:
         whose = [finding.source or ""] if several else []
         table.add_row(Text(word, colour), *whose, finding.name, told)
     Console().print(table)
-
-
-def stderr_console() -> Console:
-    """Where progress is shown."""
-    return Console(stderr=True)

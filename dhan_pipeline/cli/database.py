@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from dhan_pipeline.cli.common import (
@@ -17,7 +18,6 @@ from dhan_pipeline.cli.common import (
     open_database,
     parse_source,
     read_settings,
-    stderr_console,
 )
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
@@ -103,7 +103,7 @@ def _download_master(settings: Settings) -> Path:
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=stderr_console(),
+        console=Console(stderr=True),
     ) as progress:
         task = progress.add_task(f"Instruments of {settings.source}", total=None)
         return download_master(settings, lambda received, total: progress.update(task, completed=received, total=total))

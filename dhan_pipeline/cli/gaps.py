@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
+from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
 
 
 def gaps(
@@ -126,9 +126,9 @@ def _recover(as_json: bool) -> None:
 
     settings = read_settings()
     with open_database(settings) as url:
-        recovered = recover_gaps(settings, url, Clock(), stderr_console().print, again=True)
+        recovered = recover_gaps(settings, url, Clock(), Console(stderr=True).print, again=True)
     for problem in recovered.problems:
-        stderr_console().print(problem)
+        Console(stderr=True).print(problem)
     print(json.dumps(asdict(recovered)) if as_json else recovered.in_words())
     if recovered.unfinished:
         raise BrokerBarsError(recovered.unfinished)

@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings, stderr_console
+from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
 
 if TYPE_CHECKING:
     from dhan_pipeline.settings import Settings
@@ -45,7 +46,7 @@ def _replay(settings: "Settings", url: str, first: str, last: str, diff: bool, a
     from dhan_pipeline.ingest.rebuild import held_hours, rebuild_hours
 
     held = held_hours(settings, first, last)
-    console = stderr_console()
+    console = Console(stderr=True)
     with Progress(
         TextColumn("Hours"),
         BarColumn(bar_width=16),

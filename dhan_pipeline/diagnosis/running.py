@@ -16,7 +16,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ledger import CaptureStatus, statuses
 from dhan_pipeline.times import to_second
 from dhan_pipeline.transport.broker import BrokerError, broker_url
-from dhan_pipeline.transport.outlet import look
+from dhan_pipeline.transport.outlet import version_and_depths
 
 START = (
     "Run `dhan-pipeline up`, or start Dagster, whose sensor `ingest_supervisor` starts the capture. If the sensor is"
@@ -78,7 +78,7 @@ def rabbitmq(settings: Settings, clock: Clock) -> Sequence[Finding]:
     if settings.transport != "rabbitmq":
         return []
     try:
-        version, depths = asyncio.run(look(broker_url(settings)))
+        version, depths = asyncio.run(version_and_depths(broker_url(settings)))
     except BrokerError as error:
         return [bad("rabbitmq", in_words(error), "Start the broker, or correct RABBITMQ_URL.")]
     if depths is None:

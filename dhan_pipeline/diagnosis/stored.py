@@ -11,6 +11,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import DATABASE_FIRST, asked_database, start_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
 from dhan_pipeline.errors import in_words
+from dhan_pipeline.quality.calendar import SYNC_AT
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import timescale
@@ -27,8 +28,8 @@ from dhan_pipeline.subscriptions import (
 )
 from dhan_pipeline.times import to_minute_of_day
 
-#: When the day's instruments are synced, with the minutes that may take, IST: see `orchestration/schedules.py`.
-_SYNC_HOUR, _SYNC_MINUTE = 8, 40
+#: What the sync may take.
+_SYNC_TAKES = timedelta(minutes=10)
 
 MIGRATE = "Run `dhan-pipeline migrate`."
 SYNC = "Run `dhan-pipeline sync-instruments --download`, or launch `instrument_sync_job`."
@@ -75,7 +76,7 @@ def instruments(settings: Settings, clock: Clock) -> Sequence[Finding]:
     except OSError:  # loaded from another folder, or another machine
         listed_at = changed_at.astimezone(IST) if changed_at else datetime.fromtimestamp(0, IST)
     found = f"{active:,} are active; the list is of {to_minute_of_day(listed_at)}"
-    due = now.date() if (now.hour, now.minute) >= (_SYNC_HOUR, _SYNC_MINUTE) else now.date() - timedelta(days=1)
+    due = (now - _SYNC_TAKES - timedelta(hours=SYNC_AT.hour, minutes=SYNC_AT.minute)).date()
     days = (due - listed_at.date()).days
     if days <= 0:
         return [ok("instruments", f"{found}.")]

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from dhan_pipeline.quality import tables
 from dhan_pipeline.quality.gap_words import gaps_table
 from dhan_pipeline.quality.measures import HourMeasures
 from dhan_pipeline.quality.outcome import CheckOutcome
@@ -109,13 +110,9 @@ def _sides(difference: Difference) -> tuple[str, str]:
     return before, after
 
 
-def table(
-    head: Sequence[object], rows: Iterable[Iterable[object]], *, numbers: bool = False
-) -> dg.MarkdownMetadataValue:
-    """A table in Markdown; with `numbers`, all but its first column are that."""
-    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
-    lines = [" | ".join(str(cell).replace("|", "&#124;") for cell in line) for line in (head, rule, *rows)]
-    return dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines))
+def table(head: Sequence[str], rows: Iterable[Iterable[object]], *, numbers: bool = False) -> dg.MarkdownMetadataValue:
+    """A table; with `numbers`, all but its first column are that."""
+    return dg.MetadataValue.md(tables.table(head, rows, head[1:] if numbers else ()))
 
 
 def picture(words: str, drawing: str) -> dg.MarkdownMetadataValue:

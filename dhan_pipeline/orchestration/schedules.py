@@ -13,6 +13,7 @@ import psycopg2
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.orchestration.names import ROLE_TAG, TICKS_ARCHIVE
+from dhan_pipeline.quality.calendar import SYNC_AT
 from dhan_pipeline.sessions import IST, day_bounds_ns
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.archive import day_is_archived
@@ -29,15 +30,14 @@ instrument_sync_job = dg.define_asset_job(
     tags={ROLE_TAG: "instrument_sync"},
 )
 
-#: The broker renews the master overnight; half an hour before the first session (commodities, 09:00) is left.
 instrument_sync_schedule = dg.ScheduleDefinition(
     name="instrument_sync_schedule",
     job=instrument_sync_job,
-    cron_schedule="30 8 * * *",
+    cron_schedule=f"{SYNC_AT.minute} {SYNC_AT.hour} * * *",
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags=instrument_sync_job.tags,
-    description="Every day at 08:30 IST, before the sessions begin.",
+    description=f"Every day at {SYNC_AT:%H:%M} IST, before the sessions begin.",
 )
 
 

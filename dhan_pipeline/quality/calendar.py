@@ -5,7 +5,7 @@ Belongs here: the sessions of what is subscribed, and the margins around them. D
 """
 
 from collections.abc import Collection
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,10 @@ from dhan_pipeline.quality.gaps import session_seconds
 from dhan_pipeline.sessions import HOUR_NS, IST, hour_key, hour_start_ns, packets_due, session_bounds
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.subscriptions import SubscriptionError, read_subscriptions
+
+#: When the day's instruments are synced, IST. The broker renews its list overnight; half an hour before the first
+#: session (commodities, 09:00) is left.
+SYNC_AT = time(8, 30)
 
 #: A capture is up and subscribed when the first session opens.
 LEAD = timedelta(minutes=5)

@@ -17,6 +17,7 @@ from psycopg2.extensions import connection
 from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.quality.due import Due, trading_minutes, trading_now
 from dhan_pipeline.quality.outcome import CheckOutcome, below
+from dhan_pipeline.quality.tables import table
 from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import heard, ledger
@@ -164,13 +165,18 @@ def _outcome(sentence: str, settings: Settings, share: float | None = None, tabl
 def _table(found: Completeness) -> str:
     if not found.examples:
         return ""
-    rows = "\n".join(
-        f"| {one.trading_symbol} | {segment_of(one.instrument_token).name} | {one.instrument_token} |"
-        f" {'' if one.ticks_before is None else f'{one.ticks_before:,}' if one.ticks_before else 'never heard'} |"
+    before = "ticks since the trading day before, at least"
+    rows = (
+        (
+            one.trading_symbol,
+            segment_of(one.instrument_token).name,
+            one.instrument_token,
+            "" if one.ticks_before is None else f"{one.ticks_before:,}" if one.ticks_before else "never heard",
+        )
         for one in found.examples
     )
     more = sum(found.missing.values()) - len(found.examples)
-    return (
-        "| missing | segment | instrument_token | ticks since the trading day before, at least |\n"
-        f"|---|---|---:|---:|\n{rows}" + (f"\n\n{more:,} more are missing." if more else "")
+    numbers = ("instrument_token", before)
+    return table(("missing", "segment", "instrument_token", before), rows, numbers) + (
+        f"\n\n{more:,} more are missing." if more else ""
     )

@@ -7,11 +7,15 @@ from typing import Any
 from dhan_pipeline.amounts import counted
 from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.quality.tables import table
 from dhan_pipeline.sessions import IST, day_start_ns
 from dhan_pipeline.sources import CAPTURES, source_of_capture
 
 #: Rows of a table of gaps: a connection that comes and goes for an hour makes hundreds.
 _TABLE_ROWS = 50
+_COLUMNS = (
+    "connection", "instruments", "from (IST)", "to", "seconds in session", "cause", "what happened, and how it ended"
+)  # fmt: skip
 
 #: What to do about a gap.
 ADVICE = {
@@ -45,16 +49,19 @@ def gaps_table(gaps: Sequence[GapPart]) -> str:
     shown = sorted(of_connections[:_TABLE_ROWS], key=lambda gap: (gap.started_ns, gap.capture, gap.connection))
     blocks = []
     if shown:
-        rows = "\n".join(
-            f"| {connection_number(gap)} | {gap.instruments:,} | {_ist(gap.gap_started_ns, gap.started_ns)} |"
-            f" {'lasts' if gap.gap_ended_ns is None else _ist(gap.gap_ended_ns, gap.started_ns)} |"
-            f" {gap.seconds:,.1f} | {gap.cause} | {_cell('; '.join(filter(None, (gap.detail, gap.recovery))))} |"
+        rows = (
+            (
+                connection_number(gap),
+                f"{gap.instruments:,}",
+                _ist(gap.gap_started_ns, gap.started_ns),
+                "lasts" if gap.gap_ended_ns is None else _ist(gap.gap_ended_ns, gap.started_ns),
+                f"{gap.seconds:,.1f}",
+                gap.cause,
+                "; ".join(filter(None, (gap.detail, gap.recovery))),
+            )
             for gap in shown
         )
-        blocks.append(
-            "| connection | instruments | from (IST) | to | seconds in session | cause | what happened, and how it"
-            f" ended |\n|---:|---:|---|---|---:|---|---|\n{rows}"
-        )
+        blocks.append(table(_COLUMNS, rows, numbers=_COLUMNS[:2] + _COLUMNS[4:5]))
     if len(of_connections) > len(shown):
         blocks.append(f"{len(of_connections) - len(shown):,} shorter gaps are left out.")
     if silences:
@@ -79,11 +86,6 @@ def connection_number(gap: GapPart) -> str:
     """The broker and the number of a gap's connection, with that of its capture where there are several: `kite 1/0`."""
     shard = gap.capture % CAPTURES
     return f"{source_of_capture(gap.capture)} {f'{shard}/' if shard else ''}{gap.connection}"
-
-
-def _cell(words: str) -> str:
-    """Words from outside as a cell of a table in Markdown."""
-    return " ".join(words.split()).replace("|", "\\|")
 
 
 def _ist(at_ns: int, beside_ns: int) -> str:

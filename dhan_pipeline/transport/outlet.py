@@ -79,12 +79,12 @@ class Outlet:
         return True
 
 
-async def look(url: str) -> tuple[str, Depths | None]:
+async def version_and_depths(url: str) -> tuple[str, Depths | None]:
     """RabbitMQ's version, and what waits in it; None where nobody has made its queues yet. Changes nothing.
 
     Raises BrokerError.
     """
-    async with connected(url, "doctor") as connection:
+    async with connected(url, "looking on") as connection:
         version = connection.server_properties.get("version", b"")
         (channel,) = await answers(connection.channel())
         try:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from dhan_pipeline.alerts import channels
-from dhan_pipeline.alerts.channels import DeliveryError, configured, send, try_out
+from dhan_pipeline.alerts.channels import CHANNELS, DeliveryError, configured, send, try_out
 from dhan_pipeline.alerts.messages import Alert
 from dhan_pipeline.alerts.transitions import Level
 from dhan_pipeline.settings import Settings
@@ -212,14 +212,17 @@ def test_whichever_channel_is_set_is_used() -> None:
             alert_smtp_url="smtp://host",
             alert_email_to="ops@example.in, trader@example.in",
             alert_email_from="dhan@example.in",
+            alert_webhook_url="http://webhook",
             alert_telegram_token=TOKEN,
             alert_telegram_chat="-1001",
         )
     )
     assert wrong == []
+    assert tuple(found) == CHANNELS
     assert found == {
         "slack": ("slack",),
         "email": ("email:ops@example.in", "email:trader@example.in"),
+        "webhook": ("webhook",),
         "telegram": ("telegram:-1001",),
     }
 

@@ -6,6 +6,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from dhan_pipeline.alerts.channels import CHANNELS
 from dhan_pipeline.cli.alert import alert_app
 from dhan_pipeline.settings import Settings
 from dhan_pipeline_tests.receivers import Receiver, receiver
@@ -62,6 +63,7 @@ def test_one_channel_alone_is_sent_it(run: Run, there: Receiver) -> None:
     assert unset.exit_code == 1
     assert str(unset.exception) == "The channel telegram is not set."
     assert run("--channel", "pigeon").exit_code == 2
+    assert all(channel in run("--help").output for channel in CHANNELS)
 
 
 @pytest.mark.usefixtures("both")

@@ -18,7 +18,7 @@ from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.feeds.masters import download_master, parse_master
 from dhan_pipeline.holidays import calendar_problem_left
 from dhan_pipeline.orchestration.columns import file_schema, table_schema
-from dhan_pipeline.orchestration.metadata import Metadata, of_each_source
+from dhan_pipeline.orchestration.metadata import Metadata, of_each_source, table
 from dhan_pipeline.orchestration.names import INSTRUMENTS, OWNERS, REFERENCE, SCRIP_MASTER
 from dhan_pipeline.orchestration.resources import explained
 from dhan_pipeline.sessions import IST
@@ -48,10 +48,10 @@ def scrip_master(context: dg.AssetExecutionContext, settings: dg.ResourceParam[S
 def _scrip_master(settings: Settings) -> Metadata:
     path = download_master(settings)
     master = parse_master(settings.source, path)
-    segments = "\n".join(f"| {segment} | {count:,} |" for segment, count in master.segment_counts.items())
+    segments = ((segment, f"{count:,}") for segment, count in master.segment_counts.items())
     metadata: Metadata = {
         "dagster/row_count": len(master.rows),
-        "segments": dg.MetadataValue.md(f"| segment | instruments |\n|---|---:|\n{segments}"),
+        "segments": table(("segment", "instruments"), segments, numbers=True),
         "layout": master.layout,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "quarantined": len(master.quarantined),
@@ -142,8 +142,8 @@ def _subscriptions(settings: Settings, clock: Clock, context: dg.AssetExecutionC
                 f"Line {rule.line}, {rule.rule}: no active instrument of {settings.source} for {len(rule.missing)}"
                 f" names, {', '.join(rule.missing[:10])}"
             )
-    rows = "\n".join(
-        f"| {rule.line} | {rule.rule} | {rule.selected:,} | {rule.added:,} | {len(rule.missing)} |"
+    rows = (
+        (f"line {rule.line}: {rule.rule}", f"{rule.selected:,}", f"{rule.added:,}", f"{len(rule.missing):,}")
         for rule in resolution.summary
     )
     spots = "\n".join(
@@ -151,9 +151,7 @@ def _subscriptions(settings: Settings, clock: Clock, context: dg.AssetExecutionC
     )
     return {
         "dagster/row_count": len(resolution.subscriptions),
-        "rules": dg.MetadataValue.md(
-            f"| line | rule | selected | added | missing |\n|---:|---|---:|---:|---:|\n{rows}"
-        ),
+        "rules": table(("rule", "selected", "added", "missing"), rows, numbers=True),
         "limit": MAX_SUBSCRIPTIONS[settings.source],
         "missing": sum(len(rule.missing) for rule in resolution.summary),
         "file": dg.MetadataValue.path(str(settings.subscriptions_path)),

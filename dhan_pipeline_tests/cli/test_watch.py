@@ -22,6 +22,7 @@ from dhan_pipeline.cli.watch import _screen
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.quality.now import read_now
+from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import write_status
@@ -38,17 +39,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.fixture
 def capture(conn: connection) -> connection:
-    """A capture that has just said that it is well."""
+    """A capture that is well; what it says stays fresh however long a program takes to start."""
     insert_instruments(conn, [RELIANCE, TCS])
     write_status(conn, 0, "dhan", status())
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE captures SET updated_at = now() + interval '1 hour'")
     return conn
 
 
-def screen(conn: connection, width: int = 80, height: int = 24) -> list[str]:
-    """The lines of one look."""
+def screen(conn: connection, width: int = 80, height: int = 24, clock: Clock | None = None) -> list[str]:
+    """The lines of one look, now or at the time of a clock."""
     console = Console(width=width, height=height, force_terminal=True, color_system=None)
     with console.capture() as shown:
-        console.print(_screen(read_now(conn, Settings(_env_file=None), Clock()), console))
+        console.print(_screen(read_now(conn, Settings(_env_file=None), clock or Clock()), console))
     return [line.rstrip() for line in shown.get().splitlines()]
 
 
@@ -94,12 +97,13 @@ def test_a_look_fits_a_small_terminal_and_has_more_movers_in_a_tall_one(capture:
 
 
 def test_what_is_wrong_stands_on_top_with_the_capture_that_is_dead(capture: connection) -> None:
-    now_ns = Clock().now_ns()
+    noon = Clock(parse_hour_key("2026-11-20T12:00"), speed=1e-9)
+    now_ns = noon.now_ns()
     with capture, capture.cursor() as cursor:
         cursor.execute("UPDATE captures SET updated_at = now() - interval '1 minute'")
         gap = Gap(1, 0, now_ns - 9_000_000_000, Cause.RESET, "", (RELIANCE, TCS), now_ns - 1_000_000_000)
         apply_notes(cursor, 0, [(1, gap)])
-    lines = screen(capture)
+    lines = screen(capture, clock=noon)
     assert lines[0].startswith(" ✗ 1 problem")
     assert lines[1].startswith("   Capture 0 (dhan) has said nothing since ")
     assert any(re.match(r" dhan +silent since \d\d:\d\d:\d\d +0 +990 ", line) for line in lines)

@@ -49,8 +49,9 @@ def test_the_hour_before_is_captured_of_both_brokers_and_both_have_the_same_tick
 ) -> None:
     for name, value in (("HOURS", 1), ("SECONDS_AN_HOUR", 2.0), ("RATE", 2000.0)):
         monkeypatch.setattr(history, name, value)
-    before = hour_key(Clock().now_ns() - HOUR_NS)
-    history.capture_history(settings, database_url, Console(file=StringIO()))
+    now_ns = Clock().now_ns()
+    before = hour_key(now_ns - HOUR_NS)
+    history.capture_history(settings, database_url, Console(file=StringIO()), now_ns)
     assert captures(settings.journal_dir) == [history.CAPTURE, 16 + history.CAPTURE]
     assert {hour for number in captures(settings.journal_dir) for hour in hours(settings.journal_dir, number)} == {
         before

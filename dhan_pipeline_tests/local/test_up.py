@@ -168,7 +168,12 @@ def test_everything_runs_over_the_feed_of_the_settings_until_it_is_asked_to_stop
     exchange: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "subscriptions.yaml").write_text("rules:\n  - symbols: all\n    segment: NSE_EQ\n    limit: 50\n")
-    given = {**exchange, "database_url": database_url, "sessions": "always", "partitions_start": f"{date.today()}"}
+    given = {
+        **exchange,
+        "database_url": database_url,
+        "sessions": "always",
+        "partitions_start": f"{datetime.now(IST).date()}",
+    }
     with running("up", "--port", "0", cwd=tmp_path, **given) as process:
         assert process.stderr is not None
         said = ""

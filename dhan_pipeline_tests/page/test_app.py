@@ -22,6 +22,7 @@ def client(database_url: str, conn: connection) -> Iterator[httpx.Client]:
     ensure_partitions(conn, now_ns, now_ns + 1)
     write_status(conn, 0, "dhan", status())
     with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE captures SET updated_at = now() + interval '1 hour'")  # it stays fresh
         cursor.execute(
             "INSERT INTO tick_rows (tick_id, time, instrument_token, last_price, day_close, tradable, mode) "
             "VALUES (1, now(), %s, 101, 100, true, 'quote')",

@@ -1,5 +1,4 @@
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
 
 import pytest
 from psycopg2.extensions import connection
@@ -19,8 +18,10 @@ SECOND_NS = 1_000_000_000
 KITE = make_kite_token(1, 7)  # type: ignore[arg-type]
 
 
-def look(conn: connection, **settings: Any) -> Now:
-    return read_now(conn, Settings(_env_file=None, **settings), Clock())
+def look(conn: connection, at: datetime | None = None) -> Now:
+    """What there is to see now, or at a time that stands still."""
+    clock = Clock(int(at.timestamp() * SECOND_NS), speed=1e-9) if at else Clock()
+    return read_now(conn, Settings(_env_file=None), clock)
 
 
 def fall_silent(conn: connection, capture: int, ago: str = "20 seconds") -> None:
@@ -78,13 +79,13 @@ def test_captures_of_one_source_are_added_up_and_sources_are_kept_apart(conn: co
 def test_a_capture_that_says_nothing_any_more_is_dead_since_its_last_word(conn: connection) -> None:
     write_status(conn, 0, "dhan", status())
     fall_silent(conn, 0)
-    now = look(conn)
-    (capture,) = now.captures
-    assert (capture.state, capture.connections_up, capture.ticks_per_second) == ("silent", 0, 0.0)
-    assert now.problems[0] == (
-        f"Capture 0 (dhan) has said nothing since {capture.said_at:%H:%M:%S} IST: it is dead, or hangs."
-    )
-    assert now.segments[0].ticks_per_second == 0.0
+    said_at = look(conn).captures[0].said_at
+    for days, since in ((0, f"{said_at:%H:%M:%S}"), (1, f"{said_at:%Y-%m-%d %H:%M:%S}")):
+        now = look(conn, said_at + timedelta(days))
+        (capture,) = now.captures
+        assert (capture.state, capture.connections_up, capture.ticks_per_second) == ("silent", 0, 0.0)
+        assert now.problems[0] == f"Capture 0 (dhan) has said nothing since {since} IST: it is dead, or hangs."
+        assert now.segments[0].ticks_per_second == 0.0
 
 
 def test_one_that_was_stopped_is_shown_only_where_no_other_runs(conn: connection) -> None:
@@ -128,7 +129,8 @@ def test_a_segment_that_trades_and_brings_nothing_is_late(conn: connection) -> N
 
 def test_gaps_of_today_are_told_the_latest_first_and_silences_of_one_instrument_counted(conn: connection) -> None:
     write_status(conn, 0, "dhan", status())
-    now_ns = Clock().now_ns()
+    at = datetime(2026, 11, 20, 12, tzinfo=IST)
+    now_ns = int(at.timestamp()) * SECOND_NS
     long, lasts = (
         Gap(1, 0, now_ns - 9 * SECOND_NS, Cause.RESET, "it broke", (RELIANCE, TCS), now_ns - 5 * SECOND_NS, "back"),
         Gap(2, 1, now_ns - 2 * SECOND_NS, Cause.STALL, "", (NIFTY, TCS)),
@@ -136,7 +138,7 @@ def test_gaps_of_today_are_told_the_latest_first_and_silences_of_one_instrument_
     silence = Gap(3, 0, now_ns - 3 * SECOND_NS, Cause.SILENT, "", (TCS,))
     with conn, conn.cursor() as cursor:
         apply_notes(cursor, 0, [(1, long), (2, lasts), (3, silence)])
-    now = look(conn)
+    now = look(conn, at)
     assert (now.gaps, now.silences) == (2, 1)
     assert now.gap_s >= 6.0
     last, first = now.latest_gaps

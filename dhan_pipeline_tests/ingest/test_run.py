@@ -1,5 +1,4 @@
 from contextlib import closing
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from dhan_pipeline.ingest.run import ClockBehindError, Ingest
 from dhan_pipeline.instruments import ExchangeSegment, generate_instrument_token
 from dhan_pipeline.journal.reader import hour_path, hour_summary, read_blocks
 from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
-from dhan_pipeline.sessions import HOUR_NS, IST
+from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.special_days import use_special_days
 from dhan_pipeline.store import ledger
@@ -307,13 +306,13 @@ async def test_a_segment_that_trades_though_the_calendar_calls_it_closed_is_said
     ready: Settings, tmp_path: Path
 ) -> None:
     own = tmp_path / "sessions.csv"
-    own.write_text(f"date,equity,currency,commodity\n{datetime.now(IST).date()},closed,closed,closed\n")
+    own.write_text("date,equity,currency,commodity\n2026-11-20,closed,closed,closed\n")
     use_special_days(tmp_path / "none", own)
     try:
-        in_session = ready.model_copy(update={"sessions": "exchange"})
+        in_session, clock = ready.model_copy(update={"sessions": "exchange"}), Clock(START_NS)
         async with (
-            DhanSimulator(SUBSCRIBED, rate=1000) as simulator,
-            ingest(with_feed(in_session, simulator)) as running,
+            DhanSimulator(SUBSCRIBED, rate=1000, clock=clock) as simulator,
+            ingest(with_feed(in_session, simulator), clock) as running,
         ):
             await until(lambda: [said for said in running.of_kind("status") if said["traded_though_closed"]])
             begun = len(running.of_kind("status"))

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dhan_pipeline.alerts import rules as alerts
 from dhan_pipeline.feeds.simulator.master import write_synthetic_master
 from dhan_pipeline.feeds.simulator.rest import DETAILED_PATH
 from dhan_pipeline.feeds.simulator.tokens import CLIENT_ID, make_token
+from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded
 from dhan_pipeline.store.engine import connect, create_database
@@ -126,7 +127,7 @@ def place(open_dir: Path, postgres_url: str, template: str) -> Iterator[Place]:
     (folder / "data").mkdir(parents=True)
     url = create_database(postgres_url, "captured_day", template=template)
     capture_day(folder / "data", url)
-    write_synthetic_master(folder / "exchange.csv", 8_000, on=datetime.now(UTC).date())
+    write_synthetic_master(folder / "exchange.csv", 8_000, on=datetime.now(IST).date())
     options = ("--master", "exchange.csv", "--instruments", "500", "--rate", "500")
     with running("simulate", "--listen", "127.0.0.1:0", "--rest", "127.0.0.1:0", *options, cwd=folder) as exchange:
         assert exchange.stdout is not None

@@ -37,6 +37,9 @@ _PACKETS_A_SECOND = 0.5
 _SESSION_S = 23_400  # 09:00 to 15:30
 _DAY_S = 86_400
 
+#: Bytes below which a disk counts as full: less than a second of a busy feed.
+_FULL = 1 << 20
+
 #: A capture, PostgreSQL and Dagster need some hundreds each.
 FILES_WARN = 1024
 FILES_BAD = 256
@@ -86,11 +89,18 @@ def disk(settings: Settings, clock: Clock) -> Sequence[Finding]:
     if cluster is None:
         found += " The database's own disk cannot be seen from here."
     fix = "Make room, or move DATA_DIR to a larger disk; sealed days of the journal may be moved away."
+    if paths[device] == cluster:
+        fix = "Make room there, or lower RETENTION_DAYS and launch `retention_job`; the journal keeps what comes."
     if free < DISK_ERROR_GB * 1e9 or (free < needed and not need.estimated):
         return [bad("disk", found, fix)]
     if free < max(DISK_WARN_GB * 1e9, 2 * needed):
         return [warn("disk", found, fix)]
     return [ok("disk", found)]
+
+
+def journal_is_full(settings: Settings) -> bool:
+    """Whether the disk of the journal, as seen from here, has no room to speak of."""
+    return settings.journal_dir.exists() and shutil.disk_usage(settings.journal_dir).free < _FULL
 
 
 def _unusable(folder: Path) -> str:

@@ -10,6 +10,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import DATABASE_FIRST, asked_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
 from dhan_pipeline.errors import PipelineError, in_words
+from dhan_pipeline.journal.writer import nobody_writes
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, next_session
 from dhan_pipeline.quality.now import SILENT_S
 from dhan_pipeline.settings import Settings
@@ -22,6 +23,13 @@ START = (
     "Run `dhan-pipeline up`, or start Dagster, whose sensor `ingest_supervisor` starts the capture. If the sensor is"
     " on, look at the last ingest run."
 )
+
+UNHEARD = "One runs on this machine, for its journal is locked, but the database hears nothing of it."
+LET_HEAR = (
+    "Wait if it has just started. Else look at the lines `database` and `disk` of `dhan-pipeline doctor`, and whether"
+    " both have the same DATABASE_URL."
+)
+CATCHES_UP = "Mend that, such as with room on its disk: the capture then catches up by itself."
 
 
 def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
@@ -36,6 +44,8 @@ def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
         return [_running(settings, clock, found)]
     last = f" The last one spoke at {to_second(found.updated_at)}." if found else ""
     if capture_expected(settings, clock):
+        if not nobody_writes(settings.journal_dir, settings.capture_number):
+            return [bad("capture", f"{UNHEARD}{last}", LET_HEAR)]
         return [bad("capture", f"None runs, and one should, for a session is on or about to open.{last}", START)]
     return [ok("capture", f"None has to run now. {when_next(settings, clock)}")]
 
@@ -44,6 +54,11 @@ def latest_capture(conn: connection, settings: Settings) -> tuple[CaptureStatus 
     """What the capture of these settings last said of itself, and whether it runs."""
     found = {each.capture: each for each in statuses(conn)}.get(settings.capture_number)
     return found, found is not None and not found.status.get("stopped") and found.age_s <= SILENT_S
+
+
+def refused(problem: str) -> str:
+    """A sentence on why a capture can store nothing."""
+    return f"The database takes nothing of it: {problem.rstrip('.')}."
 
 
 def when_next(settings: Settings, clock: Clock) -> str:
@@ -67,6 +82,8 @@ def _running(settings: Settings, clock: Clock, capture: CaptureStatus) -> Findin
     )
     if status.get("token_problem"):
         return bad("capture", f"{found} {status['token_problem']}", "Mend `token`: the capture goes on by itself.")
+    if problem := status.get("store_problem"):
+        return bad("capture", f"{found} {refused(problem)}", CATCHES_UP)
     if up < connections and feed_expected(settings, clock):
         fix = "It connects again by itself; `dhan-pipeline gaps` says why each connection was lost."
         return bad("capture", found, fix)

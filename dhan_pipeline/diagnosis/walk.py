@@ -19,7 +19,16 @@ from dhan_pipeline.amounts import counted, duration
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import asked_database, start_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
-from dhan_pipeline.diagnosis.running import START, latest_capture, when_next
+from dhan_pipeline.diagnosis.machine import journal_is_full
+from dhan_pipeline.diagnosis.running import (
+    CATCHES_UP,
+    LET_HEAR,
+    START,
+    UNHEARD,
+    latest_capture,
+    refused,
+    when_next,
+)
 from dhan_pipeline.diagnosis.stored import SYNC
 from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.feeds.by_source import decoder, feed_of, instrument_mark
@@ -28,6 +37,7 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.journal.latest import look_back
 from dhan_pipeline.journal.stretch import Stretch
+from dhan_pipeline.journal.writer import nobody_writes
 from dhan_pipeline.quality.calendar import capture_expected
 from dhan_pipeline.quality.gap_words import ADVICE
 from dhan_pipeline.quality.measures import SILENCE_ERROR_S
@@ -340,7 +350,12 @@ def _capture(way: _Way) -> Finding:
         return warn("capture", "Not known: it is the database that tells.", "Mend `writer` first.")
     if way.capture is None:
         if capture_expected(way.settings, way.clock):
-            return bad("capture", f"Capture {way.settings.capture_number} does not run, and should.", START)
+            if not nobody_writes(way.settings.journal_dir, way.settings.capture_number):
+                return bad("capture", UNHEARD, LET_HEAR)
+            found = f"Capture {way.settings.capture_number} does not run, and should."
+            if journal_is_full(way.settings):
+                return bad("capture", f"{found} The journal's disk is full.", "Make room: it then starts by itself.")
+            return bad("capture", found, START)
         return ok("capture", f"None has to run now. {when_next(way.settings, way.clock)}")
     since = to_second(way.capture.started_at)
     found = f"Process {way.capture.pid} on {way.capture.host} runs since {since}."
@@ -492,6 +507,8 @@ def _writer(way: _Way) -> Finding:
     found = f"It is {behind_s:,.1f} s behind what was received ({blocks:,} blocks wait)."
     if "queue_depth" in status:
         return _workers(status, found, behind_s > _BEHIND_S)
+    if problem := status.get("store_problem"):
+        return bad("writer", f"{found} {refused(problem)}", CATCHES_UP)
     if behind_s > _BEHIND_S:
         return bad("writer", found, "It catches up by itself; look at the load and the disk of the database.")
     return ok("writer", found)

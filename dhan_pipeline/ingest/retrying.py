@@ -24,11 +24,12 @@ class Patience:
         self._what = what
         self._warn = warn
         self._failures = 0
-        self._told = ""
+        self.reason = ""
+        """Of the last failure; empty after a success."""
 
     def succeeded(self) -> None:
         """The failures that come are those of something else."""
-        self._failures, self._told = 0, ""
+        self._failures, self.reason = 0, ""
 
     def failed(self, error: Exception) -> float:
         """How long to wait, in seconds, before the next try."""
@@ -38,8 +39,8 @@ class Patience:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, psycopg2.errors.UndefinedTable | psycopg2.errors.UndefinedColumn):
             reason = LACKS_TABLES
-        if reason != self._told:
-            self._told = reason
+        if reason != self.reason:
+            self.reason = reason
             if not isinstance(error, psycopg2.Error | PipelineError):
                 log.error("this should not have failed", exc_info=error)
             self._warn(f"{self._what} {reason}")

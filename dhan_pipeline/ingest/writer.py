@@ -88,6 +88,8 @@ class Writer:
         self._committed: int | None = None
         """The last block that is."""
         self._redrives = 0
+        self._refused: str | None = None
+        """Why the database takes nothing for now."""
         self.liveliness = Liveliness(settings, connections or {}, listener, clock.speed)
 
     def stop(self, within_s: float) -> None:
@@ -107,8 +109,8 @@ class Writer:
         self._subscribed = connections
 
     def facts(self) -> dict[str, Any]:
-        """What the status line says besides: nothing."""
-        return {}
+        """What the status line says besides."""
+        return {"store_problem": self._refused}
 
     def run(self) -> None:
         """Write until stopped. Losing the database is retried for ever; it never ends the capture."""
@@ -126,7 +128,9 @@ class Writer:
                 if self.counts.blocks != blocks_before:
                     blocks_before = self.counts.blocks
                     patience.succeeded()
-                self._stop.wait(patience.failed(error))
+                pause_s = patience.failed(error)
+                self._refused = patience.reason
+                self._stop.wait(pause_s)
 
     def _write(self, conn: connection) -> None:
         if not ledger.lock_writer(conn, self._settings.capture_number):
@@ -185,8 +189,11 @@ class Writer:
     def _store(self, conn: connection) -> None:
         capture = self._settings.capture_number
         partitions_hour = ""
+        # A server whose disk is full still takes this, and it says why no tick is stored.
+        self._write_status(conn)
         if self._pending:  # from a connection that was lost: nothing more is taken before that is stored
             self._commit(conn, ahead=False)
+        self._refused = None
         while not self._is_over():
             if (hour := hour_key(self._clock.now_ns())) != partitions_hour:
                 now_ns = self._clock.now_ns()

@@ -201,7 +201,7 @@ def live_outcomes(
         _token(status, settings, token_until),
         _memory(status, settings),
         _cpu(status, settings),
-        _disk(status),
+        disk_outcome(status),
         _queue_depth(status, settings),
     ]
 
@@ -549,7 +549,8 @@ def _cpu(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     return CheckOutcome("cpu", percent <= warn, above(percent, error), percent, "percent of a core", limits, found)
 
 
-def _disk(status: Mapping[str, Any]) -> CheckOutcome:
+def disk_outcome(status: Mapping[str, Any]) -> CheckOutcome:
+    """The outcome of `disk` for a capture's status line."""
     free_gb = status["disk_free_gb"]
     found = f"The journal's disk has {free_gb:,.1f} GB left."
     if free_gb < DISK_WARN_GB:

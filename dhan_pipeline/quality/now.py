@@ -15,7 +15,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, token_needed_until
 from dhan_pipeline.quality.gaps import GapPart, parts
-from dhan_pipeline.quality.measures import SILENCE_ERROR_S, live_outcomes
+from dhan_pipeline.quality.measures import DISK_ERROR_GB, SILENCE_ERROR_S, disk_outcome, live_outcomes
 from dhan_pipeline.sessions import IST, QUIET_KINDS, Kind, day_start_ns, sessions
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import SOURCES, Source, source_of_capture
@@ -326,11 +326,15 @@ def _problems(
     for source in SOURCES:
         expected = source in settings.sources and capture_expected(settings.of(source), clock)
         runs = any(capture.source == source and capture.state == "live" for capture in captures)
-        for capture in captures:
+        for status, capture in zip(found, captures, strict=True):
             if capture.source == source and capture.state != "live" and expected:
                 since = beside(capture.said_at, clock.now())
                 if capture.state == "silent":
-                    yield f"Capture {capture.capture} ({source}) has said nothing since {since}: it is dead, or hangs."
+                    words = f"Capture {capture.capture} ({source}) has said nothing since {since}: it is dead or hangs,"
+                    words += " or the database takes nothing."
+                    if status.status.get("disk_free_gb", DISK_ERROR_GB) < DISK_ERROR_GB:
+                        words += f" {disk_outcome(status.status).description}"
+                    yield words
                 elif not runs:
                     yield f"The capture of {source} was stopped at {since}, and its session is on."
         own = settings.of(source)

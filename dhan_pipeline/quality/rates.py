@@ -98,6 +98,8 @@ def hour_insert_rate(hour: str, flow: HourFlow, trading: Sequence[int] | None, s
 
 def held_up(status: Mapping[str, Any]) -> str:
     """Why what a capture received is stored late or not at all, as far as it knows, and what to do about it."""
+    if problem := status.get("store_problem"):
+        return f"the database takes nothing ({problem.rstrip('.')}): mend that, the capture then catches up by itself"
     if "queue_depth" not in status:
         return "the database does not keep up or was away: look at its load, locks, checkpoints and disk"
     if status["queue_depth"] is None:

@@ -32,6 +32,7 @@ from dhan_pipeline.feeds.simulator.tokens import (
     make_token,
 )
 from dhan_pipeline.journal.reader import hour_path
+from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import DAY_NS, hour_key
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.ledger import write_status
@@ -215,6 +216,12 @@ def capture_that(**status: object) -> Callable[[Site], Site]:
         ),
         (sql("SELECT 1"), "capture", "None runs, and one should", "ingest_supervisor"),
         (capture_that(token_problem="The token is over."), "capture", "The token is over.", "Mend `token`"),
+        (
+            capture_that(store_problem="No space left on device"),
+            "capture",
+            "The database takes nothing of it: No space left on device.",
+            "room on its disk",
+        ),
         (capture_that(connections_up=1), "capture", "1 of 2 connections up", "dhan-pipeline gaps"),
         (huge_day, "disk", "GB (as 20", "Make room"),
     ],
@@ -226,6 +233,14 @@ def test_each_red_line_says_what_was_found_and_what_to_do(
     assert line.state == "bad"
     assert found in line.found
     assert fix in line.fix
+
+
+def test_a_capture_that_the_database_hears_nothing_of_is_not_one_that_does_not_run(site: Site) -> None:
+    with closing(JournalWriter(site.settings.journal_dir, 0)):
+        line = look(site)["capture"]
+    assert line.state == "bad"
+    assert line.found.startswith("One runs on this machine, for its journal is locked, but the database hears nothing")
+    assert "DATABASE_URL" in line.fix
 
 
 def test_what_only_deserves_a_word_is_not_red(running_site: Site) -> None:

@@ -13,6 +13,7 @@ import pytest
 from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.diagnosis import machine
 from dhan_pipeline.diagnosis.walk import LINKS, Walk, walk
 from dhan_pipeline.feeds.by_source import feed_of
 from dhan_pipeline.feeds.connection import FeedPolicy
@@ -262,6 +263,13 @@ MINUTES_AGO = (NOW - timedelta(minutes=5)).isoformat()
             "catches up",
         ),
         (
+            reports(backlog_seconds=12.5, backlog_blocks=99, store_problem="No space left on device"),
+            "S2885",
+            "writer",
+            "The database takes nothing of it: No space left on device.",
+            "room on its disk",
+        ),
+        (
             reports(backlog_seconds=12.5, queue_depth=None, workers=0, dead_letters=None),
             "S2885",
             "writer",
@@ -301,6 +309,20 @@ def test_the_first_link_that_is_broken_is_told(
     assert found in link.found
     assert fix in link.fix
     assert broken == "instrument" or told.verdict.startswith(f"The link that broke is `{broken}`: {link.found}")
+
+
+def test_a_capture_that_the_database_hears_nothing_of_is_not_one_that_does_not_run(way: Way) -> None:
+    way.execute("DELETE FROM captures")
+    with closing(JournalWriter(way.settings.journal_dir, 0)):
+        told = way.walk()
+    assert told.broken == "capture"
+    assert "its journal is locked, but the database hears nothing of it" in told.verdict
+
+
+def test_where_none_runs_because_the_disk_is_full_the_disk_is_told(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    way.execute("DELETE FROM captures")
+    monkeypatch.setattr(machine, "_FULL", 1 << 60)
+    assert "Capture 0 does not run, and should. The journal's disk is full. Make room" in way.walk().verdict
 
 
 def test_dead_letters_are_worth_a_word(way: Way) -> None:

@@ -475,6 +475,35 @@ def test_the_published_status_is_kept_in_the_database(writing: Writing, database
     assert (status.capture, status.source) == (0, "dhan")
 
 
+def test_a_database_whose_disk_is_full_hears_of_it_and_gets_all_once_there_is_room(
+    writing: Writing, settings: Settings, database_url: str
+) -> None:
+    def execute(statement: str) -> None:
+        with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+            cursor.execute(statement)
+
+    with running(writing.writer, writing.backlog):
+        writing.put(10)
+        until(lambda: writing.all_committed)
+        assert writing.writer.facts() == {"store_problem": None}
+        execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION"
+            " 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;"
+            "CREATE TRIGGER full_disk BEFORE INSERT ON tick_rows FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        writing.put(10)
+        until(lambda: writing.writer.facts()["store_problem"])
+        assert writing.writer.facts() == {"store_problem": "could not extend file: No space left on device"}
+        for number in (1, 2):
+            writing.writer.publish({"messages": number})
+            until(lambda number=number: query(database_url, "SELECT status FROM captures") == [({"messages": number},)])
+        assert not writing.all_committed
+        execute("DROP TRIGGER full_disk ON tick_rows")
+        until(lambda: writing.all_committed)
+        assert writing.writer.facts() == {"store_problem": None}
+    assert_stored_exactly_once(settings, database_url)
+
+
 def test_the_status_is_kept_while_the_day_so_far_is_read_again(
     settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

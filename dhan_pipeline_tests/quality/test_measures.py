@@ -405,6 +405,12 @@ def test_a_status_line_of_an_older_capture_is_judged_by_what_it_says() -> None:
     assert all(outcome.passed for outcome in live_outcomes(old, SETTINGS))
 
 
+def test_what_a_database_says_that_takes_nothing_stands_in_the_words() -> None:
+    outcome = live("latency_p99", latency_p99_ms=None, backlog_seconds=30.0, store_problem="No space left on device")
+    assert not outcome.passed
+    assert "The database takes nothing (No space left on device): mend that" in outcome.description
+
+
 @pytest.mark.parametrize(
     ("free_gb", "passed", "severity"), [(2.1, True, "WARN"), (1.9, False, "WARN"), (0.4, False, "ERROR")]
 )

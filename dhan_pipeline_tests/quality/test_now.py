@@ -84,8 +84,20 @@ def test_a_capture_that_says_nothing_any_more_is_dead_since_its_last_word(conn: 
         now = look(conn, said_at + timedelta(days))
         (capture,) = now.captures
         assert (capture.state, capture.connections_up, capture.ticks_per_second) == ("silent", 0, 0.0)
-        assert now.problems[0] == f"Capture 0 (dhan) has said nothing since {since} IST: it is dead, or hangs."
+        assert now.problems[0] == (
+            f"Capture 0 (dhan) has said nothing since {since} IST: it is dead or hangs, or the database takes nothing."
+        )
         assert now.segments[0].ticks_per_second == 0.0
+
+
+def test_of_one_that_has_ended_on_a_full_disk_the_disk_is_told(conn: connection) -> None:
+    write_status(conn, 0, "dhan", status(disk_free_gb=0.0))
+    fall_silent(conn, 0)
+    assert (
+        look(conn)
+        .problems[0]
+        .endswith("The journal's disk has 0.0 GB left. The capture ends when it is full: make room.")
+    )
 
 
 def test_one_that_was_stopped_is_shown_only_where_no_other_runs(conn: connection) -> None:

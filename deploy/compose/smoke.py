@@ -40,7 +40,7 @@ class Stack:
     def __init__(self, rate: int) -> None:
         self._files = ["docker-compose.yml"]
         self._compose = _compose_command()
-        ports = ("DAGSTER_PORT", "DATABASE_PORT", "RABBITMQ_MANAGEMENT_PORT")
+        ports = ("DAGSTER_PORT", "LIVE_PORT", "DATABASE_PORT", "RABBITMQ_MANAGEMENT_PORT")
         self._environment = {
             **os.environ,
             **dict.fromkeys(ports, "0"),

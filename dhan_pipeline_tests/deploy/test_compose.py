@@ -22,7 +22,7 @@ DOCKERFILES = [REPOSITORY / "Dockerfile", *sorted((REPOSITORY / "deploy").rglob(
 PROFILES = ("--profile", "simulator", "--profile", "metrics")
 
 ONE_SHOTS = {"migrate"}
-OURS = {"migrate", "ingest", "pipeline", "worker", "webserver", "daemon", "simulator"}
+OURS = {"migrate", "ingest", "pipeline", "worker", "webserver", "daemon", "live", "simulator"}
 THEIRS = {"timescaledb", "rabbitmq", "prometheus", "grafana"}
 
 
@@ -140,7 +140,7 @@ def test_ours_are_one_image_with_the_version_of_the_package(services: dict[str, 
 
 def test_ports_are_published_on_loopback_unless_told_otherwise(services: dict[str, dict[str, Any]]) -> None:
     published = {name: [port["host_ip"] for port in s["ports"]] for name, s in services.items() if s.get("ports")}
-    assert set(published) == {"timescaledb", "rabbitmq", "webserver", "prometheus", "grafana"}
+    assert set(published) == {"timescaledb", "rabbitmq", "webserver", "live", "prometheus", "grafana"}
     assert {address for addresses in published.values() for address in addresses} == {"127.0.0.1"}
 
 
@@ -167,6 +167,7 @@ def test_what_a_service_is_given_of_the_secrets_is_what_it_needs(services: dict[
         "worker": {"database_url", "rabbitmq_url"},
         "webserver": {"dagster_pg_url"},
         "daemon": {"dagster_pg_url"},
+        "live": {"database_url"},
         "simulator": set(),
         "prometheus": set(),
         "grafana": {"grafana_admin_password"},
@@ -180,6 +181,16 @@ def test_what_must_last_is_in_named_volumes(stack: dict[str, Any], services: dic
         assert (mounts["/data"], mounts["/app/data"]) == ("journal", "token"), name
         assert services[name]["environment"]["DATA_DIR"] == "/data"
         assert services[name]["environment"]["DHAN_TOKEN_FILE"] == "/app/data/dhan_token.json"
+
+
+def test_the_sites_own_trading_days_and_mutes_reach_whoever_reads_them(services: dict[str, dict[str, Any]]) -> None:
+    # The capture's code location decides when it captures; the other one judges, alerts and resolves; the page shows.
+    for name in ("ingest", "pipeline", "live"):
+        folders = [mount["target"] for mount in services[name]["volumes"] if mount["type"] == "bind"]
+        for setting in ("SESSIONS_FILE", "ALERTS_FILE", "SUBSCRIPTIONS_FILE"):
+            assert str(Path(services[name]["environment"][setting]).parent) in folders, (name, setting)
+        volumes = {mount["target"]: mount["source"] for mount in services[name]["volumes"] if mount["type"] == "volume"}
+        assert volumes["/data"] == "journal", name  # with the holidays that the sync has found
 
 
 def test_three_workers_run_and_keep_nothing(services: dict[str, dict[str, Any]]) -> None:
@@ -224,7 +235,7 @@ def test_every_setting_reaches_the_capture() -> None:
     free = [name.upper() for name in Settings.model_fields if name not in fixed | secret]
     set_all = {name: f"of {name}" for name in free}
     resolved = json.loads(compose("--file", str(COMPOSE), "config", "--format", "json", **set_all))
-    for service in ("ingest", "pipeline", "worker"):
+    for service in ("ingest", "pipeline", "worker", "live"):
         environment = resolved["services"][service]["environment"]
         assert {name: environment.get(name) for name in free} == set_all, service
 

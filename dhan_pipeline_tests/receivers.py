@@ -1,9 +1,10 @@
 """What alerts are sent to: an HTTP server and a mail server of the test's own, which may refuse or not answer."""
 
 import json
+import re
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from email.parser import BytesParser
@@ -24,6 +25,8 @@ class Receiver:
         """Path and JSON of each."""
         self.status, self.body, self.headers = 200, b"", dict[str, str]()
         """What it answers."""
+        self.rules: Callable[[dict[str, Any]], str] = lambda _: ""
+        """Why it refuses a message by the rules of its maker, in its words; empty where it takes it."""
         self.speaks = threading.Event()
         """It answers while this is set."""
         self.speaks.set()
@@ -43,6 +46,8 @@ def receiver() -> Iterator[Receiver]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not received.speaks.wait(30):
                 return
+            if refusal := received.rules(body):
+                received.status, received.body = 400, refusal.encode()
             if received.status == 200:
                 received.posts.append((self.path, body))
             with suppress(ConnectionError):  # who waited no longer hears no answer
@@ -67,6 +72,32 @@ def receiver() -> Iterator[Receiver]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def slacks_rules(body: dict[str, Any]) -> str:
+    """What Slack documents of incoming webhooks: a text of at most 40,000 characters, whose &, < and > are spelled out.
+
+    What stands in angle brackets is a link or a mention to it, such as <!channel>, which calls everybody.
+    """
+    words = body.get("text")
+    if not isinstance(words, str) or not words.strip():
+        return "no_text"
+    bare = re.sub("&(amp|lt|gt);", "", words)
+    return "invalid_payload" if len(words) > 40_000 or re.search("[&<>]", bare) or set(body) != {"text"} else ""
+
+
+def telegrams_rules(body: dict[str, Any]) -> str:
+    """What Telegram documents of sendMessage: a chat, and 1 to 4096 characters; without parse_mode all are plain."""
+    said = ""
+    if not isinstance(body.get("chat_id"), str | int) or not body["chat_id"]:
+        said = "Bad Request: chat_id is empty"
+    elif not isinstance(body.get("text"), str) or not body["text"].strip():
+        said = "Bad Request: message text is empty"
+    elif len(body["text"]) > 4096:
+        said = "Bad Request: message is too long"
+    elif set(body) != {"chat_id", "text", "link_preview_options"}:
+        said = "Bad Request: can't parse entities"
+    return json.dumps({"ok": False, "error_code": 400, "description": said}) if said else ""
 
 
 class Mailbox:

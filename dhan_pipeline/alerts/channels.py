@@ -32,6 +32,9 @@ for _library in ("httpx", "httpcore"):
 HTTP_TIMEOUT_S = 5.0
 SMTP_TIMEOUT_S = 10.0
 
+#: What a message of Telegram may have at most: it refuses a longer one. Slack takes 40,000 and cuts off the rest.
+TELEGRAM_CHARS = 4096
+
 NOTHING_SET = (
     "No channel is set, so nobody is told: set ALERT_SLACK_WEBHOOK_URL, ALERT_SMTP_URL with ALERT_EMAIL_TO,"
     " ALERT_WEBHOOK_URL, or ALERT_TELEGRAM_TOKEN with ALERT_TELEGRAM_CHAT."
@@ -130,7 +133,9 @@ def _slack(settings: Settings, alerts: Sequence[Alert], note: str) -> None:
 
 
 def _telegram(settings: Settings, chat: str, alerts: Sequence[Alert], note: str) -> None:
-    words = f"{title(alerts)}\n{text(alerts, note)}"[:4000]
+    words = f"{title(alerts)}\n{text(alerts, note)}"
+    if len(words) > TELEGRAM_CHARS:
+        words = f"{words[: TELEGRAM_CHARS - 1].rstrip()}…"
     _post(
         "Telegram",
         "ALERT_TELEGRAM_TOKEN",
@@ -154,12 +159,23 @@ def _post(who: str, variable: str, url: str, body: Mapping[str, Any], *, explain
     if reply.is_success:
         return
     said = f", {words}" if explained and (words := _said(reply, url)) else ""
-    hint = ""
-    if reply.status_code in (301, 302, 307, 308, 401, 403, 404, 410):
-        hint = f" Is {variable} right?" if who != "Telegram" or reply.status_code in (401, 404) else ""
-    elif reply.status_code == 400 and who == "Telegram":
-        hint = " Is ALERT_TELEGRAM_CHAT right, and has the chat begun, or the bot been let in?"
-    raise DeliveryError(f"{who} refuses the message (HTTP {reply.status_code}{said}).{hint}", _retry_after_s(reply))
+    raise DeliveryError(
+        f"{who} refuses the message (HTTP {reply.status_code}{said}).{_hint(who, variable, reply)}",
+        _retry_after_s(reply),
+    )
+
+
+def _hint(who: str, variable: str, reply: httpx.Response) -> str:
+    """Where to look after a refusal; empty where nobody knows."""
+    status = reply.status_code
+    if who == "Telegram" and status == 400:
+        if moved := _telegram_says(reply, "migrate_to_chat_id"):
+            return f" The group has another number now: set ALERT_TELEGRAM_CHAT={moved}."
+        return " Is ALERT_TELEGRAM_CHAT right, and has the chat begun, or the bot been let in?"
+    if who == "Telegram" and status == 403:
+        return " Is the bot still in the chat of ALERT_TELEGRAM_CHAT, and not blocked there?"
+    wrong = (401, 404) if who == "Telegram" else (301, 302, 307, 308, 401, 403, 404, 410)
+    return f" Is {variable} right?" if status in wrong else ""
 
 
 @cache
@@ -180,9 +196,17 @@ def _said(reply: httpx.Response, url: str) -> str:
 
 
 def _retry_after_s(reply: httpx.Response) -> float:
-    """Slack and Telegram say in seconds when to come back."""
+    """When to come back: Slack says so in a header, Telegram in its answer, both in seconds."""
     words = reply.headers.get("Retry-After", "")
-    return min(float(words), 3600.0) if words.isascii() and words.isdigit() else 0.0
+    seconds = float(words) if words.isascii() and words.isdigit() else float(_telegram_says(reply, "retry_after"))
+    return min(max(seconds, 0.0), 3600.0)
+
+
+def _telegram_says(reply: httpx.Response, parameter: str) -> int:
+    """What a program should know of a refusal of Telegram's; 0 where it does not say."""
+    with suppress(ValueError, KeyError, TypeError):
+        return int(reply.json()["parameters"][parameter])
+    return 0
 
 
 def _email(settings: Settings, address: str, alerts: Sequence[Alert], note: str) -> None:

@@ -1,5 +1,6 @@
 """Each channel against a server that takes messages, refuses them, or says nothing."""
 
+import json
 import logging
 import ssl
 import traceback
@@ -14,7 +15,7 @@ from dhan_pipeline.alerts.channels import CHANNELS, DeliveryError, configured, s
 from dhan_pipeline.alerts.messages import Alert
 from dhan_pipeline.alerts.transitions import Level
 from dhan_pipeline.settings import Settings
-from dhan_pipeline_tests.receivers import Receiver, mail_server, receiver
+from dhan_pipeline_tests.receivers import Receiver, mail_server, receiver, slacks_rules, telegrams_rules
 
 ALERT = Alert(
     name="live_feed/connected", after=Level.ERROR, before=Level.OK, text="1 < 2 & nothing comes.", at_s=1_800_000_000.0
@@ -101,6 +102,7 @@ def test_a_refusal_says_what_slack_said_and_where_to_look(
     [
         (401, "Unauthorized", "Is ALERT_TELEGRAM_TOKEN right?"),
         (400, "Bad Request: chat not found", "Is ALERT_TELEGRAM_CHAT right, and has the chat begun"),
+        (403, "Forbidden: bot was kicked from the group chat", "Is the bot still in the chat of ALERT_TELEGRAM_CHAT"),
     ],
 )
 def test_telegram_s_refusals_say_which_setting_is_wrong(
@@ -117,6 +119,69 @@ def test_a_channel_that_wants_to_be_left_alone_is_heard(there: Receiver, slack: 
     assert refusal(slack, "slack").retry_after_s == 42
     there.headers = {"Retry-After": "Fri, 27 Nov 2026 10:00:00 GMT"}
     assert refusal(slack, "slack").retry_after_s == 0
+
+
+def test_telegram_says_in_its_answer_when_to_come_back(there: Receiver, telegram: Settings) -> None:
+    there.status = 429
+    for parameters, wait_s in (('{"retry_after": 35}', 35), ('{"retry_after": 86400}', 3600), ("{}", 0), ("null", 0)):
+        there.body = f'{{"ok": false, "description": "Too Many Requests", "parameters": {parameters}}}'.encode()
+        assert refusal(telegram, "telegram:-1001").retry_after_s == wait_s
+
+
+def test_of_a_group_that_telegram_has_given_another_number_that_is_told(there: Receiver, telegram: Settings) -> None:
+    said = "Bad Request: group chat was upgraded to a supergroup chat"
+    there.status = 400
+    there.body = json.dumps({"description": said, "parameters": {"migrate_to_chat_id": -1002003004005}}).encode()
+    assert str(refusal(telegram, "telegram:-1001")).endswith("set ALERT_TELEGRAM_CHAT=-1002003004005.")
+
+
+LONG_WORDS = "a <!channel> & *all* of <https://host|it>, `code` and _more_ :smile: नमस्ते\n\tof a table " * 40
+#: As much as can be told at once, of each kind: one that says a lot, many that say the same, many that do not.
+MOST = {
+    "one": [ALERT.model_copy(update={"text": LONG_WORDS, "value": "1", "limits": "< 2 & > 1", "since_s": 1.0})],
+    "alike": [ALERT.model_copy(update={"name": f"{'deep_' * 20}live_feed/{n}"}) for n in range(50)],
+    "many": [
+        ALERT.model_copy(
+            update={
+                "name": f"{'deep_' * 10}ticks/{n}",
+                "text": f"{n} {LONG_WORDS}",
+                "partition": f"2026-11-20T{n % 24:02}:00",
+                "url": f"http://host:3000/assets/{n}?view=checks",
+            }
+        )
+        for n in range(50)
+    ],
+    "nothing": [ALERT.model_copy(update={"text": ""})],
+}
+
+
+@pytest.mark.parametrize("several", MOST.values(), ids=MOST.keys())
+def test_whatever_is_told_is_taken_by_the_rules_of_each_channel(
+    there: Receiver, slack: Settings, telegram: Settings, several: list[Alert]
+) -> None:
+    note = "Before this, 3 alerts could not be delivered here."
+    there.rules = slacks_rules
+    send(slack, "slack", several, note)
+    there.rules = telegrams_rules
+    send(telegram, "telegram:-1001", several, note)
+    (_, by_slack), (_, by_telegram) = there.posts
+    assert by_slack["text"].endswith(note)
+    assert by_telegram["text"].endswith((note, "…"))
+    with mail_server() as mailbox:  # refuses lines longer than the standard has them
+        send(settings(alert_smtp_url=f"smtp://127.0.0.1:{mailbox.port}", **MAIL), "email:ops@example.in", several, note)
+    (mail,) = mailbox.mails
+    assert mail.get_content().strip().endswith(note)
+    assert "\n" not in mail["Subject"]
+
+
+def test_a_name_with_a_line_break_puts_no_header_into_a_mail() -> None:
+    evil = ALERT.model_copy(update={"name": "job\r\nBcc: all@example.in\r\n\r\nनमस्ते"})
+    with mail_server() as mailbox:
+        send(settings(alert_smtp_url=f"smtp://127.0.0.1:{mailbox.port}", **MAIL), "email:ops@example.in", [evil])
+    (mail,) = mailbox.mails
+    assert mail["Subject"] == "ERROR: job Bcc: all@example.in नमस्ते"
+    assert mail["Bcc"] is None
+    assert mail["X-Recipients"] == "ops@example.in"
 
 
 def test_a_channel_that_does_not_answer_is_not_waited_for(

@@ -190,7 +190,7 @@ class Writer:
         capture = self._settings.capture_number
         partitions_hour = ""
         # A server whose disk is full still takes this, and it says why no tick is stored.
-        self._write_status(conn)
+        self.book.write(conn)
         if self._pending:  # from a connection that was lost: nothing more is taken before that is stored
             self._commit(conn, ahead=False)
         self._refused = None

@@ -495,7 +495,7 @@ def test_a_database_whose_disk_is_full_hears_of_it_and_gets_all_once_there_is_ro
         until(lambda: writing.writer.facts()["store_problem"])
         assert writing.writer.facts() == {"store_problem": "could not extend file: No space left on device"}
         for number in (1, 2):
-            writing.writer.publish({"messages": number})
+            writing.writer.book.say({"messages": number})
             until(lambda number=number: query(database_url, "SELECT status FROM captures") == [({"messages": number},)])
         assert not writing.all_committed
         execute("DROP TRIGGER full_disk ON tick_rows")

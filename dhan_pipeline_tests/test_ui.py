@@ -1,4 +1,4 @@
-"""The Dagster UI as a person uses it: a real browser over the real program, with two captured hours.
+"""The Dagster UI as a person uses it: a real browser over the real program, with three captured hours.
 
 The daemon and the web server run in the home that we ship for one machine. Nothing here may need the network.
 """
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from rich.console import Console
 
 from dhan_pipeline.candles import LATE_S
@@ -38,6 +38,7 @@ from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests import program
+from dhan_pipeline_tests.browser import in_india
 from dhan_pipeline_tests.ingest.feed import add_instruments
 from dhan_pipeline_tests.orchestration.conftest import wait_until
 
@@ -85,13 +86,13 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, template: 
 
 
 def _capture(settings: Settings, database_url: str) -> list[str]:
-    """Two past hours that can have candles, through the wire of the simulated exchange."""
+    """Three past hours that can have candles, through the wire of the simulated exchange."""
     now_ns = Clock().now_ns() - LATE_S * 1_000_000_000
     save_token(settings.dhan_token_file, make_token(CLIENT_ID, expires_in=1e6), CLIENT_ID)
     add_instruments(database_url, SHARES)
     write_subscriptions(settings.subscriptions_path, [Subscription(token, Mode.FULL, "") for token in SHARES])
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("HOURS", 2), ("SECONDS_AN_HOUR", 1.5), ("RATE", 1000.0)):
+        for name, value in (("HOURS", 3), ("SECONDS_AN_HOUR", 1.0), ("RATE", 1000.0)):
             patch.setattr(history, name, value)
         history.capture_history(settings, database_url, Console(file=StringIO()), now_ns)
     return sorted(hours(settings.journal_dir, history.CAPTURE))
@@ -131,6 +132,46 @@ def _dagster(settings: Settings, home: Path) -> Iterator[str]:
             server.wait()
 
 
+@dataclass(frozen=True)
+class Backfill:
+    """A backfill on its way: its page, its hours, and of each the digest and when it was last rebuilt."""
+
+    url: str
+    before: dict[str, tuple[str, datetime]]
+
+
+@pytest.fixture(scope="module")
+def backfill(site: Site, browser: Browser) -> Backfill:
+    """Of two hours, launched by clicks. It takes the daemon up to a minute, in which other tests look around."""
+    before = {hour: _state(site, hour) for hour in site.hours[:2]}
+    with in_india(browser) as window:
+        page = window.new_page()
+        page.goto(f"{site.url}/assets/ticks?view=partitions")
+        expect(page.get_by_text("Materialized (3)")).to_be_visible(timeout=PATIENCE)
+        page.get_by_text(site.hours[0], exact=True).first.click(timeout=PATIENCE)
+        expect(page.get_by_text(before[site.hours[0]][0]).first).to_be_visible(timeout=PATIENCE)  # its digest
+
+        page.get_by_role("button", name="Materialize").first.click(timeout=PATIENCE)
+        chosen = page.get_by_role("dialog").get_by_role("textbox").first
+        chosen.fill(", ".join(before), timeout=PATIENCE)
+        chosen.press("Enter")
+        launch = page.get_by_role("button", name="Launch backfill")
+        launch.click(timeout=PATIENCE)
+        expect(launch).to_be_hidden(timeout=PATIENCE)
+        page.goto(f"{site.url}/runs?view=backfills")
+        page.locator("a[href*='/runs/b/']").first.click(timeout=PATIENCE)
+        expect(page.get_by_text("Partition selection")).to_be_visible(timeout=PATIENCE)
+        return Backfill(page.url, before)
+
+
+def _state(site: Site, hour: str) -> tuple[str, datetime]:
+    """The digest of the hour's rows, and when they were last rebuilt."""
+    with closing(connect(site.database_url)) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT max(rebuilt_at) FROM ingest_ledger WHERE hour = %s", (f"{hour}+05:30",))
+        [(rebuilt_at,)] = cursor.fetchall()
+        return hour_digest(conn, hour).digest, rebuilt_at
+
+
 @contextmanager
 def changed_by_hand(database_url: str) -> Iterator[None]:
     """The latest tick has another price for a while."""
@@ -141,6 +182,12 @@ def changed_by_hand(database_url: str) -> Iterator[None]:
             assert cursor.rowcount == 1
         if paise > 0:
             yield
+
+
+def test_hours_are_shown_and_a_backfill_of_several_is_launched(backfill: Backfill, page: Page) -> None:
+    page.goto(backfill.url)
+    for text in ("...".join(backfill.before), "In progress"):
+        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=PATIENCE)
 
 
 def test_the_lineage_shows_every_group_and_what_is_in_it(site: Site, page: Page) -> None:
@@ -162,35 +209,6 @@ def test_an_asset_says_what_it_is_and_where_its_code_is(site: Site, page: Page) 
     expect(page.get_by_role("link", name="Open reference.py")).to_be_visible(timeout=PATIENCE)
 
 
-def test_hours_are_shown_and_a_backfill_of_one_gives_the_same_rows(site: Site, page: Page) -> None:
-    hour = site.hours[0]
-
-    def state() -> tuple[str, datetime]:
-        """The digest of the hour's rows, and when they were last rebuilt."""
-        with closing(connect(site.database_url)) as conn, conn.cursor() as cursor:
-            of_hour = f"{hour}+05:30"
-            cursor.execute("SELECT max(rebuilt_at) FROM ingest_ledger WHERE hour = %s", (of_hour,))
-            [(rebuilt_at,)] = cursor.fetchall()
-            return hour_digest(conn, hour).digest, rebuilt_at
-
-    digest, rebuilt_at = state()
-    page.goto(f"{site.url}/assets/ticks?view=partitions")
-    expect(page.get_by_text("Materialized (2)")).to_be_visible(timeout=PATIENCE)
-    page.get_by_text(hour, exact=True).first.click(timeout=PATIENCE)
-    expect(page.get_by_text(digest).first).to_be_visible(timeout=PATIENCE)
-
-    page.get_by_role("button", name="Materialize").first.click(timeout=PATIENCE)
-    launch = page.get_by_role("button", name="Launch 1 run")
-    launch.click(timeout=PATIENCE)
-    expect(launch).to_be_hidden(timeout=PATIENCE)
-    # Its run is found by its tags, beside the one by which the hour is there.
-    page.goto(f"{site.url}/runs?q[0]=tag:dhan/role=by_hand&q[1]=tag:dagster/partition={hour}")
-    expect(page.get_by_text("Success", exact=True)).to_have_count(2, timeout=PATIENCE)
-    same_digest, later = state()
-    assert same_digest == digest
-    assert later > rebuilt_at
-
-
 def test_a_row_that_was_changed_by_hand_fails_a_check_that_says_so(site: Site, page: Page) -> None:
     hour = site.hours[-1]
     with changed_by_hand(site.database_url):
@@ -201,3 +219,19 @@ def test_a_row_that_was_changed_by_hand_fails_a_check_that_says_so(site: Site, p
         expect(page.get_by_text("Failed", exact=True).first).to_be_visible(timeout=PATIENCE)
         page.get_by_role("tab", name="Partitions").last.click(timeout=PATIENCE)
         expect(page.get_by_text("Failed (1)", exact=True)).to_be_visible(timeout=PATIENCE)
+
+
+def test_a_backfill_shows_how_far_it_is_and_gives_the_same_rows(site: Site, backfill: Backfill, page: Page) -> None:
+    page.goto(backfill.url)
+    expect(page.get_by_text("100% completed")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(2, timeout=PATIENCE)  # its state, and a column
+    page.get_by_role("tab", name="Runs").click()
+    expect(page.get_by_text("Success", exact=True)).to_have_count(2, timeout=PATIENCE)
+    for hour, (digest, rebuilt_at) in backfill.before.items():
+        same_digest, later = _state(site, hour)
+        assert same_digest == digest
+        assert later > rebuilt_at
+    # Its runs are found by their tags, too.
+    page.goto(f"{site.url}/runs?q[0]=tag:dhan/role=backfill")
+    page.get_by_text("Show runs within backfills").click(timeout=PATIENCE)
+    expect(page.get_by_text("Success", exact=True)).to_have_count(2, timeout=PATIENCE)

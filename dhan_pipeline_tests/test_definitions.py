@@ -69,6 +69,15 @@ def test_every_asset_says_what_it_is_and_what_a_person_does_with_it(definitions:
         assert do.split()[0] in ("Execute", "Launch", "Look", "Materialise", "Query")
 
 
+def test_what_lists_show_as_plain_text_has_no_marks(definitions: dg.Definitions) -> None:
+    repository = definitions.get_repository_def()
+    launched = [*repository.get_all_jobs(), *repository.schedule_defs, *repository.sensor_defs]
+    texts = [each.description or "" for each in launched]
+    # The catalog shows the beginning.
+    texts += [(spec.description or "").partition(".")[0][:60] for spec in definitions.resolve_all_asset_specs()]
+    assert [text for text in texts if "`" in text] == []
+
+
 def test_every_job_and_what_starts_it_says_what_it_does(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     jobs = {job.name: job for job in repository.get_all_jobs() if not job.name.startswith("__")}

@@ -62,7 +62,7 @@ class State(BaseModel):
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells people of checks that changed, and of runs that fail or are stuck: through Slack, e-mail, a"
     " webhook or Telegram, whichever is set. What was not taken is tried again; the check"
-    " `delivered` of `alerts` says so.",
+    " delivered of the asset alerts says so.",
 )
 def alert_sensor(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
@@ -149,7 +149,7 @@ alerts_asset = dg.AssetSpec(
     ALERTS,
     group_name=OPERATIONS,
     owners=OWNERS,
-    description="What people are told: `alert_sensor` sends each change of a check, and runs that fail or are stuck, to"
+    description="What people are told. `alert_sensor` sends each change of a check, and runs that fail or are stuck, to"
     " the channels that are set.\n\nExecute its check to send a test message to each.",
 )
 

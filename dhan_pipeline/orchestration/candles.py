@@ -42,7 +42,7 @@ candles_job = dg.define_asset_job(
     minimum_interval_seconds=INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
     tags=candles_job.tags,
-    description=f"Starts `candles_job` for each hour of which `ticks` was materialised, once it is over for"
+    description=f"Starts candles_job for each hour of which ticks was materialised, once it is over for"
     f" {LATE_S // 60} minutes: until then packets of it may come. Not where its candles were made since, nor where the"
     f" hour has no tick. A run that failed is made again after {RETRY_S / 60:.0f} minutes, {RETRIES} times.",
 )

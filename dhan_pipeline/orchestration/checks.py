@@ -89,12 +89,16 @@ def judge_hour(
 ) -> None:
     """Report the checks of the run's hour."""
     hour = context.partition_key
-    outcomes = hour_outcomes(measure_hour(settings, hour, clock), settings)
-    if not report_hour(context.instance, context.log_event, hour, outcomes):
+    measures = measure_hour(settings, hour, clock)
+    if report_hour(context.instance, context.log_event, hour, hour_outcomes(measures, settings)):
+        return
+    if measures.journal_messages or measures.messages:
         raise dg.Failure(
             description=f"The hour {hour} of ticks is not materialised: materialise it, and it is judged.",
             allow_retries=False,
         )
+    # Who chooses a whole day means the hours that there are.
+    context.log.info(f"Nothing came in the hour {hour}: there is nothing to judge.")
 
 
 def build_checks_job(hours: dg.HourlyPartitionsDefinition) -> dg.JobDefinition:
@@ -103,8 +107,8 @@ def build_checks_job(hours: dg.HourlyPartitionsDefinition) -> dg.JobDefinition:
     @dg.job(
         name="hour_checks_job",
         partitions_def=hours,
-        description="Judges hours of `ticks` again and changes nothing. Launch it for an hour, or for several."
-        " To rebuild hours and have them judged, materialise `ticks`.",
+        description="Judges hours of ticks again and changes nothing. Launch it for an hour, or for several: those"
+        " of which nothing came are passed over. To rebuild hours and have them judged, materialise ticks.",
         tags={ROLE_TAG: "hour_checks"},
     )
     def hour_checks_job() -> None:

@@ -111,7 +111,7 @@ def build_ingest_job(settings: Settings, source: Source, hours: dg.HourlyPartiti
 
     @dg.job(
         name=of_source("ingest_job", source, settings.sources),
-        description=f"Captures the feed for as long as the session lasts. Started and ended by `{supervisor}`;"
+        description=f"Captures the feed for as long as the session lasts. Started and ended by {supervisor};"
         " terminate it to stop capturing until you launch it again.",
         # Ahead of the queue: each second without capture is lost for good.
         tags={

@@ -29,7 +29,7 @@ def build_readiness(settings: Settings) -> dg.Definitions:
     readiness_job = dg.define_asset_job(
         "readiness_job",
         selection=dg.AssetSelection.checks(*keys),
-        description="Looks at all that a session needs, as `dhan-pipeline doctor` does.",
+        description="Looks at all that a session needs, as dhan-pipeline doctor does.",
         tags={ROLE_TAG: "readiness"},
     )
 

@@ -78,7 +78,7 @@ def gap_recovery_job() -> None:
     minimum_interval_seconds=INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
     tags=gap_recovery_job.tags,
-    description="Starts `gap_recovery_job` where a gap in session is over and something is left to be fetched.",
+    description="Starts gap_recovery_job where a gap in session is over and something is left to be fetched.",
 )
 def gap_recovery_sensor(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]

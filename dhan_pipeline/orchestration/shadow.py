@@ -27,7 +27,7 @@ shadow_job = dg.define_asset_job(
     minimum_interval_seconds=INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
     tags=shadow_job.tags,
-    description=f"Starts `shadow_job` for each hour of which `ticks` was materialised, once it is over for"
+    description=f"Starts shadow_job for each hour of which ticks was materialised, once it is over for"
     f" {LATE_S // 60} minutes: by then both brokers' ticks are there. Not where it was compared since, nor where the"
     f" hour has no tick. A run that failed is made again after {RETRY_S / 60:.0f} minutes, {RETRIES} times.",
 )

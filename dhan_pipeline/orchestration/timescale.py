@@ -36,7 +36,7 @@ tick_storage = dg.AssetSpec(
     group_name=OPERATIONS,
     owners=OWNERS,
     kinds={"postgres"},
-    description="Where the rows of `ticks` are: a hypertable of TimescaleDB, or native partitions. Its size is observed"
+    description="Where the rows of ticks are: a hypertable of TimescaleDB, or native partitions. Its size is observed"
     " once a day, and every 15 minutes where there is TimescaleDB, whose background jobs are run from here where they"
     " failed. It is never materialised.\n\nExecute its checks to see its size now.",
 )

@@ -101,7 +101,7 @@ def _can_be_renewed(credentials: Credentials | None, now: datetime) -> bool:
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags=token_refresh_job.tags,
-    description="Every quarter of an hour: starts `token_refresh_job` where the token does not last for today's"
+    description="Every quarter of an hour: starts token_refresh_job where the token does not last for today's"
     " sessions, or is about to end and can be renewed. Dhan renews those of its web site; others are made where"
     " DHAN_PIN and DHAN_TOTP_SECRET are set.",
 )
@@ -169,7 +169,7 @@ def token_check_job() -> None:
     execution_timezone=TIME_ZONE,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags=token_check_job.tags,
-    description="Every quarter of an hour: starts `token_check_job` once on each day of sessions, an hour before the"
+    description="Every quarter of an hour: starts token_check_job once on each day of sessions, an hour before the"
     " first. Tokens of Kite die at 06:00 IST, and only a person's login makes another.",
 )
 def token_check_schedule(

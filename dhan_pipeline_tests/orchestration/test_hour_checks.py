@@ -35,10 +35,18 @@ def test_a_chosen_hour_is_judged_and_left_as_it_is(damaged: Pipeline) -> None:
     assert (info.partition_key, info.latest_execution_status.value, info.is_current) == (HOUR, "FAILED", True)
 
 
-def test_an_hour_that_is_not_materialised_is_not_judged(damaged: Pipeline) -> None:
+def test_an_hour_that_is_not_materialised_is_not_judged(pipeline: Pipeline, record_hour: Record) -> None:
+    record_hour(HOUR)
+    job = pipeline.definitions().resolve_job_def("hour_checks_job")
+    result = job.execute_in_process(instance=pipeline.instance, partition_key=HOUR, raise_on_error=False)
+    assert why_failed(result).startswith(f"The hour {HOUR} of ticks is not materialised")
+
+
+def test_an_hour_of_which_nothing_came_is_passed_over(damaged: Pipeline) -> None:
     job = damaged.definitions().resolve_job_def("hour_checks_job")
-    result = job.execute_in_process(instance=damaged.instance, partition_key=NEXT_HOUR, raise_on_error=False)
-    assert why_failed(result).startswith(f"The hour {NEXT_HOUR} of ticks is not materialised")
+    result = job.execute_in_process(instance=damaged.instance, partition_key=NEXT_HOUR)
+    assert result.success
+    assert result.get_asset_check_evaluations() == []
 
 
 def execute_all(pipeline: Pipeline) -> dg.ExecuteInProcessResult:

@@ -64,6 +64,10 @@ def address(settings: Settings, database_url: str) -> Iterator[str]:
         thread.join()
 
 
+#: What has to be scrolled sideways to be seen.
+TOO_WIDE = """() => [document.documentElement, ...document.querySelectorAll('.scroll')]
+  .filter(each => each.scrollWidth > each.clientWidth).map(each => each.innerText)"""
+
 #: What the browser says of a tab that nobody looks at.
 HIDE = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => true})"
 SHOW = "delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))"
@@ -90,6 +94,11 @@ def test_a_person_sees_the_numbers_an_instrument_and_when_the_database_is_away(
     expect(page.locator("#depth tbody tr")).to_have_count(5)
     expect(page.locator("#price")).to_contain_text("₹")
     page.wait_for_function("document.querySelector('#chart .price').getAttribute('points').split(' ').length >= 3")
+
+    wide = page.viewport_size
+    page.set_viewport_size({"width": 360, "height": 780})  # a phone's
+    assert page.evaluate(TOO_WIDE) == []
+    page.set_viewport_size(wide)
 
     page.fill("#symbol", "NO SUCH THING")
     page.press("#symbol", "Enter")

@@ -198,7 +198,7 @@ class _Supervision:
                 self._report_live(closed_outcomes(f"The capture was asked to stop: {asked_to_stop}"), every=True)
         if code:
             if self._needs_person is not None:
-                tags = {NEEDS_PERSON_TAG: self._needs_person, SESSION_TAG: session_name(self._clock)}
+                tags = {NEEDS_PERSON_TAG: self._needs_person, SESSION_TAG: session_name(self._settings, self._clock)}
                 self._safely("who has to act", lambda: self._instance.add_run_tags(self._context.run_id, tags))
             raise dg.Failure(description=ending, allow_retries=False)
 

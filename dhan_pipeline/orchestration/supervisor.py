@@ -157,7 +157,7 @@ def build_supervisor(settings: Settings, source: Source, ingest_job: dg.JobDefin
         context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
     ) -> dg.SkipReason | dg.RunRequest:
         settings = settings.of(source)
-        session = session_name(clock)
+        session = session_name(settings, clock)
         now_s = time.time()
         # The sensor's cursor: since when the lock has been free.
         unlocked_s = (

@@ -30,19 +30,18 @@ TOKEN_AHEAD = timedelta(hours=2)
 SEAL = timedelta(minutes=2)
 
 
-def session_name(clock: Clock) -> str:
-    """The session of now: its day in IST. No session crosses midnight in India; one that never closes begins anew."""
-    return f"{clock.now().astimezone(IST):%Y-%m-%d}"
+def session_name(settings: Settings, clock: Clock) -> str:
+    """The session of now: its day in IST. What is sealed after midnight is of the day before.
+
+    No session crosses midnight in India; one that never closes begins anew.
+    """
+    now = clock.now().astimezone(IST)
+    return str((None if settings.sessions == "always" else _day_held(settings, now)) or now.date())
 
 
 def capture_expected(settings: Settings, clock: Clock) -> bool:
     """Whether a capture should run now, given the segments that are subscribed."""
-    if settings.sessions == "always":
-        return True
-    now = clock.now().astimezone(IST)
-    segments = subscribed_segments(settings)
-    # The hour of a close before midnight ends on the next day.
-    return any(_holds(now, (now - timedelta(days=days)).date(), segments) for days in (0, 1))
+    return settings.sessions == "always" or _day_held(settings, clock.now().astimezone(IST)) is not None
 
 
 def feed_expected(settings: Settings, clock: Clock) -> bool:
@@ -91,6 +90,14 @@ def next_session(settings: Settings, clock: Clock) -> tuple[datetime, datetime] 
         if bounds is not None and now < bounds[0]:
             return bounds
     return None
+
+
+def _day_held(settings: Settings, now: datetime) -> date | None:
+    """The day for whose sessions a capture should run at a time (IST)."""
+    segments = subscribed_segments(settings)
+    # The hour of a close before midnight ends on the next day.
+    days = (now.date(), now.date() - timedelta(days=1))
+    return next((day for day in days if _holds(now, day, segments)), None)
 
 
 def _holds(now: datetime, day: date, segments: Collection[ExchangeSegment]) -> bool:

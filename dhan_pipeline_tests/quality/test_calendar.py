@@ -13,6 +13,7 @@ from dhan_pipeline.quality.calendar import (
     feed_expected,
     hours_in_session,
     next_session,
+    session_name,
     token_needed_until,
 )
 from dhan_pipeline.sessions import IST
@@ -54,11 +55,20 @@ def test_shares_are_captured_from_before_the_pre_open_to_the_end_of_the_last_hou
 
 
 @pytest.mark.parametrize(
-    ("time", "expected"), [("2026-11-20T23:59:59", True), ("2026-11-21T00:01:59", True), ("2026-11-21T00:02:00", False)]
+    ("time", "expected", "session"),
+    [
+        ("2026-11-20T23:59:59", True, "2026-11-20"),
+        ("2026-11-21T00:01:59", True, "2026-11-20"),
+        ("2026-11-21T00:02:00", False, "2026-11-21"),
+    ],
 )
-def test_the_last_hour_of_commodities_is_sealed_after_midnight(settings: Settings, time: str, expected: bool) -> None:
+def test_the_last_hour_of_commodities_is_sealed_after_midnight(
+    settings: Settings, time: str, expected: bool, session: str
+) -> None:
     subscribe(settings, ExchangeSegment.NSE_EQ, ExchangeSegment.MCX_COMM)
     assert capture_expected(settings, at(time)) is expected
+    assert session_name(settings, at(time)) == session
+    assert session_name(settings.model_copy(update={"sessions": "always"}), at(time)) == time[:10]
 
 
 def test_new_subscriptions_change_the_hours(settings: Settings) -> None:

@@ -30,6 +30,9 @@ SILENT_S = 10.0
 #: The latest gaps that are told one by one.
 GAPS = 20
 
+#: A feed of at least so many ticks a minute that brings nothing for `SILENT_S` stands still.
+_LIVELY_PER_MINUTE = 600
+
 #: No holidays last so long.
 _LONGEST_PAUSE_DAYS = 15
 
@@ -168,7 +171,7 @@ def read_now(conn: connection, settings: Settings, clock: Clock, sources: Sequen
     ]
     of_connections = [gap for gap in gaps if not gap.of_one]
     segments = _segments(found, now, always)
-    problems = tuple(_problems(settings, clock, found, captures))
+    problems = tuple(_problems(settings, clock, found, captures, segments))
     return Now(
         at=now,
         good=not problems,
@@ -317,7 +320,11 @@ def _gap(gap: GapPart) -> GapToday:
 
 
 def _problems(
-    settings: Settings, clock: Clock, found: Sequence[CaptureStatus], captures: Sequence[Capture]
+    settings: Settings,
+    clock: Clock,
+    found: Sequence[CaptureStatus],
+    captures: Sequence[Capture],
+    segments: Sequence[Segment],
 ) -> Iterator[str]:
     """What is wrong, a sentence or a few each: captures that are not there, then checks by their severity."""
     if not found:
@@ -348,12 +355,23 @@ def _problems(
             except KeyError:  # what a later version says
                 yield f"Capture {capture.capture} ({source}) is of an earlier version of dhan-pipeline: start it again."
                 continue
-            for outcome in outcomes:
+            if all(segment.trading for segment in segments if segment.source == source):
+                yield from _standstill(status.status, capture)
+            for outcome in sorted(outcomes, key=lambda outcome: outcome.name != "connected"):  # explains the others
                 if not outcome.passed and outcome.severity == "ERROR":
                     yield outcome.description
                 elif not outcome.passed:
                     warnings.append(outcome.description)
     yield from warnings
+
+
+def _standstill(said: Mapping[str, Any], capture: Capture) -> Iterator[str]:
+    """Whether a lively feed has stopped: who looks sees it before the check `connected` may judge a quiet one."""
+    at, last_at, rate = _time(said["at"]), capture.last_packet_at, said.get("ticks_per_minute") or 0.0
+    if at is not None and last_at is not None and rate >= _LIVELY_PER_MINUTE:
+        quiet_s = (at - last_at).total_seconds()
+        if SILENT_S < quiet_s < SILENCE_ERROR_S:
+            yield f"Nothing has come of {capture.source} for {quiet_s:.0f} s, after {rate:,.0f} ticks in a minute."
 
 
 def _headline(segments: Sequence[Segment], problems: Sequence[str]) -> str:

@@ -76,6 +76,22 @@ def test_captures_of_one_source_are_added_up_and_sources_are_kept_apart(conn: co
     assert only.source == "kite"
 
 
+def test_a_lively_feed_that_stands_still_is_told_at_once(conn: connection) -> None:
+    told = "Nothing has come of dhan for 20 s, after 6,000 ticks in a minute."
+    for seconds, rate, expected in ((20, 6000, True), (5, 6000, False), (20, 599, False)):
+        last_at = (Clock().now() - timedelta(seconds=seconds)).isoformat()
+        write_status(conn, 0, "dhan", status(last_packet_at=last_at, ticks_per_minute=rate))
+        assert (told in look(conn).problems) == expected
+
+
+def test_what_is_not_connected_is_told_before_what_follows_from_it(conn: connection) -> None:
+    last_at = (Clock().now() - timedelta(seconds=80)).isoformat()
+    write_status(conn, 0, "dhan", status(last_packet_at=last_at, ticks_per_minute=0.0))
+    first, second, *_ = look(conn).problems
+    assert "nothing has arrived for 80 s" in first
+    assert second.startswith("0 ticks came in the last minute")
+
+
 def test_a_capture_that_says_nothing_any_more_is_dead_since_its_last_word(conn: connection) -> None:
     write_status(conn, 0, "dhan", status())
     fall_silent(conn, 0)

@@ -22,6 +22,13 @@ function element(name, text = '', className = '') {
   return made
 }
 
+// Names stand between backticks, as Markdown has them.
+function sentence(name, text) {
+  const made = element(name)
+  made.append(...text.split('`').map((part, n) => n % 2 ? element('code', part) : part))
+  return made
+}
+
 function unit(id, value, name, bad = false) {
   $(id).replaceChildren(value + ' ', element('small', name))
   $(id).className = bad ? 'bad' : ''
@@ -57,7 +64,7 @@ function renderNow(now) {
   $('verdict').className = now.good ? 'good' : 'bad'
   document.title = `${now.good ? '✓' : '✗'} ${now.headline} · dhan-pipeline`
   $('problems').hidden = now.good
-  $('problems').replaceChildren(...now.problems.map(problem => element('li', problem)))
+  $('problems').replaceChildren(...now.problems.map(problem => sentence('li', problem)))
 
   const captures = now.captures, worst = key => captures.map(c => c[key]).filter(value => value != null).reduce((a, b) => Math.max(a, b), -1)
   const rate = sum(captures.map(c => c.ticks_per_second))

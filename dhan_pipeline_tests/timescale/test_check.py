@@ -16,6 +16,9 @@ from dhan_pipeline.store.migrate import migration_files
 from dhan_pipeline.store.partitions import instant, partition_name
 from dhan_pipeline_tests.store import existing_system
 
+# Packages are fetched, and a server is compiled.
+pytestmark = pytest.mark.timeout(400)
+
 HERE = Path(__file__).parent
 NINE = parse_hour_key("2026-11-20T09:00")
 DAY = [instant(at_ns) for at_ns in day_bounds_ns(date(2026, 11, 20))]

@@ -36,7 +36,7 @@ from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
 
 #: 08:00 IST of a trading day: the commodities close at 23:55, 16 hours later.
-MORNING = Clock(parse_hour_key("2026-11-20T08:00"))
+MORNING = Clock(parse_hour_key("2026-11-20T08:00"), speed=1e-9)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_token_that_lasts_the_day_is_left_alone(settings: Settings) -> None:
 
 
 WEB, APP = "SELF", "APP"
-SUNDAY = Clock(parse_hour_key("2026-11-22T08:00"))
+SUNDAY = Clock(parse_hour_key("2026-11-22T08:00"), speed=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_kite_is_not_asked_about_the_token_of_an_exchange_for_practice(kite: Set
     assert isinstance(look(with_rest, MORNING), dg.RunRequest)
 
 
-NIGHT = Clock(parse_hour_key("2026-11-20T05:00"))
+NIGHT = Clock(parse_hour_key("2026-11-20T05:00"), speed=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.archive import day_is_archived
 from dhan_pipeline.store.candle_differences import has_ticks
 from dhan_pipeline.store.engine import connect, database_url
-from dhan_pipeline.store.partitions import drop_expired
+from dhan_pipeline.store.partitions import drop_expired, instant, kept_since_ns
+from dhan_pipeline.store.subscribed import forget
 
 TIME_ZONE = "Asia/Kolkata"
 
@@ -76,7 +77,9 @@ def archive_schedule(
     return dg.RunRequest(run_key=str(day), partition_key=str(day))
 
 
-@dg.op(description="Drops the hourly partitions of ticks that are older than the retention.")
+@dg.op(
+    description="Drops the hourly partitions of ticks that are older than the retention, and what was subscribed then."
+)
 def drop_expired_ticks(
     context: dg.OpExecutionContext, settings: dg.ResourceParam[Settings], clock: dg.ResourceParam[Clock]
 ) -> None:
@@ -87,8 +90,11 @@ def drop_expired_ticks(
 
     with closing(connect(database_url(settings))) as conn:
         expired = drop_expired(conn, settings.retention_days, clock.now_ns(), may_drop)
+        # Completeness asks it of hours whose ticks are there.
+        forgotten = forget(conn, instant(kept_since_ns(conn, settings.retention_days, clock.now_ns())))
     dropped, kept = expired.dropped, expired.kept
     context.log.info(f"Dropped {len(dropped)} partitions older than {settings.retention_days} days: {dropped}")
+    context.log.info(f"Forgot {forgotten:,} subscriptions that ended before the ticks that are kept.")
     if kept:
         context.log.warning(
             f"Not dropped, because the archive does not hold what the table holds of {', '.join(map(str, kept))}:"

@@ -72,7 +72,7 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
         latency_p99_ms=totals.latency_p99_ms,
         latency_p999_ms=totals.latency_p999_ms,
         flow=flow,
-        trading=tuple(due.by_minute.tolist()) if len(due.tokens) else None,
+        trading=tuple(due.by_minute.tolist()) if len(due.tokens) and not expired else None,
         completeness=completeness,
         gaps=gaps,
         latencies=latency_picture(flow.latency_counts, settings.latency_p99_ms_warn),

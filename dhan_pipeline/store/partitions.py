@@ -91,6 +91,11 @@ def has_expired(at_ns: int, keep_days: int, now_ns: int) -> bool:
     return day_start_ns(at_ns) + (1 + keep_days) * DAY_NS <= now_ns
 
 
+def kept_since_ns(conn: connection, keep_days: int, now_ns: int) -> int:
+    """From when on the table may have ticks (ns since the Unix epoch, UTC): days that are older were dropped."""
+    return min([day_start_ns(now_ns) - keep_days * DAY_NS, *partition_starts(conn)[:1]])
+
+
 def drop_expired(
     conn: connection, keep_days: int, now_ns: int, may_drop: Callable[[date], bool] = lambda _: True
 ) -> Expired:

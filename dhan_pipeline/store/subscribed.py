@@ -80,3 +80,10 @@ def subscribed_during(conn: connection, start: datetime, end: datetime) -> list[
             Subscribed(capture, token, Mode(mode), since, until)
             for capture, token, mode, since, until in cursor.fetchall()
         ]
+
+
+def forget(conn: connection, before: datetime) -> int:
+    """Remove what ended before an instant, and say how many rows that were. Commits."""
+    with conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM subscribed_instruments WHERE until < %s", (before,))
+        return cursor.rowcount

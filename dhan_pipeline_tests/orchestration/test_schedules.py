@@ -13,6 +13,7 @@ from dhan_pipeline.orchestration.schedules import archive_job, archive_schedule
 from dhan_pipeline.sessions import HOUR_NS, IST, parse_hour_key
 from dhan_pipeline.store.archive import archive_day
 from dhan_pipeline.store.partitions import ensure_partitions
+from dhan_pipeline.store.subscribed import record, subscribed_during
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests.orchestration.conftest import HOUR, NOW, Pipeline
 from dhan_pipeline_tests.store.batches import AT_NS, make_batch, store
@@ -63,6 +64,25 @@ def test_without_an_archive_expired_days_are_dropped(pipeline: Pipeline, conn: c
     without = Pipeline(pipeline.settings.model_copy(update={"archive": "off"}), pipeline.instance)
     assert retain(without) == []
     assert partitions(conn) == set()
+
+
+def test_what_was_subscribed_is_known_of_the_ticks_that_are_kept(pipeline: Pipeline, conn: connection) -> None:
+    now = NOW.now()
+
+    def ended() -> list[int]:
+        found = subscribed_during(conn, now - timedelta(days=30), now)
+        conn.rollback()
+        return [row.instrument_token for row in found]
+
+    for days in (10, 9, 8, 7, 1):
+        record(conn, 0, {days: Mode.FULL}, now - timedelta(days=days + 1))
+    record(conn, 0, {0: Mode.FULL}, now - timedelta(days=1))
+    store(conn, [make_batch(Mode.FULL, 3, at_ns=AT_NS - 9 * DAY_NS)])  # not archived, so it stays
+    assert len(retain(pipeline)) == 1
+    assert ended() == [0, 1, 7, 8, 9]
+    without = Pipeline(pipeline.settings.model_copy(update={"archive": "off"}), pipeline.instance)
+    assert retain(without) == []
+    assert ended() == [0, 1, 7]
 
 
 @pytest.mark.usefixtures("partitions_ahead")

@@ -21,6 +21,9 @@ SHORTEST_PAUSE_S = 5.0
 #: A gap that ended counts as recent for this long.
 RECENT_S = 300.0
 
+#: For so long after its start a capture that had been asked to stop may take to connect; what lasts longer is a fault.
+_STARTING_S = 60.0
+
 #: How the silence of an instrument ends that is watched no more.
 _UNWATCHED = "its connection was lost, its day ended, or it is no longer subscribed"
 
@@ -52,6 +55,7 @@ class GapKeeper:
         self._session_seconds = session_seconds
         self._clock = clock
         self._last_id = last_id
+        self._began_ns = clock.now_ns()
         self._open: dict[int, Gap] = {}
         self._silent: dict[tuple[int, ...], Gap] = {}
         self._shed: list[Gap] = []
@@ -149,16 +153,27 @@ class GapKeeper:
                 self._end(gap, max(self._clock.now_ns(), gap.started_ns), _UNWATCHED)
 
     def status(self) -> dict[str, Any]:
-        """The gaps' part of a status line; seconds are those in session."""
+        """The gaps' part of a status line; seconds are those in session.
+
+        A capture that was asked to stop and has just been started again is told apart: nothing of it is a fault.
+        """
         now_ns = self._clock.now_ns()
         horizon_ns = now_ns - int(RECENT_S * 1e9 * self._clock.speed)
         self._ended = [gap for gap in self._ended if (gap.ended_ns or 0) > horizon_ns]
         lasting = [*self._open.values(), *self._shed, *(gap for gap in self._silent.values() if not _is_of_one(gap))]
+        if now_ns - self._began_ns < _STARTING_S * 1e9 * self._clock.speed:
+            stopped = [gap for gap in lasting if gap.cause is Cause.STOP]
+            lasting = [gap for gap in lasting if gap.cause is not Cause.STOP]
+        else:
+            stopped = []
+        stopped += [gap for gap in self._ended if gap.cause is Cause.STOP]
+        ended = [gap for gap in self._ended if gap.cause is not Cause.STOP]
         silent = sorted(token for instruments in self._silent for token in instruments)
         return {
             "gaps": self.count,
             "gap_open_s": max((self._seconds(gap, now_ns) for gap in lasting), default=0.0),
-            "gap_recent_s": max((self._seconds(gap, gap.ended_ns or 0) for gap in self._ended), default=0.0),
+            "gap_recent_s": max((self._seconds(gap, gap.ended_ns or 0) for gap in ended), default=0.0),
+            "gap_stopped_s": max((self._seconds(gap, gap.ended_ns or now_ns) for gap in stopped), default=0.0),
             "silent": silent[:20],
             "silent_count": len(silent),
         }

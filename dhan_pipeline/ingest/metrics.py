@@ -116,7 +116,11 @@ _GAUGES_OF_STATUS: dict[str, tuple[str, str, Convert]] = {
     "backlog_blocks": ("dhan_backlog_blocks", "Durable blocks that wait to be stored, or to be handed over.", float),
     "backlog_seconds": ("dhan_backlog_seconds", "How long the oldest message has waited that is not stored.", float),
     "gap_open_s": ("dhan_gap_open_seconds", "How long the longest gap that lasts has been, in session.", float),
-    "gap_recent_s": ("dhan_gap_recent_seconds", "The longest gap that ended within 5 minutes, in session.", float),
+    "gap_recent_s": (
+        "dhan_gap_recent_seconds",
+        "The longest gap that ended within 5 minutes, in session; not one of a stop that was asked for.",
+        float,
+    ),
     "silent_count": ("dhan_silent_instruments", "Lively instruments that fell silent.", float),
     "trade_clock": (
         "dhan_trade_clock_ok",

@@ -37,6 +37,7 @@ from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.notes import NOTE_CONNECTION, Started
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.quality.gaps import session_seconds
+from dhan_pipeline.quality.held_up import Waits
 from dhan_pipeline.quality.measures import DISK_WARN_GB
 from dhan_pipeline.quality.pauses import PauseWatch
 from dhan_pipeline.quality.trade_clock import moved_in_words
@@ -209,6 +210,7 @@ class Ingest:
             )
             self.metrics = Metrics(settings, clock, "capture", self._writer.counts, self._wanted)
             self._report = StatusReport(clock)
+            self._waits = Waits()
             self._messages = 0
             self._bytes = 0
             self._announced: set[str] = set()
@@ -434,6 +436,7 @@ class Ingest:
         ) | {
             **self._gaps.status(),
             **self._writer.facts(),
+            "waits": {hour: dict(seconds) for hour, seconds in self._waits.by_hour.items()},
             **self._writer.liveliness.market.facts(self._clock.now_ns()),
             "backlog_blocks": self._backlog.blocks,
             "subscribed": self._feed.subscribed,
@@ -451,6 +454,7 @@ class Ingest:
         while True:
             pulse_s, pulse_ns = _elapsed_s(), self._clock.now_ns()
             status = self.metrics.status = self.status()
+            self._waits.see(status)
             self._emit(status)
             self._book.say(status)
             self._announce_hours()

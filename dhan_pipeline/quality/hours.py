@@ -1,5 +1,6 @@
 """Measuring a complete hour: one reading of its journal files, its ledger rows, its gaps and its rows in the table."""
 
+from collections import Counter
 from contextlib import closing
 
 from psycopg2.extensions import connection
@@ -44,6 +45,7 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
                 digests.record_capture(conn, hour, Digest(totals.rows, totals.digest), clock.now())
             recorded = digests.records(conn, hour, 2)
             flow = hour_flow(conn, hour)
+            waits = _waits(conn, hour)
             due = due_in_hour(subscribed_during(conn, *ledger.hour_bounds(hour)), parse_hour_key(hour), always)
         completeness = None if expired else measure_completeness(conn, hour, due, always)
         gaps = _gaps(conn, settings, hour)
@@ -72,12 +74,20 @@ def measure_hour(settings: Settings, hour: str, clock: Clock) -> HourMeasures:
         latency_p99_ms=totals.latency_p99_ms,
         latency_p999_ms=totals.latency_p999_ms,
         flow=flow,
+        waits=waits,
         trading=tuple(due.by_minute.tolist()) if len(due.tokens) and not expired else None,
         completeness=completeness,
         gaps=gaps,
         latencies=latency_picture(flow.latency_counts, settings.latency_p99_ms_warn),
         day=day,
     )
+
+
+def _waits(conn: connection, hour: str) -> Counter[str]:
+    waits = Counter[str]()
+    for found in ledger.statuses(conn):
+        waits.update(found.status.get("waits", {}).get(hour, {}))
+    return waits
 
 
 def hour_gaps(settings: Settings, hour: str) -> tuple[GapPart, ...]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dhan_pipeline.amounts import counted
+from dhan_pipeline.amounts import counted, duration
 from dhan_pipeline.quality.completeness import Completeness, hour_completeness, live_completeness
 from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
+from dhan_pipeline.quality.held_up import held_up, held_up_then
 from dhan_pipeline.quality.outcome import CheckOutcome, Severity, above, below
 from dhan_pipeline.quality.pictures import Picture, latency_picture, ticks_picture
-from dhan_pipeline.quality.rates import held_up, hour_insert_rate, hour_tick_rate, live_insert_rate, live_tick_rate
+from dhan_pipeline.quality.rates import hour_insert_rate, hour_tick_rate, live_insert_rate, live_tick_rate
 from dhan_pipeline.quality.trade_clock import moved_in_words
 from dhan_pipeline.sessions import parse_hour_key
 from dhan_pipeline.settings import Settings
@@ -81,6 +82,8 @@ class HourMeasures:
     latency_p95_ms: float | None = None
     latency_p999_ms: float | None = None
     flow: HourFlow = field(default_factory=HourFlow)
+    waits: Mapping[str, int] = field(default_factory=dict)
+    """Seconds in which ticks of the hour waited, by what held them up; as far as captures that run remember it."""
     trading: tuple[int, ...] | None = None
     """Of how many instruments packets were due in each minute; None where that is not on record."""
     completeness: Completeness | None = None
@@ -101,6 +104,7 @@ class HourMeasures:
 def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutcome]:
     """The outcomes of `HOUR_CHECKS` for a sealed hour."""
     hour = measures.hour
+    why = held_up_then(measures.waits, measures.flow.waited_in_parts)
     percentiles = (
         measures.latency_p50_ms,
         measures.latency_p95_ms,
@@ -123,8 +127,9 @@ def hour_outcomes(measures: HourMeasures, settings: Settings) -> list[CheckOutco
             unknown=f"No block of {hour} was stored as it arrived (it was rebuilt, or is empty): no latency to judge.",
             percentiles=percentiles,
             picture=measures.latencies,
+            why=why,
         ),
-        hour_insert_rate(hour, measures.flow, measures.trading, settings),
+        hour_insert_rate(hour, measures.flow, measures.trading, settings, why),
         _conservation(
             {
                 "journal blocks = ledger blocks": (measures.journal_blocks, measures.blocks),
@@ -255,7 +260,7 @@ def _latency(
     unknown: str,
     percentiles: Sequence[float | None],
     picture: Picture | None,
-    why: str = "the database does not keep up or was away: look at its load, checkpoints and disk",
+    why: str,
 ) -> CheckOutcome:
     """`percentiles`: the 50th, 95th, 99th and 99.9th, in milliseconds. `why` it is high, and what to do."""
     warn, error = settings.latency_p99_ms_warn, settings.latency_p99_ms_error
@@ -298,8 +303,8 @@ def _conservation(equalities: Mapping[str, tuple[int, int]], span: str, advice: 
         not broken,
         "ERROR" if broken else "WARN",
         float(sum(abs(left - right) for left, right in broken.values())),
-        "difference",
-        "any difference is critical",
+        "not accounted for",
+        "anything that is not accounted for is critical",
         description,
     )
 
@@ -431,24 +436,33 @@ def gaps_outcome(hour: str, gaps: Sequence[GapPart], settings: Settings) -> Chec
 
 
 def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
-    open_s, recent_s = status.get("gap_open_s", 0.0), status.get("gap_recent_s", 0.0)
-    seconds = max(open_s, recent_s)
+    """A gap that a person made by a stop is no reason to act: of now it warns. Its hour is judged as any other is."""
+    open_s, recent_s, stopped_s = (status.get(f"gap_{name}_s", 0.0) for name in ("open", "recent", "stopped"))
+    of_faults = max(open_s, recent_s)
+    seconds = max(of_faults, stopped_s)
     if open_s > 0:
         found = f"Packets have been missing for {open_s:,.1f} s of the session; a lost connection reconnects by itself."
     elif recent_s > 0:
         found = f"The longest gap of the last five minutes took {recent_s:,.1f} s of the session, and is over."
-    else:
+    elif not stopped_s:
         found = "No connection has missed a second of the last five minutes in session."
-    if seconds > settings.gap_s_warn:
+    else:
+        found = ""
+    if of_faults > settings.gap_s_warn:
         found += " The messages of the ingest run and `dhan-pipeline gaps` say why."
+    if stopped_s:
+        found += (
+            f" The capture was asked to stop, and missed {duration(stopped_s)} of the session until it was started"
+            " again: what came meanwhile is in no journal, and no rebuild brings it back."
+        )
     return CheckOutcome(
         "gaps",
         seconds <= settings.gap_s_warn,
-        above(seconds, settings.gap_s_error),
+        above(of_faults, settings.gap_s_error),
         seconds,
         "seconds",
-        _gap_limits(settings),
-        found,
+        f"{_gap_limits(settings)}; after a stop that was asked for, a warning",
+        found.strip(),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dhan_pipeline.amounts import duration
 from dhan_pipeline.quality.due import trading_now
+from dhan_pipeline.quality.held_up import held_up
 from dhan_pipeline.quality.outcome import CheckOutcome, below
 from dhan_pipeline.quality.pictures import Picture
 from dhan_pipeline.settings import Settings
@@ -45,7 +46,7 @@ def live_tick_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutcom
         return _tick_rate(None, None, settings, "The capture has not run for a minute yet.")
     if (waiting_s := status["backlog_seconds"] or 0.0) > WAITING_S:
         found = (
-            f"Ticks have waited for the database for {waiting_s:,.0f} s: how many come is seen once they are stored."
+            f"Ticks have waited to be stored for {waiting_s:,.0f} s: how many come is seen once they are."
             f" {status.get('messages_per_second', 0):,.0f} messages a second arrive in the journal."
         )
         return _tick_rate(rate, None, settings, found)
@@ -60,13 +61,13 @@ def _tick_rate(
 ) -> CheckOutcome:
     """Judged where it is known how many instruments trade."""
     warn, error = settings.tick_rate_warn, settings.tick_rate_error
-    limits = f"target 15,000 to 25,000 a minute, warning below {warn:,.0f}, critical below {error:,.0f}"
     scale = _scale(instruments, settings)
     passed = rate is None or instruments is None or rate >= warn * scale
     if not passed:
         found += (
-            f" From below {warn * scale:,.0f} it warns: look at `gaps` and `silent_instruments` first. If nothing is"
-            " missing, the market is quiet or the list is: options far from the money need a lower TICK_RATE_WARN."
+            f" At least {_number(warn * scale)} are due of so many: look at `gaps` and `silent_instruments` first. If"
+            " nothing is missing, the market is quiet or the list is: options far from the money need a lower"
+            " TICK_RATE_WARN."
         )
     return CheckOutcome(
         "tick_rate",
@@ -74,41 +75,28 @@ def _tick_rate(
         "WARN" if passed else below(rate or 0.0, error * scale),
         rate,
         _TICKS_A_MINUTE,
-        limits + _of_how_many(instruments, settings),
+        _limits((15_000, 25_000), warn, error, _TICKS_A_MINUTE, instruments, settings),
         found,
         picture=picture,
     )
 
 
-def hour_insert_rate(hour: str, flow: HourFlow, trading: Sequence[int] | None, settings: Settings) -> CheckOutcome:
-    """The outcome of `insert_rate` for a sealed hour; `trading` as above."""
+def hour_insert_rate(
+    hour: str, flow: HourFlow, trading: Sequence[int] | None, settings: Settings, why: str
+) -> CheckOutcome:
+    """The outcome of `insert_rate` for a sealed hour; `trading` as above. `why` ticks waited, and what to do."""
     if flow.waited_s >= _STALL_S:
         rate = flow.waited_ticks / flow.waited_s
         found = (
-            f"For {duration(flow.waited_s)} of {hour} ticks waited more than {WAITING_S:g} s for the database, which"
-            f" took {rate:,.0f} of them a second."
+            f"For {duration(flow.waited_s)} of {hour} ticks waited more than {WAITING_S:g} s to be stored, and"
+            f" {rate:,.0f} of them a second were."
         )
         in_session = [count for count in trading or () if count]
-        return _insert_rate(rate, sum(in_session) / len(in_session) if in_session else None, settings, found)
+        return _insert_rate(rate, sum(in_session) / len(in_session) if in_session else None, settings, found, why)
     rate = sum(flow.ticks_by_minute) / MINUTES / 60
     waited = f"some waited, for {flow.waited_s:,.0f} s in all" if flow.waited_s else f"none waited {WAITING_S:g} s"
     found = f"The database took the ticks of {hour} as they came, {rate:,.0f} a second: {waited}."
     return _insert_rate(rate, None, settings, found)
-
-
-def held_up(status: Mapping[str, Any]) -> str:
-    """Why what a capture received is stored late or not at all, as far as it knows, and what to do about it."""
-    if problem := status.get("store_problem"):
-        return f"the database takes nothing ({problem.rstrip('.')}): mend that, the capture then catches up by itself"
-    if "queue_depth" not in status:
-        return "the database does not keep up or was away: look at its load, locks, checkpoints and disk"
-    if status["queue_depth"] is None:
-        return "RabbitMQ is away: start it, or correct RABBITMQ_URL"
-    if not status.get("workers"):
-        return "no worker runs: start one with `dhan-pipeline worker`"
-    return (
-        "the workers or the database do not keep up or were away: look at the workers' messages, and how many they are"
-    )
 
 
 def live_insert_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
@@ -120,7 +108,7 @@ def live_insert_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutc
     if waiting_s <= WAITING_S:
         found = f"The database takes all ticks as they come, {rate:,.0f} a second in the last minute."
         return _insert_rate(rate, None, settings, found)
-    found = f"Ticks have waited for {waiting_s:,.0f} s, and the database took {rate:,.0f} a second in the last minute."
+    found = f"Ticks have waited for {waiting_s:,.0f} s, and {rate:,.0f} a second were stored in the last minute."
     return _insert_rate(rate, _trading_now(status, settings) or None, settings, found, held_up(status))
 
 
@@ -129,23 +117,21 @@ def _insert_rate(
     waiting_of: float | None,
     settings: Settings,
     found: str,
-    why: str = "the database is away, or held up by a lock, a full disk or a checkpoint without end; with workers,"
-    " there are too few",
+    why: str = "",
 ) -> CheckOutcome:
-    """Judged where ticks waited: of so many instruments that trade. `why` that may be, and what to do."""
+    """Judged where ticks waited: of so many instruments that trade. `why` they did, and what to do."""
     warn, error = settings.insert_rate_warn, settings.insert_rate_error
     scale = _scale(waiting_of, settings)
     passed = rate is None or waiting_of is None or rate >= warn * scale
     if not passed:
-        found += f" From below {warn * scale:,.0f} it warns: {why}. Nothing is lost, the journal holds what waits."
+        found += f" {why[0].upper()}{why[1:]}. Nothing is lost, the journal holds what waits."
     return CheckOutcome(
         "insert_rate",
         passed,
         "WARN" if passed else below(rate or 0.0, error * scale),
         rate,
         _TICKS_A_SECOND,
-        f"target 1,000 to 2,000 a second; while ticks wait, warning below {warn:,.0f}, critical below {error:,.0f}"
-        + _of_how_many(waiting_of, settings),
+        f"while ticks wait, {_limits((1000, 2000), warn, error, _TICKS_A_SECOND, waiting_of, settings)}",
         found,
     )
 
@@ -158,6 +144,18 @@ def _scale(instruments: float | None, settings: Settings) -> float:
     return (instruments or 0.0) / settings.rate_instruments
 
 
-def _of_how_many(instruments: float | None, settings: Settings) -> str:
-    of = f", of {settings.rate_instruments:,} instruments"
-    return of if instruments is None else f"{of}; {_scale(instruments, settings):.3g} of that for {instruments:,.0f}"
+def _limits(
+    target: tuple[float, float], warn: float, error: float, unit: str, instruments: float | None, settings: Settings
+) -> str:
+    """The limits of so many instruments that trade; where that is not known, those of `rate_instruments`."""
+    of = float(settings.rate_instruments) if instruments is None else instruments
+    low, high, warns, fails = (_number(limit * _scale(of, settings)) for limit in (*target, warn, error))
+    which = "every " if instruments is None else ""
+    return (
+        f"of {which}{of:,.0f} instruments that trade: target {low} to {high} {unit}, warning below {warns}, critical"
+        f" below {fails}"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"

@@ -25,13 +25,14 @@ FROM ingest_ledger WHERE hour = %(hour)s AND ticks > 0 GROUP BY 1, 2
 # What waits does so from its receipt until it is stored: the time in which anything did, each second counted once.
 _WAITING = """
 WITH late AS (
-    SELECT ticks, first_received, stored_at, max(stored_at) OVER (
+    SELECT ticks, parts, first_received, stored_at, max(stored_at) OVER (
         ORDER BY first_received, block_id, part ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS covered
     FROM ingest_ledger WHERE hour = %(hour)s AND latency_ms > %(waiting_ms)s
 )
 SELECT coalesce(sum(ticks), 0)::bigint,
-    coalesce(sum(greatest(stored_at - greatest(first_received, covered), interval '0')), interval '0')
+    coalesce(sum(greatest(stored_at - greatest(first_received, covered), interval '0')), interval '0'),
+    coalesce(bool_or(parts > 1), false)
 FROM late
 """
 
@@ -54,6 +55,8 @@ class HourFlow:
     """Ticks that were not stored within `WAITING_S`."""
     waited_s: float = 0.0
     """How long some of them waited."""
+    waited_in_parts: bool = False
+    """Whether workers stored some of these."""
 
 
 def hour_flow(conn: connection, hour: str) -> HourFlow:
@@ -67,8 +70,8 @@ def hour_flow(conn: connection, hour: str) -> HourFlow:
             if bucket is not None:
                 by_latency[bucket] += ticks
         cursor.execute(_WAITING, {"hour": start, "waiting_ms": 1000 * WAITING_S})
-        waited: tuple[int, timedelta] = cursor.fetchall()[0]
-    return HourFlow(tuple(by_minute), tuple(by_latency), waited[0], waited[1].total_seconds())
+        waited: tuple[int, timedelta, bool] = cursor.fetchall()[0]
+    return HourFlow(tuple(by_minute), tuple(by_latency), waited[0], waited[1].total_seconds(), waited[2])
 
 
 def ticks_of_day(conn: connection, hour: str) -> tuple[int, tuple[int, ...]]:

@@ -242,6 +242,31 @@ def test_the_status_tells_the_seconds_in_session_of_the_oldest_open_gap_and_of_t
     assert kept.gaps.status()["gap_recent_s"] == 0.0
 
 
+def test_a_stop_that_was_asked_for_is_told_apart_unless_the_capture_does_not_come_back() -> None:
+    kept = Kept(last_id=START_NS)
+    kept.later(300)
+    kept.gaps = GapKeeper(
+        kept.notes.append, kept.events.append, lambda _: (TOKEN,), kept.session_seconds, kept.clock, START_NS
+    )
+    kept.gaps.begin(2, Started(1, START_NS, Cause.STOP, 0))
+
+    def seconds() -> tuple[float, ...]:
+        status = kept.gaps.status()
+        return tuple(status[name] for name in ("gap_open_s", "gap_recent_s", "gap_stopped_s"))
+
+    since = kept.clock.at_ns - START_NS
+    assert seconds() == (0.0, 0.0, since / SECOND_NS)
+    kept.gaps.message(0)
+    kept.later(61)
+    assert seconds() == (since / SECOND_NS + 61, 0.0, since / SECOND_NS)
+    kept.gaps.message(1)
+    assert seconds() == (0.0, 0.0, since / SECOND_NS + 61)
+    lost(kept, since_ns=kept.clock.at_ns)
+    kept.later(7)
+    kept.gaps.message(0)
+    assert seconds() == (0.0, 7.0, since / SECOND_NS + 61)
+
+
 def test_seconds_out_of_session_do_not_count(kept: Kept) -> None:
     kept.open_segments = {ExchangeSegment.NSE_FNO}
     lost(kept, since_ns=START_NS)

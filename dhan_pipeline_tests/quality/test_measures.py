@@ -335,6 +335,21 @@ def test_an_open_gap_of_the_session_is_judged_while_it_lasts_and_one_that_ended_
     assert (recent.passed, recent.severity, recent.value) == (False, "WARN", 7.0)
 
 
+def test_a_stop_that_was_asked_for_warns_and_does_not_hide_a_fault() -> None:
+    stopped = live("gaps", gap_stopped_s=130.0)
+    assert (stopped.passed, stopped.severity, stopped.value) == (False, "WARN", 130.0)
+    assert stopped.description == (
+        "The capture was asked to stop, and missed 2 min of the session until it was started again: what came meanwhile"
+        " is in no journal, and no rebuild brings it back."
+    )
+    both = live("gaps", gap_stopped_s=130.0, gap_recent_s=61.0)
+    assert (both.passed, both.severity, both.value) == (False, "ERROR", 130.0)
+    assert "took 61.0 s" in both.description
+    assert live("gaps", gap_stopped_s=4.0).passed
+    [row] = gaps(gap(130.0, Cause.STOP)).table.splitlines()[2:]
+    assert (gaps(gap(130.0, Cause.STOP)).severity, "| stop |" in row) == ("ERROR", True)
+
+
 def test_instruments_that_fell_silent_are_named_as_far_as_they_are_told() -> None:
     outcome = live("silent_instruments", silent=[1103806597957], silent_count=1)
     assert (outcome.passed, outcome.severity, outcome.value) == (False, "WARN", 1.0)
@@ -485,6 +500,7 @@ def test_queues_are_judged_where_blocks_go_through_them(
         ({}, "The database does not keep up"),
         ({"queue_depth": None, "workers": 0}, "RabbitMQ is away: start it"),
         ({"queue_depth": 9, "workers": 0}, "No worker runs: start one"),
+        ({"queue_depth": 9, "workers": None}, "The database does not keep up"),
         ({"queue_depth": 9, "workers": 2}, "The workers or the database do not keep up"),
     ],
 )
@@ -494,6 +510,16 @@ def test_what_waits_is_laid_to_what_holds_it_up(facts: dict[str, object], cause:
         outcome = live(name, **waits)
         assert not outcome.passed
         assert cause.casefold() in outcome.description.casefold()
+
+
+def test_an_hour_is_late_for_the_reason_that_the_capture_noted() -> None:
+    late = HourFlow(waited_ticks=1, waited_s=300.0, waited_in_parts=True)
+    for name in ("latency_p99", "insert_rate"):
+        facts = {"latency_p99_ms": 90_000.0, "flow": late, "trading": (1000,) * 60}
+        assert "RabbitMQ was away" in hour(name, **facts, waits={"rabbitmq": 290}).description
+        unknown = hour(name, **facts)
+        assert not unknown.passed
+        assert "RabbitMQ, the workers or the database were away" in unknown.description
 
 
 def test_a_queue_is_judged_also_by_who_has_no_settings_of_it() -> None:

@@ -10,6 +10,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.flow import HourFlow
 
 SETTINGS = Settings(_env_file=None)
+WHY = "the database was away: look at it"
 HOUR = "2026-11-20T09:00"
 FROM_THE_OPEN = (0,) * 15 + (1000,) * 45
 
@@ -56,8 +57,14 @@ def test_a_small_watch_list_has_small_floors() -> None:
     assert hour_tick_rate(HOUR, flow(200), twenty, SETTINGS).passed
     outcome = hour_tick_rate(HOUR, flow(199), twenty, SETTINGS)
     assert state(outcome) == (False, "WARN", 199)
-    assert "From below 200 it warns" in outcome.description
-    assert "of 1,000 instruments; 0.02 of that for 20" in outcome.limits
+    assert "At least 200 are due of so many" in outcome.description
+    assert outcome.limits == (
+        "of 20 instruments that trade: target 300 to 500 ticks a minute, warning below 200, critical below 100"
+    )
+    assert hour_tick_rate(HOUR, flow(1), None, SETTINGS).limits == (
+        "of every 1,000 instruments that trade: target 15,000 to 25,000 ticks a minute, warning below 10,000, critical"
+        " below 5,000"
+    )
     assert live_tick_rate(status(shares=2, options=0, ticks_per_minute=20.0), SETTINGS).passed
 
 
@@ -108,7 +115,7 @@ def test_a_capture_younger_than_a_minute_is_not_judged() -> None:
 
 
 def test_a_database_that_takes_all_that_comes_passes_however_little_that_is() -> None:
-    assert state(hour_insert_rate(HOUR, flow(60), FROM_THE_OPEN, SETTINGS)) == (True, "WARN", 0.75)
+    assert state(hour_insert_rate(HOUR, flow(60), FROM_THE_OPEN, SETTINGS, WHY)) == (True, "WARN", 0.75)
     assert state(live_insert_rate(status(ticks_per_minute=60.0, backlog_seconds=5.0), SETTINGS)) == (True, "WARN", 1.0)
 
 
@@ -117,35 +124,37 @@ def test_a_database_that_takes_all_that_comes_passes_however_little_that_is() ->
 )
 def test_while_ticks_wait_the_database_has_to_take_enough(taken: int, passed: bool, severity: str) -> None:
     waited = flow(60, waited_ticks=600 * taken, waited_s=600.0)
-    outcome = hour_insert_rate(HOUR, waited, FROM_THE_OPEN, SETTINGS)
+    outcome = hour_insert_rate(HOUR, waited, FROM_THE_OPEN, SETTINGS, WHY)
     assert state(outcome) == (passed, severity, taken)
     assert "For 10 min of 2026-11-20T09:00 ticks waited" in outcome.description
+    assert ("The database was away: look at it. Nothing is lost" in outcome.description) is not passed
     now = live_insert_rate(status(ticks_per_minute=60.0 * taken, backlog_seconds=31.0), SETTINGS)
     assert state(now) == (passed, severity, taken)
     assert ("the journal holds what waits" in now.description) is not passed
 
 
 def test_a_stall_of_seconds_is_left_to_the_latency() -> None:
-    outcome = hour_insert_rate(HOUR, flow(60, waited_ticks=1, waited_s=59.0), FROM_THE_OPEN, SETTINGS)
+    outcome = hour_insert_rate(HOUR, flow(60, waited_ticks=1, waited_s=59.0), FROM_THE_OPEN, SETTINGS, WHY)
     assert state(outcome) == (True, "WARN", 0.75)
     assert "some waited, for 59 s in all" in outcome.description
 
 
 def test_of_few_instruments_the_database_has_to_take_less() -> None:
     waited = flow(60, waited_ticks=600 * 10, waited_s=600.0)
-    assert hour_insert_rate(HOUR, waited, (0,) * 15 + (20,) * 45, SETTINGS).passed
+    assert hour_insert_rate(HOUR, waited, (0,) * 15 + (20,) * 45, SETTINGS, WHY).passed
     few = status(ticks_per_minute=600.0, backlog_seconds=31.0, shares=20, options=0)
     assert live_insert_rate(few, SETTINGS).passed
 
 
 def test_out_of_session_a_backlog_is_not_judged() -> None:
     assert live_insert_rate(status("20:00:00", ticks_per_minute=0.0, backlog_seconds=90.0), SETTINGS).passed
-    assert hour_insert_rate(HOUR, flow(0, waited_ticks=1, waited_s=90.0), (0,) * 60, SETTINGS).passed
+    assert hour_insert_rate(HOUR, flow(0, waited_ticks=1, waited_s=90.0), (0,) * 60, SETTINGS, WHY).passed
 
 
 def test_limits_are_settings() -> None:
     strict = SETTINGS.model_copy(update={"tick_rate_warn": 50_000.0, "rate_instruments": 500, "insert_rate_warn": 1e6})
     outcome = live_tick_rate(status(), strict)
     assert state(outcome) == (False, "WARN", 18_000)
-    assert "warning below 50,000, critical below 5,000, of 500 instruments; 2 of that for 1,000" in outcome.limits
+    assert "of 1,000 instruments that trade" in outcome.limits
+    assert "warning below 100,000, critical below 10,000" in outcome.limits
     assert not live_insert_rate(status(backlog_seconds=6.0), strict).passed

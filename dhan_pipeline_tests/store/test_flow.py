@@ -60,3 +60,11 @@ def test_a_day_is_told_from_its_first_hour_with_ticks_to_the_end_of_an_hour(conn
 
 def test_a_day_without_ticks_is_its_last_hour(conn: connection) -> None:
     assert ticks_of_day(conn, HOUR) == (parse_hour_key(HOUR), 60 * (0,))
+
+
+def test_it_is_known_whether_workers_stored_what_waited(conn: connection) -> None:
+    write_blocks(conn, [make_block(n, ticks=5, at_s=n) for n in (1, 2)], StandingClock(30))
+    assert not hour_flow(conn, HOUR).waited_in_parts
+    with conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE ingest_ledger SET parts = 4 WHERE block_id = (SELECT min(block_id) FROM ingest_ledger)")
+    assert hour_flow(conn, HOUR).waited_in_parts

@@ -29,6 +29,7 @@ from dhan_pipeline_tests.ingest.feed import (
     SUBSCRIPTIONS_OF,
     add_instruments,
     assert_stored_exactly_once,
+    outage,
     prepare_capture,
     query,
     simulator_of,
@@ -238,45 +239,54 @@ async def test_a_capture_that_is_killed_after_a_change_goes_on_with_the_new_list
     assert query(database_url, "SELECT count(*) FROM subscribed_instruments") == [(60,)]
 
 
+class Chained:
+    """A chain of 20 strikes, ten rupees apart from 1,000 on, that is the list of a capture."""
+
+    def __init__(self, settings: Settings) -> None:
+        every = SUBSCRIPTIONS_OF[settings.source]
+        self.share, options = every[0], every[1:41]
+        self.chain = Chain(
+            self.share.instrument_token,
+            2,
+            Mode.FULL,
+            date(2080, 11, 28),
+            tuple(1000.0 + 10 * at for at in range(20)),
+            tuple(
+                tuple((each.instrument_token, each.symbol) for each in options[2 * at : 2 * at + 2]) for at in range(20)
+            ),
+        )
+        write_resolution(settings, Resolution(self.subscriptions(5), [], [self.chain]))
+
+    def subscriptions(self, centre: int) -> list[Subscription]:
+        """The list with the window around this strike."""
+        window = self.chain.window(centre)
+        follows = self.share.instrument_token
+        return [self.share, *(Subscription(token, Mode.FULL, symbol, follows) for token, symbol in window)]
+
+    def trades_at(self, simulator: DhanSimulator | KiteSimulator, price: float) -> None:
+        """The share trades there until it is told otherwise, give or take a few ticks."""
+        market = simulator.market
+        at = 0  # as in what is subscribed
+        ticks = round(price / market._tick_size[at])
+        market._ticks[at] = ticks
+        market._floor[at], market._ceiling[at] = ticks - 4, ticks + 4
+        market._fields["last_price"][at] = price  # which is sent whoever subscribes before its next trade
+
+
 @BOTH_SOURCES
 async def test_a_chain_follows_the_price_of_its_underlying_through_the_day(
     settings: Settings, database_url: str
 ) -> None:
-    every = SUBSCRIPTIONS_OF[settings.source]
-    share, options = every[0], every[1:41]
-    chain = Chain(
-        share.instrument_token,
-        2,
-        Mode.FULL,
-        date(2080, 11, 28),
-        tuple(1000.0 + 10 * at for at in range(20)),
-        tuple(tuple((each.instrument_token, each.symbol) for each in options[2 * at : 2 * at + 2]) for at in range(20)),
-    )
-
-    def subscriptions(centre: int) -> list[Subscription]:
-        window = chain.window(centre)
-        return [share, *(Subscription(token, Mode.FULL, symbol, share.instrument_token) for token, symbol in window)]
-
-    write_resolution(settings, Resolution(subscriptions(5), [], [chain]))
+    chained = Chained(settings)
     async with simulator_of(settings, rate=200) as simulator:
-
-        def trades_at(price: float) -> None:
-            """The share trades there until it is told otherwise, give or take a few ticks."""
-            market = simulator.market
-            at = 0  # as in what is subscribed
-            ticks = round(price / market._tick_size[at])
-            market._ticks[at] = ticks
-            market._floor[at], market._ceiling[at] = ticks - 4, ticks + 4
-            market._fields["last_price"][at] = price  # which is sent whoever subscribes before its next trade
-
-        trades_at(1050.0)
+        chained.trades_at(simulator, 1050.0)
         async with ingest(of_feed(settings, simulator)) as running:
-            await until(serves(simulator, subscriptions(5)))
+            await until(serves(simulator, chained.subscriptions(5)))
             [connection] = simulator.connections
             for price, centre in ((1054.0, 5), (1058.0, 6), (1140.0, 14), (500.0, 0)):
-                trades_at(price)
-                await until(serves(simulator, subscriptions(centre)))
-                assert read_subscriptions(settings.subscriptions_path) == subscriptions(centre)
+                chained.trades_at(simulator, price)
+                await until(serves(simulator, chained.subscriptions(centre)))
+                assert read_subscriptions(settings.subscriptions_path) == chained.subscriptions(centre)
             assert simulator.connections == [connection]
             changes = [(each["added"], each["removed"]) for each in running.of_kind("subscriptions")]
             assert changes == [(2, 2), (10, 10), (6, 10)]
@@ -284,7 +294,7 @@ async def test_a_chain_follows_the_price_of_its_underlying_through_the_day(
 
         # A capture that starts again begins where this one was.
         async with ingest(of_feed(settings, simulator)) as again:
-            await until(serves(simulator, subscriptions(0)))
+            await until(serves(simulator, chained.subscriptions(0)))
             await until(lambda: again.of_kind("status") and again.of_kind("status")[-1]["ticks"])
             assert again.of_kind("subscriptions") == []
     [(told,)] = query(
@@ -293,3 +303,33 @@ async def test_a_chain_follows_the_price_of_its_underlying_through_the_day(
     )
     assert told == 22
     assert query(database_url, "SELECT cause FROM feed_gaps WHERE cause <> 'stop'") == []
+
+
+@BOTH_SOURCES
+async def test_a_chain_follows_the_price_while_the_database_is_away_and_not_the_past_when_it_is_back(
+    settings: Settings, postgres_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_STALE_S", 1.5)
+    chained = Chained(settings)
+    async with simulator_of(settings, rate=200) as simulator:
+        chained.trades_at(simulator, 1050.0)
+        async with ingest(of_feed(settings, simulator)) as running:
+            await until(serves(simulator, chained.subscriptions(5)))
+            await until(lambda: ticks_of(database_url, chained.share.instrument_token))
+            with outage(postgres_url, database_url):
+                await until(lambda: running.of_kind("warning"))
+                for price, centre in ((1140.0, 14), (1100.0, 10)):
+                    chained.trades_at(simulator, price)
+                    await until(serves(simulator, chained.subscriptions(centre)))
+                # Of the last price, too, more is stored late than counts as the present.
+                waited_s = running.of_kind("status")[-1]["backlog_seconds"]
+                await until(lambda: running.of_kind("status")[-1]["backlog_seconds"] > waited_s + 3)
+            simulator.rate = 0
+            simulator.flush()
+            await until(lambda: running.of_kind("status")[-1]["backlog_seconds"] == 0.0)
+            assert read_subscriptions(settings.subscriptions_path) == chained.subscriptions(10)
+            assert [(each["added"], each["removed"]) for each in running.of_kind("subscriptions")] == [
+                (10, 10),
+                (8, 8),
+            ]
+    assert_stored_exactly_once(settings, database_url)

@@ -81,6 +81,12 @@ class Market:
             self._looks = ()
             self.look(0)
 
+    @property
+    def looked_ns(self) -> int:
+        """Receive time (ns, UTC) of what it saw last; 0 before anything was. For any thread."""
+        looks = self._looks
+        return looks[-1].at_ns if looks else 0
+
     def prices(self, instrument_tokens: Collection[int]) -> dict[int, float]:
         """The last price of each of them, in rupees, as far as there was one. For any thread."""
         instruments, price = self._prices

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.by_source import feed_of
+from dhan_pipeline.feeds.by_source import decoder, feed_of
 from dhan_pipeline.feeds.connection import FeedPolicy
 from dhan_pipeline.feeds.errors import SourceError, SubscriptionLimitError
 from dhan_pipeline.gaps import Cause
@@ -30,6 +30,7 @@ from dhan_pipeline.ingest.latency import LatencyHistogram
 from dhan_pipeline.ingest.listed import SubscriptionList
 from dhan_pipeline.ingest.logbook import Logbook
 from dhan_pipeline.ingest.metrics import Metrics
+from dhan_pipeline.ingest.spots import Spots
 from dhan_pipeline.ingest.status import StatusReport
 from dhan_pipeline.ingest.writer import Writer
 from dhan_pipeline.instruments import ExchangeSegment, exchange_segments
@@ -76,6 +77,9 @@ _LIST_POLL_S = 1.0
 
 #: How often option chains are looked at whose underlying's price may have moved on.
 _CHAINS_POLL_S = 5.0
+
+#: Prices of stored packets that are older than this say where windows were, not where they should be.
+_STALE_S = 10.0
 
 #: A connection that loses more than this share of its instruments has another rhythm than before.
 _OTHER_RHYTHM = 0.1
@@ -194,6 +198,7 @@ class Ingest:
                 self._journal.previous or Cause.RESTART,
                 last_gap_id,
             )
+            self._spots = Spots(decoder(settings))
             self._pauses = PauseWatch(SHORTEST_PAUSE_S, clock.speed, heartbeat_size)
             self._end: Cause | None = None
             self._flush_timer: asyncio.TimerHandle | None = None
@@ -322,13 +327,24 @@ class Ingest:
                 if self._loop.time() >= chains_at:
                     chains_at = self._loop.time() + _CHAINS_POLL_S
                     underlyings = await asyncio.to_thread(self._list.underlyings)
-                    prices = self._writer.liveliness.market.prices(underlyings)
-                    await asyncio.to_thread(self._list.follow, prices)
+                    await asyncio.to_thread(self._list.follow, self._prices(underlyings))
                 if self._list.changed():
                     self._subscribe(await asyncio.to_thread(self._list.read))
                     await self._feed.tell()
             except (SubscriptionError, SubscriptionLimitError, OSError) as error:
                 self._warn(f"The subscriptions stay as they were. {error}")
+
+    def _prices(self, underlyings: set[int]) -> dict[int, float]:
+        """The last prices of these, as far as they are known now."""
+        self._spots.watch(underlyings)
+        if self._is_stale():
+            return self._spots.prices
+        self._spots.forget()
+        return self._writer.liveliness.market.prices(underlyings)
+
+    def _is_stale(self) -> bool:
+        """Whether what is stored is of some time ago."""
+        return self._clock.elapsed_s(self._writer.liveliness.market.looked_ns) > _STALE_S
 
     def _subscribe(self, wanted: dict[int, Mode]) -> None:
         """Change what is subscribed to this. Raises SubscriptionLimitError; then nothing changed."""
@@ -388,6 +404,8 @@ class Ingest:
         self._messages += int(np.count_nonzero(block.connection != NOTE_CONNECTION))
         self._bytes += len(block.payload)
         self._backlog.put(block)
+        if self._is_stale():
+            self._spots.see(block)
         for connection, since_ns, until_ns in self._pauses.see(block):
             if connection != NOTE_CONNECTION:
                 self._in_loop(self._on_pause, connection, since_ns, until_ns)

@@ -1,7 +1,6 @@
 """The hours before the demo: captured through the same wire by the same code as live ones, faster than real time."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import date
@@ -17,7 +16,7 @@ from dhan_pipeline.ingest.run import Ingest
 from dhan_pipeline.journal.reader import captures, hours
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.sources import SOURCES, Source, source_of_capture
+from dhan_pipeline.sources import Source
 from dhan_pipeline.subscriptions import read_subscriptions
 
 #: Complete hours that there are to see at once, the real seconds in which each is captured, and its ticks a second.
@@ -33,33 +32,28 @@ _MARGIN_NS = 240_000_000_000
 
 
 def capture_history(settings: Settings, database_url: str, console: Console, now_ns: int | None = None) -> None:
-    """Capture those of the last complete hours that come after each source's last one in the journal.
+    """Capture those of the last complete hours that come after the last one in the journal, of all sources at once.
 
-    Sources that lack the same hours are captured at once, over one market. `now_ns` is in ns since the Unix epoch, UTC.
+    Hours that one source has already are not captured of another one: that would be another market, and a comparison
+    of the two would find nothing but differences. `now_ns` is in ns since the Unix epoch, UTC.
     """
     end_ns = hour_start_ns(Clock().now_ns() if now_ns is None else now_ns)
-    lacking: defaultdict[int, list[Source]] = defaultdict(list)
-    for source in settings.sources:
-        start_ns = end_ns - HOURS * HOUR_NS
-        if held := _held(settings, source):
-            start_ns = max(start_ns, parse_hour_key(held[-1]) + HOUR_NS)
-        if start_ns < end_ns:
-            lacking[start_ns].append(source)
-    for start_ns, sources in lacking.items():
+    held = _held(settings)
+    start_ns = max(end_ns - HOURS * HOUR_NS, parse_hour_key(held[-1]) + HOUR_NS if held else 0)
+    if start_ns < end_ns:
         clock = Clock(start_ns, speed=HOUR_NS / 1e9 / SECONDS_AN_HOUR)
-        asyncio.run(_capture(settings, sources, database_url, clock, end_ns, console))
+        asyncio.run(_capture(settings, settings.sources, database_url, clock, end_ns, console))
 
 
 def first_day(settings: Settings) -> date:
     """The IST day of the first hour that there is, or will be once the last hours are captured."""
     first = hour_key(Clock().now_ns() - HOURS * HOUR_NS)
-    return date.fromisoformat(min([first, *(hour for source in SOURCES for hour in _held(settings, source))])[:10])
+    return date.fromisoformat(min([first, *_held(settings)])[:10])
 
 
-def _held(settings: Settings, source: Source) -> list[str]:
-    """The hours that the journal has of a source, in order."""
-    numbers = [number for number in captures(settings.journal_dir) if source_of_capture(number) == source]
-    return sorted(hour for number in numbers for hour in hours(settings.journal_dir, number))
+def _held(settings: Settings) -> list[str]:
+    """The hours that the journal has of any source, in order."""
+    return sorted({hour for number in captures(settings.journal_dir) for hour in hours(settings.journal_dir, number)})
 
 
 async def _capture(

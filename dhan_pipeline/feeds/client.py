@@ -196,11 +196,11 @@ class Feed(ABC):
         Each stays on its connection; new ones go where there is room. Raises as `subscribe`; then nothing changed.
         """
         wanted = {token: mode for token, mode in changes.items() if mode is not None}
-        changed = sum(len(changes.keys() & connection.subscriptions.keys()) for connection in self._connections)
+        changed = set().union(*(changes.keys() & connection.subscriptions.keys() for connection in self._connections))
         # Both raise what is wrong before anything is changed.
-        asked = self.subscribed - changed + len(wanted)
+        asked = self.subscribed - len(changed) + len(wanted)
         require_room(asked, self.max_instruments, self.max_connections, self.broker)
-        self.wire.subscribe(wanted)
+        self.wire.subscribe({token: mode for token, mode in wanted.items() if token not in changed})
         for connection in self._connections:
             for token in changes.keys() & connection.subscriptions.keys():
                 if token in wanted:

@@ -69,3 +69,17 @@ def test_the_hour_before_is_captured_of_both_brokers_and_both_have_the_same_tick
     # Of the two brokers, one is subscribed a moment before the other.
     assert len({*seen["dhan"]} ^ {*seen["kite"]}) < 100
     assert history.first_day(settings) == date.fromisoformat(before[:10])
+
+
+def test_hours_that_one_broker_has_are_not_made_up_anew_for_another(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("HOURS", 1), ("SECONDS_AN_HOUR", 2.0), ("RATE", 2000.0)):
+        monkeypatch.setattr(history, name, value)
+    now_ns = Clock().now_ns()
+    alone = settings.model_copy(update={"data_source": "dhan"})
+    history.capture_history(alone, settings.database_url or "", Console(file=StringIO()), now_ns)
+    history.capture_history(settings, settings.database_url or "", Console(file=StringIO()), now_ns)
+    assert captures(settings.journal_dir) == [history.CAPTURE]
+    history.capture_history(settings, settings.database_url or "", Console(file=StringIO()), now_ns + HOUR_NS)
+    assert min(hours(settings.journal_dir, 16 + history.CAPTURE)) >= hour_key(now_ns)

@@ -3,6 +3,7 @@ import json
 import logging
 import re
 import struct
+import threading
 import time
 import traceback
 from contextlib import asynccontextmanager, suppress
@@ -948,3 +949,25 @@ async def test_what_is_changed_while_the_connection_still_subscribes_is_told_aft
             await feed.tell()
             await until(lambda: simulator.connections[0].subscribed == 1100)
             assert simulator.connections[0].modes[0] == 2
+
+
+async def test_what_is_asked_for_is_written_down_in_another_thread(settings, good_token, monkeypatch):
+    threads: list[threading.Thread] = []
+    subscribe = Feed.wire.subscribe
+
+    def recorded(subscriptions):
+        if subscriptions:
+            threads.append(threading.current_thread())
+        return subscribe(subscriptions)
+
+    downs = Downs()
+    async with DhanSimulator(tokens(100), rate=10) as simulator:
+        feed = downs.feed(settings(simulator.feed_url), dict.fromkeys(tokens(100), Mode.FULL))
+        monkeypatch.setattr(Feed, "wire", replace(Feed.wire, subscribe=recorded))
+        for connection in feed._connections:
+            connection._wire = Feed.wire
+        async with running(feed):
+            await until(lambda: simulator.connections and simulator.connections[0].subscribed == 100)
+            await feed.subscribe(dict.fromkeys(tokens(100), Mode.QUOTE))
+            await until(lambda: len(threads) == 2)
+    assert threading.main_thread() not in threads

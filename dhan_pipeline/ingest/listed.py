@@ -54,7 +54,8 @@ class SubscriptionList:
 
         Raises SubscriptionError where that cannot be; it is not tried again before they move on.
         """
-        centres = {
+        # Of a price that is not known for a while, as after an outage, the place of before counts on.
+        centres = self._centres | {
             chain: chain.at_the_money(prices[chain.underlying_token], self._centres.get(chain))
             for chain in self._chains
             if chain.underlying_token in prices

@@ -40,3 +40,14 @@ def test_a_list_that_somebody_else_wrote_is_looked_at_anew(tmp_path: Path) -> No
     assert len(own.read()) == len(listed(CHAIN, CENTRE_24_000))
     assert followed(own, 24_040.0)
     assert len(own.read()) == len(listed(CHAIN, CENTRE_24_050))
+
+
+def test_while_no_price_is_known_a_window_keeps_its_place(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, data_source="dhan", data_dir=tmp_path)
+    write_resolution(settings, Resolution(listed(CHAIN, CENTRE_24_000), [], [CHAIN]))
+    own = SubscriptionList(settings)
+    own.read()
+    assert followed(own, 24_040.0)
+    own.follow({})
+    assert not own.changed()
+    assert not followed(own, 24_020.0)  # nearer to 24,000, yet not by enough to leave 24,050

@@ -190,7 +190,8 @@ def test_a_run_without_a_terminal_ends_by_itself_with_one_json_object(data_dir: 
     assert 0 < result["latency_p50_ms"] <= result["latency_p99_ms"]
     assert result["partitions_materialized"] >= 3
     assert {"parser_error_rate", "latency_p99", "conservation"} <= set(result["checks"])
-    # A machine that stands still for seconds has gaps, and is slow.
-    judged = {name: check for name, check in result["checks"].items() if not re.search("latency|gaps", name)}
+    # A machine that stands still for seconds has gaps, and is slow. An hour that ends now may have few ticks, since for
+    # a part of it nothing ran.
+    judged = {name: check for name, check in result["checks"].items() if not re.search("latency|gaps|^tick_rate", name)}
     assert all(check["passed"] for check in judged.values()), judged
     assert processes_below(data_dir) == []

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def due_in_hour(stretches: Iterable[Subscribed], start_ns: int, always: bool) ->
     start, found = instant(start_ns), dict[int, NDArray[np.bool_]]()
     for stretch in stretches:
         token = stretch.instrument_token
-        from_minute = int((stretch.since - start).total_seconds() // 60)
+        # Of a minute in which it only came in, less is due than of a whole one. One in which its mode changed counts.
+        from_minute = ceil((stretch.since - start).total_seconds() / 60)
         to_minute = MINUTES if stretch.until is None else int((stretch.until - start).total_seconds() // 60) + 1
         subscribed = found.setdefault(token, np.zeros(MINUTES, np.bool_))
         subscribed[max(from_minute, 0) : max(to_minute, 0)] = True

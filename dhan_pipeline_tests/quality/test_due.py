@@ -47,8 +47,9 @@ def test_where_sessions_never_end_packets_are_always_due() -> None:
     assert trading_minutes(ExchangeSegment.MCX_COMM, sunday_ns, True).all()
 
 
-def test_instruments_are_due_while_they_are_subscribed_and_trade() -> None:
-    due = due_in_hour([subscribed(SHARE, 20, 29.5), subscribed(SHARE, 40), subscribed(FUTURE, 30)], NINE, False)
+def test_instruments_are_due_from_the_first_whole_minute_in_which_they_are_subscribed_and_trade() -> None:
+    stretches = [subscribed(SHARE, 20, 24.5), subscribed(SHARE, 24.5, 29.5), subscribed(SHARE, 39.5)]
+    due = due_in_hour([*stretches, subscribed(FUTURE, 30)], NINE, False)
     assert due.tokens.tolist() == [SHARE, FUTURE]
     assert due.minutes.sum(axis=1).tolist() == [10 + 20, 30]
     assert due.by_minute[[10, 19, 20, 29, 30, 45]].tolist() == [0, 0, 1, 1, 1, 2]

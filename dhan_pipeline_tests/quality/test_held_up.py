@@ -1,8 +1,14 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg2.extensions import connection
 
+from dhan_pipeline.clock import Clock
 from dhan_pipeline.quality.held_up import Waits, held_up, held_up_then
+from dhan_pipeline.quality.hours import measure_hour
+from dhan_pipeline.settings import Settings
+from dhan_pipeline.store.ledger import write_status
 
 
 @pytest.mark.parametrize(
@@ -48,3 +54,12 @@ def test_where_nothing_was_noted_only_the_database_stands_between_a_capture_and_
     assert held_up_then({}, False).startswith("the database did not keep up or was away")
     assert held_up_then({}, True).startswith("RabbitMQ, the workers or the database were away")
     assert held_up_then({"of a later version": 9}, True).startswith("RabbitMQ, the workers")
+
+
+def test_a_sealed_hour_knows_what_all_captures_noted_of_it(conn: connection, database_url: str, tmp_path: Path) -> None:
+    hour, other = "2026-11-20T09:00", "2026-11-20T10:00"
+    write_status(conn, 0, "dhan", {"waits": {hour: {"rabbitmq": 9, "busy": 2}, other: {"busy": 99}}})
+    write_status(conn, 16, "kite", {"waits": {hour: {"rabbitmq": 3}}})
+    write_status(conn, 1, "dhan", {})
+    settings = Settings(_env_file=None, data_dir=tmp_path, database_url=database_url)
+    assert measure_hour(settings, hour, Clock()).waits == {"rabbitmq": 12, "busy": 2}

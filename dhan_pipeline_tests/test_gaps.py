@@ -117,10 +117,13 @@ async def test_a_reset_connection_leaves_a_gap_with_its_instruments_and_its_end(
 
 async def test_a_capture_that_was_stopped_missed_what_came_until_it_was_started_again(settings: Settings) -> None:
     async with DhanSimulator(SUBSCRIBED, rate=RATE, record=True) as simulator:
-        for _ in range(2):
-            async with captured(settings, simulator):
-                pass
+        async with captured(settings, simulator):
+            pass
+        async with captured(settings, simulator) as child:
+            status = child.last_status
     assert gaps(settings) == [("stop", "", "the capture ran again")]
+    assert status["gap_stopped_s"] > 0
+    assert (status["gap_open_s"], status["gap_recent_s"], status["gaps"]) == (0, 0, 1)
     assert_conserved(simulator, settings)
 
 

@@ -80,6 +80,11 @@ def shared_by(workers: list[Child]) -> bool:
     return sorted(chain.from_iterable(lanes)) == [1, 2, 3] and max(map(len, lanes)) <= share
 
 
+def held_up_by(child: Child) -> set[str]:
+    """What the capture says of who has held up ticks of the last hours."""
+    return {holder for seconds in child.last_status["waits"].values() for holder in seconds}
+
+
 async def goes_on(database_url: str, seconds: float = 0.5) -> None:
     """Wait until so many seconds' ticks more are stored."""
 
@@ -179,6 +184,7 @@ async def test_nothing_is_lost_doubled_or_out_of_order_whatever_ends(
         # The broker crashes.
         simulator.rate = RATE / 10
         rabbitmq.kill()
+        await soon(lambda: held_up_by(child) == {"rabbitmq"})
         await asyncio.to_thread(rabbitmq.start)
         await soon(lambda: shared_by(workers))
         simulator.rate = RATE

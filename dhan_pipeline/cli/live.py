@@ -45,5 +45,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (")[0]  # the rest says the address again
         raise PipelineError(f"The live page cannot be on {host}:{port} ({reason}): choose another --port.") from error

@@ -5,8 +5,9 @@ from contextlib import closing, contextmanager
 
 from psycopg2.extensions import connection
 
+from dhan_pipeline.errors import in_words
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.store.engine import connect, limit_statements, running_url
+from dhan_pipeline.store.engine import DatabaseError, connect, limit_statements, running_url
 
 #: How long the database may take to answer one question.
 _STATEMENT_S = 10
@@ -21,7 +22,11 @@ def asked_database(settings: Settings) -> Iterator[connection]:
 
     An embedded server that does not run is not started: a diagnosis changes nothing. Raises DatabaseError.
     """
-    with closing(connect(running_url(settings))) as conn:
+    try:
+        url = running_url(settings)
+    except OSError as error:  # the folder of an embedded server, which is somebody else's
+        raise DatabaseError(in_words(error)) from None
+    with closing(connect(url)) as conn:
         conn.autocommit = True  # a question that fails is nothing to the next
         limit_statements(conn, _STATEMENT_S)
         yield conn

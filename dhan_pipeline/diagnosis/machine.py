@@ -69,7 +69,7 @@ def calendar(settings: Settings, clock: Clock) -> Sequence[Finding]:
 
 def disk(settings: Settings, clock: Clock) -> Sequence[Finding]:
     """The finding `disk`: the disks of the journal and of the database have room for a day at the expected rate."""
-    if unusable := _unusable(settings.data_dir):
+    if unusable := _unusable(settings.data_dir) or _unusable(settings.journal_dir):
         return [bad("disk", unusable, "Correct DATA_DIR, or make that folder writable for who captures.")]
     ticks, cluster = _of_database(settings, clock)
     need = _need(settings, clock, ticks)
@@ -174,6 +174,8 @@ def judge_open_files(soft: int, hard: int) -> Finding:
         return ok("open files", found)
     most = FILES_WARN if hard == resource.RLIM_INFINITY else min(hard, FILES_WARN)
     fix = f"Run `ulimit -n {most}` before what you start, or set LimitNOFILE of the service."
+    if most <= soft:
+        fix = "Raise the hard limit, which is no higher: LimitNOFILE of the service, or root's `ulimit -Hn`."
     return (bad if soft < FILES_BAD else warn)("open files", found, fix)
 
 

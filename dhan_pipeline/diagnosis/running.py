@@ -10,7 +10,7 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import DATABASE_FIRST, asked_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
 from dhan_pipeline.errors import PipelineError, in_words
-from dhan_pipeline.journal.writer import nobody_writes
+from dhan_pipeline.journal.writer import somebody_writes
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, next_session
 from dhan_pipeline.quality.now import SILENT_S
 from dhan_pipeline.settings import Settings
@@ -44,7 +44,7 @@ def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
         return [_running(settings, clock, found)]
     last = f" The last one spoke at {to_second(found.updated_at)}." if found else ""
     if capture_expected(settings, clock):
-        if not nobody_writes(settings.journal_dir, settings.capture_number):
+        if somebody_writes(settings.journal_dir, settings.capture_number):
             return [bad("capture", f"{UNHEARD}{last}", LET_HEAR)]
         return [bad("capture", f"None runs, and one should, for a session is on or about to open.{last}", START)]
     return [ok("capture", f"None has to run now. {when_next(settings, clock)}")]

@@ -37,7 +37,7 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.journal.latest import look_back
 from dhan_pipeline.journal.stretch import Stretch
-from dhan_pipeline.journal.writer import nobody_writes
+from dhan_pipeline.journal.writer import somebody_writes
 from dhan_pipeline.quality.calendar import capture_expected
 from dhan_pipeline.quality.gap_words import ADVICE
 from dhan_pipeline.quality.measures import SILENCE_ERROR_S
@@ -350,7 +350,7 @@ def _capture(way: _Way) -> Finding:
         return warn("capture", "Not known: it is the database that tells.", "Mend `writer` first.")
     if way.capture is None:
         if capture_expected(way.settings, way.clock):
-            if not nobody_writes(way.settings.journal_dir, way.settings.capture_number):
+            if somebody_writes(way.settings.journal_dir, way.settings.capture_number):
                 return bad("capture", UNHEARD, LET_HEAR)
             found = f"Capture {way.settings.capture_number} does not run, and should."
             if journal_is_full(way.settings):

@@ -165,17 +165,29 @@ def nobody_writes(journal_dir: Path, capture: int) -> bool:
 
     Takes the lock for an instant, which a writer that starts in this instant waits for.
     """
+    return _is_locked(journal_dir, capture) is False
+
+
+def somebody_writes(journal_dir: Path, capture: int) -> bool:
+    """Whether a capture's lock is held. What cannot be found out counts as free."""
+    return _is_locked(journal_dir, capture) is True
+
+
+def _is_locked(journal_dir: Path, capture: int) -> bool | None:
+    """None where it cannot be found out."""
     try:
         fd = os.open(capture_dir(journal_dir, capture) / "lock", os.O_RDONLY)
     except OSError as error:
-        return isinstance(error, FileNotFoundError)
+        return False if isinstance(error, FileNotFoundError) else None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     except OSError:
-        return False
+        return None
     finally:
         close_quietly(fd)
-    return True
+    return False
 
 
 def _try_lock(fd: int) -> bool:

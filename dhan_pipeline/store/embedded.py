@@ -136,9 +136,13 @@ def stop(data_dir: Path, bin_dir: Path | None = None) -> bool:
     asked = False
     while True:
         # The process id is believed only while a server answers that says it serves this very cluster.
-        if not asked and _connect(home):
-            os.kill(int(_pid_file(home).read_text().split()[0]), signal.SIGINT)
-            asked = True
+        try:
+            if not asked and _connect(home):
+                os.kill(int(_pid_file(home).read_text().split()[0]), signal.SIGINT)
+                asked = True
+        except EmbeddedPostgresError:  # it has no connection left, for now
+            if time.monotonic() > deadline:
+                raise
         if (lock := _take_lock(home)) is not None:
             os.close(lock)
             return asked
@@ -148,7 +152,10 @@ def stop(data_dir: Path, bin_dir: Path | None = None) -> bool:
 
 
 def url(data_dir: Path, bin_dir: Path | None = None) -> str | None:
-    """The URL of the data directory's server, None if it is not running. It holds the password: never log it."""
+    """The URL of the data directory's server, None if it is not running. It holds the password: never log it.
+
+    Raises EmbeddedPostgresError where it has no connection left.
+    """
     home = _home(data_dir.resolve(), _find_binaries(bin_dir))
     return _connect(home) if home.exists() else None
 
@@ -202,8 +209,12 @@ def _take_lock(home: Path) -> int | None:
     return lock
 
 
+#: What a server says that runs, and has all of its connections. There is no code for it before one is made.
+_FULL = ("too many clients", "connection slots")
+
+
 def _connect(home: Path) -> str | None:
-    """The URL, if the server of this very cluster answers."""
+    """The URL, if the server of this very cluster answers. Raises EmbeddedPostgresError where it has no connection."""
     try:
         password, port = (home / "password").read_text(), int((home / "port").read_text())
         cluster = (home / "data").resolve()
@@ -212,7 +223,12 @@ def _connect(home: Path) -> str | None:
     server = f"postgresql://{USER}:{password}@127.0.0.1:{port}/"
     try:
         conn = psycopg2.connect(f"{server}postgres", connect_timeout=2)
-    except psycopg2.OperationalError:
+    except psycopg2.OperationalError as error:
+        if any(words in str(error) for words in _FULL):
+            raise EmbeddedPostgresError(
+                f"The embedded PostgreSQL takes no more than {SETTINGS['max_connections']} connections, and has them:"
+                " end programs that hold some."
+            ) from None
         return None
     try:
         conn.autocommit = True

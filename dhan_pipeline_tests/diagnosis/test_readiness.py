@@ -319,6 +319,11 @@ def test_a_process_needs_to_have_many_files_open(soft: int, state: str) -> None:
     assert ("ulimit -n 1024" in line.fix) == (state != "ok")
 
 
+def test_where_no_more_files_can_be_had_it_is_not_said_to_ask_for_as_many() -> None:
+    assert judge_open_files(64, 64).fix.startswith("Raise the hard limit")
+    assert "ulimit -n 512" in judge_open_files(64, 512).fix
+
+
 def test_a_data_directory_that_is_none_is_red_however_large_its_disk(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     [line] = disk(Settings(_env_file=None, data_dir=tmp_path / "file" / "data"), Clock())

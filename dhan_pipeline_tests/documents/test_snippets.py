@@ -68,6 +68,8 @@ NOT_RUN = {
     "alert test": "tells somebody; cli/test_alert.py does it, with servers of its own",
     "redrive --list": "needs RabbitMQ; cli/test_worker.py does it",
     "redrive --dead-letters": "needs RabbitMQ; cli/test_worker.py does it",
+    "whole.dump": "needs TimescaleDB; the commands for other databases beside it are run",
+    '"$NEW_DATABASE_URL"': "needs TimescaleDB; the commands for other databases beside it are run",
     "db to-timescaledb": "needs TimescaleDB; store/test_to_timescaledb.py does it",
     "promtool ": "needs Prometheus; deploy/test_prometheus.py does it",
     "--source dhan,kite": "is what feeds/simulator/test_exchanges.py does",

@@ -14,7 +14,7 @@ from dhan_pipeline.journal import file as file_module
 from dhan_pipeline.journal.block import Block, split_block_id
 from dhan_pipeline.journal.frame import SCHEMA_MESSAGE
 from dhan_pipeline.journal.reader import captures, hour_path, hours, read_blocks, read_hour
-from dhan_pipeline.journal.writer import JournalWriter, LockHeldError, nobody_writes
+from dhan_pipeline.journal.writer import JournalWriter, LockHeldError, nobody_writes, somebody_writes
 from dhan_pipeline.sessions import HOUR_NS
 
 Append = Callable[..., Block]
@@ -57,9 +57,17 @@ def test_whether_anybody_writes_can_be_asked_without_harm(tmp_path: Path) -> Non
     assert nobody_writes(tmp_path, 0)
     with closing(JournalWriter(tmp_path, 0)):
         assert not nobody_writes(tmp_path, 0)
+        assert somebody_writes(tmp_path, 0)
+        assert not somebody_writes(tmp_path, 1)
         assert nobody_writes(tmp_path, 1)
     assert nobody_writes(tmp_path, 0)
     JournalWriter(tmp_path, 0).close()
+
+
+def test_of_a_journal_that_cannot_be_looked_at_neither_is_known(tmp_path: Path) -> None:
+    (tmp_path / "00").touch()  # no folder
+    assert not nobody_writes(tmp_path, 0)
+    assert not somebody_writes(tmp_path, 0)
 
 
 def test_a_second_writer_of_a_capture_is_refused_and_told_who_runs(tmp_path: Path) -> None:

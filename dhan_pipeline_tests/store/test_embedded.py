@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from pathlib import Path
 
@@ -216,6 +216,18 @@ def test_a_server_outlives_the_process_that_started_it(data_dir: Path) -> None:
     url, started = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     assert started
     assert _query(url, "SELECT 1") == 1
+
+
+def test_a_server_that_has_no_connection_left_is_not_one_that_does_not_run(data_dir: Path) -> None:
+    url = embedded.start(data_dir).url
+    with ExitStack() as held:
+        with suppress(psycopg2.OperationalError):
+            while True:
+                held.enter_context(closing(psycopg2.connect(url)))
+        for ask in (embedded.url, embedded.start):
+            with pytest.raises(EmbeddedPostgresError, match="takes no more than 100 connections, and has them"):
+                ask(data_dir)
+    assert embedded.stop(data_dir)  # which waits until it has one again
 
 
 def test_a_folder_without_postgres_is_one_sentence(data_dir: Path) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster import DagsterEvent, DagsterEventType
+from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.orchestration.alerts import ALERTS, DELIVERED, alert_sensor, alerts_delivered
 from dhan_pipeline.orchestration.build import build_defs
 from dhan_pipeline.orchestration.health import HEARTBEAT_S, LONG_S, STARTING_S, WAITING_S
 from dhan_pipeline.orchestration.names import LIVE_FEED, ROLE_TAG, TICKS
+from dhan_pipeline.quality.measures import HOUR_CHECKS
 from dhan_pipeline.settings import Settings
-from dhan_pipeline_tests.receivers import Receiver, receiver
+from dhan_pipeline_tests.receivers import Receiver, receiver, telegrams_rules
 
 Status = dg.DagsterRunStatus
 
@@ -197,6 +199,56 @@ def test_an_hour_is_named_and_an_earlier_one_that_is_well_mends_nothing(site: Si
         "ERROR: ticks/gaps, the hour 10:00 to 11:00 IST of 2026-11-20",
         "OK again: ticks/gaps, the hour 11:00 to 12:00 IST of 2026-11-20",
     ]
+
+
+def test_fifty_hours_that_are_red_at_once_are_one_message_whatever_happens_on_its_way(
+    site: Site, there: Receiver
+) -> None:
+    hours = [f"2026-11-{day:02}T{hour:02}:00" for day in range(16, 26) for hour in range(10, 15)]
+    every = f"{len(HOUR_CHECKS)} alerts: {len(HOUR_CHECKS)}"
+    site.tick()
+    there.status = 500
+    for hour in hours:
+        site.report("gaps", "ERROR", TICKS, partition=hour)
+    for name in set(HOUR_CHECKS) - {"gaps"}:
+        site.report(name, "ERROR", TICKS, partition=hours[-1])
+    for _ in range(12):  # nobody takes it for an hour
+        site.tick(300)
+    assert there.posts == []
+    there.status = 200
+    site.tick(600)
+    assert there.titles == [f"{every} ERROR"]
+    for seconds in (15, -7200, 15, 7200, 600):  # the machine's clock is set back, and right again
+        site.tick(seconds)
+    for name in HOUR_CHECKS:
+        site.report(name, "OK", TICKS, partition="2026-11-26T10:00")
+    for seconds in (15, 70, -3600, 15, 3600, 70):
+        site.tick(seconds)
+    assert there.titles == [f"{every} ERROR", f"{every} OK"]
+
+
+def test_each_owner_is_told_once_of_what_is_theirs_and_nobody_of_what_is_muted(site: Site, there: Receiver) -> None:
+    with receiver() as telegram:
+        telegram.rules = telegrams_rules
+        site.settings = site.settings.model_copy(
+            update={
+                "alert_telegram_token": SecretStr("123456:AAbbCCddEEffGGhh"),
+                "alert_telegram_chat": "-1",
+                "alert_telegram_api_url": telegram.url,
+            }
+        )
+        site.settings.alerts_file.write_text(
+            "mute:\n  - name: live_feed/disk\nroutes:\n  team:market-data: [webhook, 'telegram:-1002']\n"
+        )
+        site.tick()
+        for name in ("connected", "disk"):
+            site.report(name, "ERROR")
+        for _ in range(4):
+            site.tick(30)
+        assert there.titles == ["ERROR: live_feed/connected"]
+        assert [(body["chat_id"], body["text"].splitlines()[0]) for _, body in telegram.posts] == [
+            ("-1002", "ERROR: live_feed/connected")
+        ]
 
 
 def test_a_run_that_fails_is_told_with_its_reason_and_the_next_success_too(site: Site, there: Receiver) -> None:

@@ -49,6 +49,9 @@ FUTURE = generate_instrument_token(ExchangeSegment.NSE_FNO, 49081)
 NIFTY = generate_instrument_token(ExchangeSegment.IDX_I, 13)
 TOKENS = [RELIANCE, TCS, FUTURE, NIFTY]
 
+#: Settings with which nobody is asked, whatever a daemon starts at its hour or after a gap.
+NO_BROKER = dict.fromkeys(("dhan_api_url", "dhan_auth_url", "dhan_scrip_master_url"), "http://127.0.0.1:1")
+
 #: No waiting.
 AT_ONCE = RestPolicy(data_interval_s=0.0, quote_interval_s=0.0, tries=2, busy_tries=2, first_pause_s=0.001)
 

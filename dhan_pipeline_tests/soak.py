@@ -44,6 +44,7 @@ from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.store.migrate import migrate
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.broker import NO_BROKER
 from dhan_pipeline_tests.conservation import check
 from dhan_pipeline_tests.ingest.feed import CLIENT_ID, add_instruments, query
 
@@ -366,6 +367,7 @@ async def soak_for(minutes: float, seed: int, folder: Path) -> tuple[list[str], 
             dhan_token_file=folder / "token.json",
             sessions="always",
             feed_silence_s=SILENCE_S,
+            **NO_BROKER,
         )
         chosen = [
             Subscription(generate_instrument_token(("NSE_EQ", "NSE_FNO")[n % 2], 100_000 + n), Mode.FULL, f"S{n}")

@@ -38,6 +38,7 @@ from dhan_pipeline.store.engine import connect, create_database
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
 from dhan_pipeline_tests import program
+from dhan_pipeline_tests.broker import NO_BROKER
 from dhan_pipeline_tests.browser import in_india
 from dhan_pipeline_tests.ingest.feed import add_instruments
 from dhan_pipeline_tests.orchestration.conftest import wait_until
@@ -70,6 +71,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, template: 
         database_url=database_url,
         dhan_token_file=folder / "dhan_token.json",
         sessions="always",
+        **NO_BROKER,
     )
     captured = _capture(settings, database_url)
     settings = settings.model_copy(update={"partitions_start": history.first_day(settings)})

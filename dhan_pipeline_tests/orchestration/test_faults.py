@@ -24,6 +24,7 @@ from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect, create_database, sqlalchemy_url
 from dhan_pipeline.subscriptions import Subscription, write_subscriptions
 from dhan_pipeline.ticks import Mode
+from dhan_pipeline_tests.broker import NO_BROKER
 from dhan_pipeline_tests.orchestration.conftest import (
     HOUR,
     Pipeline,
@@ -74,6 +75,7 @@ class Dagster:
             "DATABASE_URL": settings.database_url,
             "SESSIONS": "always",
             "FAKE_CAPTURE": "lock",
+            **{name.upper(): url for name, url in NO_BROKER.items()},
         }
         self.started: list[subprocess.Popen[bytes]] = []
         self.instance = dg.DagsterInstance.from_config(str(home))

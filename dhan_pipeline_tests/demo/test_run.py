@@ -136,7 +136,7 @@ def test_past_hours_are_green_a_killed_capture_returns_and_a_backfill_gives_the_
     demo: Demo, data_dir: Path
 ) -> None:
     dagster_url, database_url = demo.wait_for_urls()
-    first = wait_for(lambda: capture_pid(database_url, demo.process.pid), 90, "the live capture")
+    first = wait_for(lambda: capture_pid(database_url, demo.process.pid), 240, "the live capture")
     wait_for(lambda: len(materialized_hours(dagster_url)) >= 2 or None, 60, "the seal of the past hours")
     live_url = re.search(r"Live +(http://\S+)", demo.said)
     assert live_url

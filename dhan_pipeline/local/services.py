@@ -1,6 +1,7 @@
 """Processes with a log file each: started, kept running, and stopped with all that they started."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,10 @@ STOP_S = 5.0
 
 #: A service that ended is started again after 2, 4, 8… seconds, at most this many. One that lived for so long was well.
 MAX_BACKOFF_S = 30.0
+
+#: A log that has grown to this many bytes becomes the one before, `name.log.1`, and begins anew: a few days of the
+#: daemon's, which says each few seconds that it has looked.
+LOG_BYTES = 20_000_000
 
 
 class Service:
@@ -73,6 +78,14 @@ class Service:
         self._again_at = None
         self._process = self._start()
         return True
+
+    def shorten_log(self) -> None:
+        """Begin the log anew where it is long. What is said in this very moment may be lost."""
+        # The process keeps the file open, and appends: it goes on at the new end.
+        with suppress(OSError):  # such as a full disk; the next time, then
+            if self._log.stat().st_size > LOG_BYTES:
+                shutil.copyfile(self._log, self._log.with_name(f"{self._log.name}.1"))
+                os.truncate(self._log, 0)
 
     def ask_to_stop(self) -> None:
         """SIGTERM to the process and all that it started."""
@@ -142,7 +155,9 @@ class Services:
         return self._logs / f"{name}.log"
 
     def revive(self) -> list[str]:
-        """Start again what has ended; returns the names of what was started now."""
+        """Start again what has ended, and keep logs short; returns the names of what was started now."""
+        for service in self._kept:
+            service.shorten_log()
         return [service.name for service in self._kept if service.revive()]
 
 

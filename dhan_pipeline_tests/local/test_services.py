@@ -125,6 +125,20 @@ def test_a_service_that_ends_at_once_is_not_started_in_a_tight_loop(
     assert starts == [102.0, 107.0, 116.0, 133.0, 164.0]
 
 
+def test_a_log_does_not_grow_for_ever(services: Services, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services_module, "LOG_BYTES", 2000)
+    log, before = data_dir / "logs" / "counts.log", data_dir / "logs" / "counts.log.1"
+    counts = "import itertools, time\nfor n in itertools.count(): print(n, flush=True); time.sleep(0.0005)"
+    with services.run("counts", "python", "-c", counts):
+        until(lambda: log.stat().st_size > 2000)
+        assert services.revive() == []
+        assert before.stat().st_size > 2000
+        until(lambda: log.read_text().count("\n") > 1)
+        first = int(log.read_text().split()[0])
+    assert first > int(before.read_text().split()[-2])  # the process goes on in the new one, from its beginning
+    assert "\0" not in log.read_text()
+
+
 def test_a_task_is_not_started_again(services: Services) -> None:
     with services.run("task", "python", "-c", "pass", keep=False) as task:
         task.wait_until_done()

@@ -46,7 +46,9 @@ def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
     if capture_expected(settings, clock):
         if somebody_writes(settings.journal_dir, settings.capture_number):
             return [bad("capture", f"{UNHEARD}{last}", LET_HEAR)]
-        return [bad("capture", f"None runs, and one should, for a session is on or about to open.{last}", START)]
+        return [
+            bad("capture", f"None runs, and one should, for a session is on, about to open, or just over.{last}", START)
+        ]
     return [ok("capture", f"None has to run now. {when_next(settings, clock)}")]
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from dhan_pipeline.clock import Clock
 from dhan_pipeline.feeds.simulator.dhan import DhanSimulator
+from dhan_pipeline.gaps import Cause, Gap
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.engine import connect
+from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline_tests.ingest.feed import SUBSCRIBED, outage, prepare_capture, query, until
 from dhan_pipeline_tests.ingest.running import ingest, with_feed
 from dhan_pipeline_tests.page.serving import serving
@@ -64,6 +67,15 @@ def address(settings: Settings, database_url: str) -> Iterator[str]:
         thread.join()
 
 
+def miss_a_moment(database_url: str) -> None:
+    """A gap is on record, between two seconds of which there are ticks."""
+    second_ns = 1_000_000_000
+    at_ns = Clock().now_ns() // second_ns * second_ns - second_ns
+    gap = Gap(1, 0, at_ns - 300_000_000, Cause.RESET, "it broke", (RELIANCE,), at_ns + 300_000_000, "back")
+    with closing(connect(database_url)) as conn, conn, conn.cursor() as cursor:
+        apply_notes(cursor, 0, [(1, gap)])
+
+
 #: What has to be scrolled sideways to be seen.
 TOO_WIDE = """() => [document.documentElement, ...document.querySelectorAll('.scroll')]
   .filter(each => each.scrollWidth > each.clientWidth).map(each => each.innerText)"""
@@ -93,7 +105,13 @@ def test_a_person_sees_the_numbers_an_instrument_and_when_the_database_is_away(
     expect(page.locator("#name")).to_have_text("RELIANCE")
     expect(page.locator("#depth tbody tr")).to_have_count(5)
     expect(page.locator("#price")).to_contain_text("₹")
-    page.wait_for_function("document.querySelector('#chart .price').getAttribute('points').split(' ').length >= 3")
+    page.wait_for_function("document.querySelector('#chart .price').getAttribute('points').split(' ').length >= 4")
+
+    expect(page.locator("#chart .missed")).to_have_count(0)
+    miss_a_moment(database_url)
+    expect(page.locator("#gaps")).to_have_text("1 gap")
+    expect(page.locator("#chart .missed")).to_have_count(1, timeout=20_000)
+    expect(page.locator("#chart .price")).to_have_count(2)
 
     wide = page.viewport_size
     page.set_viewport_size({"width": 360, "height": 780})  # a phone's

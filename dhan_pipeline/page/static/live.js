@@ -53,6 +53,7 @@ function draw(name, attributes, text) {
 
 const rates = []
 let group = null
+let missed = []  // gaps that are over: from and to, in Unix seconds
 let seen = null  // when the numbers that are shown were true, by this browser's clock, and what time it was
 
 function renderNow(now) {
@@ -97,6 +98,7 @@ function renderNow(now) {
     `${number(s.heard)} of ${number(s.instruments)}`,
   ]))
 
+  missed = now.latest_gaps.filter(g => g.ended_at).map(g => [g.started_at, g.ended_at].map(at => Date.parse(at) / 1000))
   $('gapsof').hidden = !now.latest_gaps.length
   rows('latest', now.latest_gaps.map(g => [
     time.format(Date.parse(g.started_at)),
@@ -240,14 +242,26 @@ function chart(points, tick) {
     svg.append(draw('line', {x1: left, x2: right, y1: y(tick.day_close), y2: y(tick.day_close), class: 'close'}))
   }
 
+  // Where packets were missed the line is broken, and nobody knows in which bar the volume belongs.
+  const stretches = [[points[0]]]
+  for (const point of points.slice(1)) {
+    const last = stretches.at(-1).at(-1)
+    if (missed.some(([from, to]) => last[0] <= from && to < point[0] + 1)) {
+      svg.append(draw('rect', {x: x(last[0]), width: x(point[0]) - x(last[0]), y: top, height: bottom - top, class: 'missed'}))
+      stretches.push([])
+    }
+    stretches.at(-1).push(point)
+  }
   // Traded volume is the difference of the day's; of the first bin it is not known.
   const bins = new Map()
-  let before = points[0][2]
-  for (const [second, , volume] of points) {
-    if (volume == null) continue
-    const bin = Math.floor(second / BIN) * BIN
-    bins.set(bin, (bins.get(bin) || 0) + Math.max(volume - before, 0))
-    before = volume
+  for (const stretch of stretches) {
+    let before = stretch[0][2]
+    for (const [second, , volume] of stretch) {
+      if (volume == null) continue
+      const bin = Math.floor(second / BIN) * BIN
+      bins.set(bin, (bins.get(bin) || 0) + Math.max(volume - (before ?? volume), 0))
+      before = volume
+    }
   }
   const most = Math.max(...bins.values(), 1)
   for (const [bin, volume] of bins) {
@@ -255,9 +269,12 @@ function chart(points, tick) {
     if (to - from > 1) svg.append(draw('rect', {x: from, width: to - from - 1, y: base - tall, height: tall, class: 'volume'}))
   }
 
-  const line = points.map(([second, value]) => `${x(second).toFixed(1)},${y(value).toFixed(1)}`).join(' ')
-  svg.append(draw('polygon', {points: `${x(points[0][0]).toFixed(1)},${bottom} ${line} ${right},${bottom}`, class: 'area'}),
-    draw('polyline', {points: line, class: 'price'}))
+  for (const stretch of stretches) {
+    const line = stretch.map(([second, value]) => `${x(second).toFixed(1)},${y(value).toFixed(1)}`).join(' ')
+    const [from, to] = [stretch[0], stretch.at(-1)].map(([second]) => x(second).toFixed(1))
+    svg.append(draw('polygon', {points: `${from},${bottom} ${line} ${to},${bottom}`, class: 'area'}),
+      draw('polyline', {points: line, class: 'price'}))
+  }
   const cross = draw('line', {y1: top, y2: base, class: 'cross', visibility: 'hidden'})
   svg.append(cross)
   $('hover').textContent = `${MINUTES} minutes, a price a second; bars: volume of ${BIN} s, at most ${short(most)}`

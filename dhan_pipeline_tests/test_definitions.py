@@ -74,7 +74,7 @@ def test_what_lists_show_as_plain_text_has_no_marks(definitions: dg.Definitions)
     launched = [*repository.get_all_jobs(), *repository.schedule_defs, *repository.sensor_defs]
     texts = [each.description or "" for each in launched]
     # The catalog shows the beginning.
-    texts += [(spec.description or "").partition(".")[0][:60] for spec in definitions.resolve_all_asset_specs()]
+    texts += [(spec.description or "")[:75] for spec in definitions.resolve_all_asset_specs()]
     assert [text for text in texts if "`" in text] == []
 
 

@@ -86,8 +86,8 @@ def exchange(
             kite_api_secret=SecretStr(API_SECRET),
             subscriptions_file=data_dir / "subscriptions.yaml",
             sessions="always",
-            # The hours of before have some 600 ticks a minute, of however many instruments.
-            rate_instruments=20 * instruments,
+            # The hours of before have some 600 ticks a minute, of however many instruments of all brokers.
+            rate_instruments=20 * instruments * len(sources),
         )
 
 

@@ -88,6 +88,7 @@ def run_demo(
         finally:
             if started_s is not None:
                 result |= _totals(database_url, started_s)
+                console.print(f"\n{_in_words(result)}\nThe next demo goes on from {data_dir}.", soft_wrap=True)
     return result
 
 
@@ -137,6 +138,17 @@ def _checks(instance: dg.DagsterInstance, sources: Sequence[Source]) -> dict[str
                 "value": value.value if value else None,
             }
     return found
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    checks: dict[str, dict[str, Any]] = result.get("checks", {})
+    failed = [name for name, check in checks.items() if not check["passed"]]
+    passed = f"{len(checks) - len(failed)} of {len(checks)} checks passed" + (
+        f"; not {', '.join(failed)}" * bool(failed)
+    )
+    return (
+        f"{result['ticks_stored']:,} ticks are stored, {result['packets_rejected']:,} packets were rejected. {passed}."
+    )
 
 
 def _totals(database_url: str, since_s: float) -> dict[str, Any]:

@@ -149,8 +149,8 @@ alerts_asset = dg.AssetSpec(
     ALERTS,
     group_name=OPERATIONS,
     owners=OWNERS,
-    description="What people are told. `alert_sensor` sends each change of a check, and runs that fail or are stuck, to"
-    " the channels that are set.\n\nExecute its check to send a test message to each.",
+    description="What people are told: each change of a check, and runs that fail or are stuck. `alert_sensor` sends it"
+    " to the channels that are set.\n\nExecute its check to send a test message to each.",
 )
 
 

@@ -59,11 +59,12 @@ class Demo:
                 return found[1], found[2]
         raise AssertionError(f"the demo ended: {self.said}")
 
-    def interrupt(self) -> None:
-        """Ctrl-C; returns when it has ended in order."""
+    def interrupt(self) -> str:
+        """Ctrl-C; returns, when it has ended in order, what it said meanwhile."""
         self.process.send_signal(signal.SIGINT)
         _, rest = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, rest
+        return rest
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +138,14 @@ def test_past_hours_are_green_a_killed_capture_returns_and_a_backfill_gives_the_
 ) -> None:
     dagster_url, database_url = demo.wait_for_urls()
     first = wait_for(lambda: capture_pid(database_url, demo.process.pid), 240, "the live capture")
-    wait_for(lambda: len(materialized_hours(dagster_url)) >= 2 or None, 60, "the seal of the past hours")
+    wait_for(lambda: len(materialized_hours(dagster_url)) >= 2 or None, 180, "the seal of the past hours")
     live_url = re.search(r"Live +(http://\S+)", demo.said)
     assert live_url
     with urllib.request.urlopen(f"{live_url[1]}/now", timeout=30) as reply:
         assert [capture["state"] for capture in json.load(reply)["captures"]] == ["live"]
 
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: capture_pid(database_url, demo.process.pid, first), 60, "the capture's return")
+    wait_for(lambda: capture_pid(database_url, demo.process.pid, first), 180, "the capture's return")
 
     with closing(psycopg2.connect(database_url)) as conn:
         hour = materialized_hours(dagster_url)[0]
@@ -170,7 +171,7 @@ def test_past_hours_are_green_a_killed_capture_returns_and_a_backfill_gives_the_
             )
             assert cursor.fetchall() == [(True, True)]
 
-    demo.interrupt()
+    assert re.search(r"ticks are stored, 0 packets were rejected\. \d+ of \d+ checks passed", demo.interrupt())
     assert processes_below(data_dir) == []
 
 

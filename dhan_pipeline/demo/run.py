@@ -129,7 +129,8 @@ def _checks(instance: dg.DagsterInstance, sources: Sequence[Source]) -> dict[str
     found = {}
     for key, record in records.items():
         event = record.event.dagster_event if record.event else None
-        if event is not None:
+        # What a run has only planned says nothing yet.
+        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             evaluation = event.asset_check_evaluation_data
             value = evaluation.metadata.get("value")
             found[keys[key]] = {

@@ -18,8 +18,8 @@ from dhan_pipeline.orchestration.names import ROLE_TAG, STOP_TAG
 from dhan_pipeline.sources import SOURCES
 from dhan_pipeline.store import embedded
 
-#: Longest that the ingest runs may take to flush and end.
-FLUSH_S = 6.0
+#: Longest that the ingest runs may take to flush and end: seconds, where the machine is busy.
+FLUSH_S = 15.0
 
 #: Where Dagster's programs find what we have defined.
 MODULE = ("--module-name", "dhan_pipeline.definitions")

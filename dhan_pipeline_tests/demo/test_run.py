@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import dagster as dg
 import psycopg2
 import pytest
 
@@ -22,7 +23,7 @@ from dhan_pipeline.local.guardian import LocalError
 from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.ledger import statuses
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 T = TypeVar("T")
 
@@ -133,6 +134,23 @@ def test_a_capture_is_waited_for_while_its_run_is_on_its_way(monkeypatch: pytest
     run_module._watch([[], [{}]], 1, None, lambda: 1, None)
 
 
+def test_a_check_that_a_run_has_only_planned_is_left_out() -> None:
+    @dg.asset_check(asset="ticks")
+    def digest() -> dg.AssetCheckResult:
+        raise dg.Failure
+
+    @dg.asset_check(asset="ticks")
+    def gaps() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=True, metadata={"value": 0.0})
+
+    checks = dg.define_asset_job("checks", selection=dg.AssetSelection.all_asset_checks())
+    job = dg.Definitions(assets=[dg.AssetSpec("ticks")], asset_checks=[digest, gaps], jobs=[checks])
+    with dg.DagsterInstance.ephemeral() as instance:
+        job.resolve_job_def("checks").execute_in_process(instance=instance, raise_on_error=False)
+        found = run_module._checks(instance, ("dhan",))
+    assert found == {"gaps": {"passed": True, "severity": "ERROR", "value": 0.0}}
+
+
 def test_past_hours_are_green_a_killed_capture_returns_and_a_backfill_gives_the_same_rows(
     demo: Demo, data_dir: Path
 ) -> None:
@@ -162,7 +180,7 @@ def test_past_hours_are_green_a_killed_capture_returns_and_a_backfill_gives_the_
             answer = ask(dagster_url, BACKFILL, id=launched["backfillId"])["partitionBackfillOrError"]
             return answer["status"] if answer["status"] not in ("REQUESTED",) else None
 
-        assert wait_for(ended, 120, "the backfill") == "COMPLETED_SUCCESS"
+        assert wait_for(ended, 180, "the backfill") == "COMPLETED_SUCCESS"
         assert hour_digest(conn, hour) == live
         with conn.cursor() as cursor:
             cursor.execute(

@@ -15,6 +15,9 @@ from dhan_pipeline.sources import CAPTURES, Source, capture_number
 #: Where a container's secrets are: a file each, named like the setting.
 _SECRETS_DIR = Path(os.environ.get("SECRETS_DIR", "/run/secrets"))
 
+#: In DATA_DIR: the lock that `dhan-pipeline up` or a demo holds while it runs.
+UP_LOCK = "up.lock"
+
 #: The limits at which checks fail, and whether it is by falling below them.
 _LIMITS = {
     "parser_error_rate_error": False,
@@ -209,7 +212,9 @@ class Settings(BaseSettings):
             if source in self.sources
             else None
         )
-        return self.model_copy(update={"data_source": source, "metrics_port": port})
+        # A source that is the only one anyway counts as set where it was before.
+        chosen = {"data_source": source} if source != self.data_source else {}
+        return self.model_copy(update={"metrics_port": port, **chosen})
 
     @property
     def capture_number(self) -> int:

@@ -72,7 +72,7 @@ def around(
 
 
 def read_chains(path: Path) -> list[Chain]:
-    """The chains of the resolved list; none without a file. Raises SubscriptionError where they cannot be read."""
+    """The chains of the resolved list; none where there is no file, or none that can be read."""
     chains = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -92,12 +92,8 @@ def read_chains(path: Path) -> list[Chain]:
                         tuple(map(tuple, strikes.values())),
                     )
                 )
-    except FileNotFoundError:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
         return []
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise SubscriptionError(
-            f"The option chains {path} cannot be read, so nothing follows the price; run: dhan-pipeline subscriptions."
-        ) from error
     return chains
 
 

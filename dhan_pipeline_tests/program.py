@@ -1,5 +1,6 @@
 """The program as a person runs it: in a process of its own, or, where the process does not matter, in this one."""
 
+import json
 import os
 import re
 import subprocess
@@ -76,12 +77,16 @@ class Here:
 
 
 def sentence(done: Done) -> str:
-    """The one sentence that a failed command has said, and nothing else."""
+    """The one sentence that a failed command has said, and nothing else; with --json, in JSON as well."""
     assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert re.fullmatch(r"dhan-pipeline: \S.*[^.?][.?]", line), line
-    return line.removeprefix("dhan-pipeline: ")
+    said = line.removeprefix("dhan-pipeline: ")
+    if "--json" in done.args:
+        assert json.loads(done.stdout) == {"problem": said}
+    else:
+        assert done.stdout == ""
+    return said
 
 
 def last_sentence(done: Done) -> str:

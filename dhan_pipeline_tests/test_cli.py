@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -118,6 +119,35 @@ def test_the_program_without_a_command_lists_the_commands(here: Here) -> None:
     for words in COMMANDS:
         if len(words) == 1:
             assert f"  {words[0]} " in done.stdout + done.stderr
+
+
+def test_the_program_says_its_version(here: Here) -> None:
+    done = here("--version")
+    assert (done.returncode, done.stdout) == (0, f"dhan-pipeline {version('dhan-pipeline')}\n")
+
+
+READING = (
+    ("gaps",),
+    ("watch",),
+    ("live", "--port", "0"),
+    ("find", "NIFTY"),
+    ("replay", "--hour", "2026-11-20T09:00"),
+    ("redrive",),
+    ("migrate", "--dry-run"),
+    ("db", "to-timescaledb"),
+)
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_what_reads_a_database_makes_none(words: tuple[str, ...], here: Here, folder: Path) -> None:
+    assert sentence(here(*words)).startswith(f"There is no database below {folder / 'data'} yet, and DATABASE_URL")
+    assert [*folder.iterdir()] == []
+
+
+def test_with_json_an_error_is_an_object_too(here: Here) -> None:
+    assert "no database below" in sentence(here("gaps", "--json"))
+    broken = here("why", "NIFTY", "--json")
+    assert last_sentence(broken) == json.loads(broken.stdout)["verdict"]
 
 
 def test_help_names_every_command_that_there_is(here: Here) -> None:

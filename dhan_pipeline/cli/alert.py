@@ -1,11 +1,10 @@
 """Whether alerts get to people."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from dhan_pipeline.cli.common import JsonOption, read_settings
+from dhan_pipeline.cli.common import JsonOption, print_json, read_settings
 from dhan_pipeline.errors import PipelineError
 
 alert_app = typer.Typer(help="What people are told.", no_args_is_help=True, rich_markup_mode=None)
@@ -45,7 +44,7 @@ def alert_test(
     for attempt in attempts:
         outcome = {"destination": attempt.destination, "ok": not attempt.problem, "problem": attempt.problem or None}
         if as_json:
-            print(json.dumps({**outcome, "ms": round(attempt.seconds * 1000)}))
+            print_json({**outcome, "ms": round(attempt.seconds * 1000)})
         else:
             print(f"{attempt.destination}: {attempt.problem or f'taken after {attempt.seconds:.1f} s'}")
     failed = [attempt.destination for attempt in attempts if attempt.problem]

@@ -7,11 +7,13 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 
 from dhan_pipeline.cli.alert import alert_app
 from dhan_pipeline.cli.capture import decode, ingest
+from dhan_pipeline.cli.common import json_printed, print_json
 from dhan_pipeline.cli.database import db_app, migrate, redrive, sync_instruments
 from dhan_pipeline.cli.doctor import doctor
 from dhan_pipeline.cli.find import find
@@ -59,6 +61,23 @@ app.add_typer(alert_app, name="alert")
 app.command(short_help="Explain a message of the feed.")(decode)
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"dhan-pipeline {version('dhan-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 class _Discreet(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
@@ -77,6 +96,7 @@ def set_up_logging() -> None:
 def run() -> int:
     """Run the command of `sys.argv` and return the exit code. Errors are said on standard error."""
     code = 1
+    json_printed.clear()
     try:
         app()
     except SystemExit as end:
@@ -91,6 +111,9 @@ def run() -> int:
             # One sentence is one line, whatever a library has said in it.
             sentence = re.sub(r"([.?!])\.+$", r"\1", " ".join(sentence.split()))
             _complain(f"dhan-pipeline: {sentence}\n")
+            if "--json" in sys.argv and not json_printed.is_set():
+                with suppress(OSError, ValueError):
+                    print_json({"problem": redacted(sentence)})
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -23,6 +23,7 @@ from dhan_pipeline.cli.common import (
     SourceOption,
     open_database,
     parse_source,
+    print_json,
     read_settings,
     until_signal,
 )
@@ -96,7 +97,7 @@ def ingest(
 
     try:
         settings = read_settings()
-        with open_database(settings) as database_url:
+        with open_database(settings, make=True) as database_url:
             uvloop.run(until_signal(run, for_s))
     except (PipelineError, OSError) as error:
         # An error of the system that says nothing of a file is one of the journal, at which all else ends.
@@ -193,7 +194,7 @@ def decode(
     if not packets:
         raise PipelineError("The message is empty.")
     if as_json:
-        print(json.dumps({"packets": packets}))
+        print_json({"packets": packets})
         return
     console = Console()
     for packet in packets:

@@ -1,7 +1,9 @@
 """What several commands need: options, the settings, the database, an end by signal."""
 
 import asyncio
+import json
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -31,6 +33,16 @@ SourceOption = Annotated[str, typer.Option("--source", help="The broker whose wi
 SourcesOption = Annotated[
     str, typer.Option("--source", help="The broker whose wire protocol is spoken: dhan or kite; or both: dhan,kite.")
 ]
+
+
+#: Whether this program has printed JSON: then an error is not said in JSON, too.
+json_printed = threading.Event()
+
+
+def print_json(facts: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Print an object on standard output, at once."""
+    json_printed.set()
+    print(json.dumps(facts, default=default), flush=True)
 
 
 def parse_source(text: str) -> Source:
@@ -83,15 +95,20 @@ def for_each_source(
 
 
 @contextmanager
-def open_database(settings: Settings) -> Iterator[str]:
-    """The URL of the database in use. An embedded server that this starts is stopped again."""
+def open_database(settings: Settings, *, make: bool = False) -> Iterator[str]:
+    """The URL of the database in use. An embedded server that this starts is stopped again.
+
+    With `make`, an embedded one that there is not is made; else DatabaseError says that there is none.
+    """
     from dhan_pipeline.store import embedded
-    from dhan_pipeline.store.engine import libpq_url
+    from dhan_pipeline.store.engine import libpq_url, require_database
 
     if settings.database_url:
         with _interrupted_at_once():
             yield libpq_url(settings.database_url)
         return
+    if not make:
+        require_database(settings)
     server = embedded.start(settings.data_dir, settings.postgres_bin_dir)
     try:
         yield server.url

@@ -1,7 +1,6 @@
 """The database: its server, its schema, the instruments in it."""
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from dhan_pipeline.cli.common import (
     for_each_source,
     open_database,
     parse_source,
+    print_json,
     read_settings,
 )
 from dhan_pipeline.errors import PipelineError
@@ -71,12 +71,12 @@ def sync_instruments(
     def of_one(each: Source) -> dict[str, Any]:
         master = parse_master(each, csv_path or _download_master(settings.of(each)))
         _show_quarantined(each, master)
-        with open_database(settings) as url:
+        with open_database(settings, make=True) as url:
             return dataclasses.asdict(sync_to_database(url, master, source=each, batch_size=batch_size, force=force))
 
     done, failure = for_each_source(sources, of_one)
     if as_json and done:
-        print(json.dumps(done if len(sources) > 1 else done[sources[0]]))
+        print_json(done if len(sources) > 1 else done[sources[0]])
     for each, facts in done.items() if not as_json else ():
         if len(sources) > 1:
             print(each)
@@ -115,7 +115,7 @@ def migrate(
     """Bring the database's schema up to date."""
     from dhan_pipeline.store.migrate import migrate as run_migrations
 
-    with open_database(read_settings()) as url:
+    with open_database(read_settings(), make=not dry_run) as url:
         done = run_migrations(url, dry_run=dry_run)
     if not dry_run:
         print("\n".join(done) or "The schema is up to date.")
@@ -164,7 +164,7 @@ def redrive(
             if result.no_journal:
                 print(f"{result.no_journal:,} stay as they are: the journal no longer has their blocks.")
     if as_json:
-        print(json.dumps(facts))
+        print_json(facts)
 
 
 @db_app.command("start")

@@ -1,9 +1,10 @@
 """What workers could not store, as `redrive` lists it and puts it back."""
 
 import asyncio
-import json
 import sys
 from collections import Counter
+
+from dhan_pipeline.cli.common import print_json
 
 #: So many of the oldest are listed.
 _LISTED = 100
@@ -24,7 +25,7 @@ def list_dead_letters(url: str, as_json: bool) -> None:
                 "died": letter.died.isoformat() if letter.died else None,
                 "worker": letter.worker,
             }
-            print(json.dumps(facts))
+            print_json(facts)
         return
     for letter in letters:
         died = f"{letter.died:%Y-%m-%d %H:%M:%S} UTC" if letter.died else ""

@@ -1,12 +1,11 @@
 """Is everything fit for the session?"""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from dhan_pipeline.cli.common import JsonOption, parse_source, print_findings, read_settings
+from dhan_pipeline.cli.common import JsonOption, parse_source, print_findings, print_json, read_settings
 from dhan_pipeline.errors import PipelineError
 
 
@@ -31,7 +30,7 @@ def doctor(
     findings = examine(settings, Clock())
     reds = red(findings)
     if as_json:
-        print(json.dumps({"ready": not reds, "red": reds, "findings": [asdict(finding) for finding in findings]}))
+        print_json({"ready": not reds, "red": reds, "findings": [asdict(finding) for finding in findings]})
     else:
         print_findings(findings)
     if reds:

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, read_settings
+from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, print_json, read_settings
 
 
 def find(
@@ -53,7 +53,7 @@ def find(
     for row in rows:
         row["expiry"] = row["expiry"] and row["expiry"][:10]
     if as_json:
-        print(json.dumps({"text": written, "on": on, "matches": len(found), "instruments": rows}))
+        print_json({"text": written, "on": on, "matches": len(found), "instruments": rows})
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("symbol", "expiry", "segment:id", "token", "name"):

@@ -1,6 +1,5 @@
 """The times in which packets may have been missed."""
 
-import json
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -11,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
+from dhan_pipeline.cli.common import JsonOption, open_database, print_json, read_settings
 
 
 def gaps(
@@ -86,7 +85,7 @@ def gaps(
             for each in silent
         ]
         counts = {"outside_sessions": len(stored) - len(found), "silent_captures": told_silent}
-        print(json.dumps({**interval, "gaps": rows, **counts}))
+        print_json({**interval, "gaps": rows, **counts})
         return
     between = f"from {ist(start_ns):%Y-%m-%d %H:%M} to {to_minute(ist(end_ns))}"
     if found:
@@ -129,7 +128,10 @@ def _recover(as_json: bool) -> None:
         recovered = recover_gaps(settings, url, Clock(), Console(stderr=True).print, again=True)
     for problem in recovered.problems:
         Console(stderr=True).print(problem)
-    print(json.dumps(asdict(recovered)) if as_json else recovered.in_words())
+    if as_json:
+        print_json(asdict(recovered))
+    else:
+        print(recovered.in_words())
     if recovered.unfinished:
         raise BrokerBarsError(recovered.unfinished)
 

@@ -1,5 +1,6 @@
 """The live page, served."""
 
+import ipaddress
 import signal
 import socket
 from typing import Annotated
@@ -8,6 +9,9 @@ import typer
 
 from dhan_pipeline.cli.common import open_database, read_settings
 from dhan_pipeline.errors import PipelineError
+
+#: Every address of this machine.
+_ALL = ("0.0.0.0", "::")  # noqa: S104
 
 
 def live(
@@ -18,8 +22,9 @@ def live(
 ) -> None:
     """Serve the live page: is the data good, rates, latency, gaps, and one instrument with its depth. Ctrl-C ends.
 
-    It reads the database and changes nothing there; the capture may run on another machine. It answers those who ask
-    for it as 127.0.0.1, localhost, or what --host says.
+    It reads the database and changes nothing there; the capture may run on another machine. On this machine's own
+    address it answers those only who ask for it as 127.0.0.1 or localhost; on another, such as 0.0.0.0 for all there
+    are, whoever reaches it, by whatever name.
     """
     import uvicorn
 
@@ -27,7 +32,7 @@ def live(
 
     settings = read_settings()
     with _listen(host, port) as listener, open_database(settings) as url:
-        app = make_app(settings, url, ["127.0.0.1", "localhost", host])
+        app = make_app(settings, url, names_of(host))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
 
         def end(_number: int, _frame: object) -> None:
@@ -36,14 +41,29 @@ def live(
         # The server listens to them itself once it has started, and raises them again when it has ended.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
-        print(f"The live page is on http://{host}:{listener.getsockname()[1]}; Ctrl-C ends it.", flush=True)
+        port = listener.getsockname()[1]
+        name = socket.gethostname() if host in _ALL else f"[{host}]" if ":" in host else host
+        print(f"The live page is on http://{name}:{port}; Ctrl-C ends it.", flush=True)
         server.run([listener])
+
+
+def names_of(host: str) -> list[str]:
+    """The names by which the page may be asked for; `*` is any.
+
+    On a loopback address only a browser of this machine gets to it: one that is lured to another name for it is sent
+    by somebody else's page. Whoever has it listen elsewhere wants others to see it, and knows what they call us.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    return ["127.0.0.1", "localhost", "::1", "[::1]", host] if loopback else ["*"]
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """Raises PipelineError where the address cannot be had."""
     try:
-        return socket.create_server((host, port))
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]  # the rest says the address again
         raise PipelineError(f"The live page cannot be on {host}:{port} ({reason}): choose another --port.") from error

@@ -1,6 +1,5 @@
 """Hours of ticks made anew from the journal, or compared with it."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
+from dhan_pipeline.cli.common import JsonOption, open_database, print_json, read_settings
 
 if TYPE_CHECKING:
     from dhan_pipeline.settings import Settings
@@ -69,12 +68,18 @@ def _replay(settings: "Settings", url: str, first: str, last: str, diff: bool, a
             progress.update(task, words=f"{hour}  {ticks:,} ticks, {speed:,.0f} ticks/s")
 
         def show(of_row: Sequence["Difference"]) -> None:
-            print(json.dumps(_row_json(of_row)) if as_json else _row_words(of_row))
+            if as_json:
+                print_json(_row_json(of_row))
+            else:
+                print(_row_words(of_row))
 
         for rebuilt in rebuild_hours(
             settings, url, first, last, Clock(), count, compare_only=diff, each_row=show if diff else None
         ):
-            print(json.dumps(_hour_json(rebuilt)) if as_json else _hour_words(rebuilt))
+            if as_json:
+                print_json(_hour_json(rebuilt))
+            else:
+                print(_hour_words(rebuilt))
             progress.advance(task)
     if missing := _hours_between(first, last, held):
         print(f"The journal holds nothing of {', '.join(missing)}.", file=sys.stderr)

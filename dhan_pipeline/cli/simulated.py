@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dhan_pipeline.cli.common import LONGEST_S, JsonOption, SourcesOption, parse_sources, until_signal
+from dhan_pipeline.cli.common import LONGEST_S, JsonOption, SourcesOption, parse_sources, print_json, until_signal
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.sources import Source
 
@@ -73,7 +73,7 @@ def demo(
         live_line=not as_json,
     )
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
 
 
 #: How long the tokens of the simulated brokers last, in seconds.
@@ -328,7 +328,7 @@ def _serve(
                 facts[source] = {"feed_url": exchange.feed_url, "rest_url": exchange.rest_url, **_credentials(source)}
             write_token_files()
             if as_json:
-                print(json.dumps(_of_one_or_each(facts)), flush=True)
+                print_json(_of_one_or_each(facts))
             else:
                 for source, of_it in facts.items():
                     prefix = f"{source}_" if len(facts) > 1 else ""

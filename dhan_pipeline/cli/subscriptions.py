@@ -1,6 +1,5 @@
 """What is captured: a person's rules, applied to the instruments of the day."""
 
-import json
 import sys
 from contextlib import closing
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dhan_pipeline.amounts import first_of
-from dhan_pipeline.cli.common import JsonOption, for_each_source, open_database, parse_source, read_settings
+from dhan_pipeline.cli.common import JsonOption, for_each_source, open_database, parse_source, print_json, read_settings
 from dhan_pipeline.sources import Source
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def subscriptions(
             for each, resolution in done.items()
         }
         if told:
-            print(json.dumps(told if len(sources) > 1 else told[sources[0]], default=datetime.isoformat))
+            print_json(told if len(sources) > 1 else told[sources[0]], default=datetime.isoformat)
     for each, resolution in done.items() if not as_json else ():
         _show(each, resolution, MAX_SUBSCRIPTIONS[each])
     if failure is not None:

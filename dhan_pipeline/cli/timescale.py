@@ -1,10 +1,9 @@
 """Moving ticks into TimescaleDB."""
 
 import dataclasses
-import json
 import sys
 
-from dhan_pipeline.cli.common import JsonOption, open_database, read_settings
+from dhan_pipeline.cli.common import JsonOption, open_database, print_json, read_settings
 
 
 def db_to_timescaledb(as_json: JsonOption = False) -> None:
@@ -19,7 +18,7 @@ def db_to_timescaledb(as_json: JsonOption = False) -> None:
     with open_database(read_settings()) as url:
         moved = to_timescaledb(url, lambda sentence: print(sentence, file=sys.stderr))
     if as_json:
-        print(json.dumps(dataclasses.asdict(moved)))
+        print_json(dataclasses.asdict(moved))
     elif moved.hours:
         print(f"{moved.rows:,} ticks of {moved.hours:,} hours are in a hypertable now.")
     else:

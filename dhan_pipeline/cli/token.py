@@ -1,12 +1,11 @@
 """The access token's life."""
 
-import json
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from dhan_pipeline.cli.common import JsonOption, parse_source, read_settings
+from dhan_pipeline.cli.common import JsonOption, parse_source, print_json, read_settings
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 
@@ -26,7 +25,7 @@ def token_check(source: WhoseOption = None, as_json: JsonOption = False) -> None
     settings = _of(source, read_settings())
     reports = {each: _report(settings.of(each), alone=len(settings.sources) == 1) for each in settings.sources}
     if as_json:
-        print(json.dumps(reports if len(reports) > 1 else reports[settings.source]))
+        print_json(reports if len(reports) > 1 else reports[settings.source])
     for each, report in reports.items():
         if not as_json:
             if len(reports) > 1:
@@ -63,7 +62,10 @@ def token_generate(
 
         if request_token is None:
             url = login_url(settings)
-            print(json.dumps({"login_url": url}) if as_json else url)
+            if as_json:
+                print_json({"login_url": url})
+            else:
+                print(url)
             raise PipelineError(
                 "Log in there. The address that the browser is sent to then has a request_token: within minutes, give"
                 " it to `dhan-pipeline token generate --source kite --request-token`."
@@ -148,7 +150,7 @@ def _say_saved(whose: dict[str, str], source: str, expires_at: datetime | None, 
     from dhan_pipeline.times import to_minute
 
     if as_json:
-        print(json.dumps({**whose, "source": source, "expires_at": expires_at.isoformat() if expires_at else None}))
+        print_json({**whose, "source": source, "expires_at": expires_at.isoformat() if expires_at else None})
         return
     until = f", good until {to_minute(expires_at)}," if expires_at else ""
     [(name, value)] = whose.items()

@@ -1,11 +1,10 @@
 """Everything on this machine, over the real feed."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from dhan_pipeline.cli.common import JsonOption, read_settings
+from dhan_pipeline.cli.common import JsonOption, print_json, read_settings
 
 
 def up(
@@ -29,5 +28,5 @@ def up(
         settings,
         port=port,
         live_line=not as_json,
-        on_start=lambda addresses: print(json.dumps(addresses), flush=True) if as_json else None,
+        on_start=lambda addresses: print_json(addresses) if as_json else None,
     )

@@ -1,6 +1,5 @@
 """A live view of what is happening now, in the terminal."""
 
-import json
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dhan_pipeline.amounts import counted, duration
-from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, read_settings
+from dhan_pipeline.cli.common import JsonOption, open_database, parse_source, print_json, read_settings
 from dhan_pipeline.errors import PipelineError
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.sources import CAPTURES, Source
@@ -60,7 +59,10 @@ def watch(
             looks = _looks(settings, url, sources, every)
             if as_json or not sys.stdout.isatty():
                 for look in looks:
-                    print(json.dumps(_facts(look), default=_iso) if as_json else _line(look), flush=True)
+                    if as_json:
+                        print_json(_facts(look), default=_iso)
+                    else:
+                        print(_line(look), flush=True)
             else:
                 _show(looks)
     except _Stopped:

@@ -1,12 +1,11 @@
 """Why does nothing come of an instrument?"""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from dhan_pipeline.cli.common import JsonOption, parse_source, print_findings, read_settings
+from dhan_pipeline.cli.common import JsonOption, parse_source, print_findings, print_json, read_settings
 from dhan_pipeline.errors import PipelineError
 
 
@@ -32,7 +31,7 @@ def why(
     if as_json:
         facts = {"symbol": found.symbol, "source": found.source, "instrument_token": found.instrument_token}
         verdict = {"broken": found.broken, "verdict": found.verdict}
-        print(json.dumps({**facts, **verdict, "links": [asdict(link) for link in found.links]}))
+        print_json({**facts, **verdict, "links": [asdict(link) for link in found.links]})
     else:
         print_findings(found.links)
     if found.broken:

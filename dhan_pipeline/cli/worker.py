@@ -1,12 +1,11 @@
 """Stores what captures hand to RabbitMQ."""
 
-import json
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from dhan_pipeline.cli.common import LONGEST_S, JsonOption, open_database, read_settings, until_signal
+from dhan_pipeline.cli.common import LONGEST_S, JsonOption, open_database, print_json, read_settings, until_signal
 from dhan_pipeline.errors import redacted
 
 
@@ -38,17 +37,14 @@ def worker(
 
     settings = read_settings()
     url = broker_url(settings)
-    with open_database(settings) as database_url:
+    with open_database(settings, make=True) as database_url:
         process = Worker(settings, database_url, url, _print_json if as_json else _print_status, Clock())
         with serving(settings, process.metrics):
             uvloop.run(until_signal(process.run, for_s))
 
 
 def _print_json(event: dict[str, Any]) -> None:
-    print(
-        json.dumps({name: redacted(fact) if isinstance(fact, str) else fact for name, fact in event.items()}),
-        flush=True,
-    )
+    print_json({name: redacted(fact) if isinstance(fact, str) else fact for name, fact in event.items()})
 
 
 def _print_status(event: dict[str, Any]) -> None:

@@ -18,9 +18,10 @@ from dhan_pipeline.demo.history import capture_history, first_day
 from dhan_pipeline.local.guardian import LocalError, guarded
 from dhan_pipeline.local.services import Services, free_port, make_logs
 from dhan_pipeline.local.site import dagster, ingest_runs, live_page, postgres, sync_instruments, write_dagster_home
-from dhan_pipeline.local.terminal import CAPTURE_START_S, LiveLine, interruptible, statuses, stderr_console
+from dhan_pipeline.local.terminal import LiveLine, interruptible, statuses, stderr_console
 from dhan_pipeline.orchestration.names import TICKS, live_feed_key, of_source
 from dhan_pipeline.orchestration.resources import settings_environment
+from dhan_pipeline.quality.calendar import CAPTURE_START_S
 from dhan_pipeline.quality.measures import HOUR_CHECKS, LIVE_CHECKS
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store import embedded, ledger

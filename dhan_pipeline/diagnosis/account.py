@@ -2,8 +2,11 @@
 
 import socket
 import ssl
+import stat
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -29,6 +32,8 @@ _ANSWER_S = 8.0
 CLOCK_WARN_S = 2.0
 CLOCK_BAD_S = 5.0
 
+_READ_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
+
 #: A data plan that ends sooner is worth a word.
 _PLAN_AHEAD = timedelta(days=3)
 
@@ -37,12 +42,23 @@ _BROKERS = {"dhan": "Dhan", "kite": "Kite"}
 
 def token_and_plan(settings: Settings, clock: Clock) -> Sequence[Finding]:
     """The findings `token` and `data plan`, for which the broker is asked once."""
+    token, plan = _token_and_plan(settings, clock)
+    path = settings.dhan_token_file if settings.source == "dhan" else settings.kite_token_file
+    with suppress(OSError):
+        if (mode := stat.S_IMODE(path.stat().st_mode)) & _READ_BY_OTHERS:
+            found = f"{token.found} Others on this machine may read its file (mode {mode:04o})."
+            fix = f"{token.fix} Run `chmod 600 {path}`.".strip()
+            token = replace(token, state="warn" if token.state == "ok" else token.state, found=found, fix=fix)
+    return [token, plan]
+
+
+def _token_and_plan(settings: Settings, clock: Clock) -> tuple[Finding, Finding]:
     make = _how_to_make(settings)
     try:
         report_of = dhan_token.token_report if settings.source == "dhan" else kite_token.token_report
         report = report_of(settings, clock)
     except CredentialsError as error:
-        return [bad("token", str(error), make), _unknown_plan()]
+        return bad("token", str(error), make), _unknown_plan()
     plan = _plan(settings, clock, report)
     if not report.get("judged", True):
         until = (
@@ -50,13 +66,13 @@ def token_and_plan(settings: Settings, clock: Clock) -> Sequence[Finding]:
             if (end := report["expires_at"])
             else ""
         )
-        return [warn("token", f"Not known: {report['problem']}{until}", "Mend `clock` first."), plan]
+        return warn("token", f"Not known: {report['problem']}{until}", "Mend `clock` first."), plan
     if not report["good"] and plan.state != "bad":
         if _lives(report, clock) or not report["can_refresh"]:
             # Over, or refused: where no session needs it, there is time.
-            return [_not_good(settings, clock, str(report["problem"]), make), plan]
-        return [warn("token", "Its time is over. A new one is made by itself before it is needed.", make), plan]
-    return [_lasts(settings, clock, report, make), plan]
+            return _not_good(settings, clock, str(report["problem"]), make), plan
+        return warn("token", "Its time is over. A new one is made by itself before it is needed.", make), plan
+    return _lasts(settings, clock, report, make), plan
 
 
 def _lives(report: Mapping[str, Any], clock: Clock) -> bool:

@@ -85,7 +85,8 @@ def disk(settings: Settings, clock: Clock) -> Sequence[Finding]:
     free, needed = shutil.disk_usage(paths[device]).free, needs[device]
     what = "of the journal" if paths[device] != cluster else "of the database"
     what += " and the database" if len(places) > len(needs) else ""
-    found = f"{_size(free)} free on the disk {what}; a day takes {_size(needed)} ({need.how})."
+    takes = f"a day takes {_size(needed)} ({need.how})" if needed else f"what a day takes is not known: {need.how}"
+    found = f"{_size(free)} free on the disk {what}; {takes}."
     if cluster is None:
         found += " The database's own disk cannot be seen from here."
     fix = "Make room, or move DATA_DIR to a larger disk; sealed days of the journal may be moved away."

@@ -55,7 +55,7 @@ def _migrations(conn: connection) -> Finding:
     except MigrationError as error:
         return bad("migrations", in_words(error), "Run the latest version of this program.")
     if names:
-        return bad("migrations", f"{len(names):,} are to be applied: {first_of(names)}.", MIGRATE)
+        return bad("migrations", f"To be applied: {first_of(names)}.", MIGRATE)
     return ok("migrations", "All are applied.")
 
 
@@ -101,7 +101,7 @@ def subscriptions(settings: Settings, clock: Clock) -> Sequence[Finding]:
         with asked_database(settings) as conn:
             gone = _gone(conn, listed, today)
             if gone:
-                words = f"{len(gone):,} of {len(listed):,} have expired, or are not listed any more: {first_of(gone)}."
+                words = f"Of {len(listed):,}, these have expired, or are not listed any more: {first_of(gone)}."
                 return [bad("subscriptions", words, apply)]
             resolution = resolve_rules(conn, rules, settings.source, clock)
     except DatabaseError:

@@ -19,16 +19,7 @@ from dhan_pipeline.amounts import counted, duration
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import asked_database, start_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
-from dhan_pipeline.diagnosis.machine import journal_is_full
-from dhan_pipeline.diagnosis.running import (
-    CATCHES_UP,
-    LET_HEAR,
-    START,
-    UNHEARD,
-    latest_capture,
-    refused,
-    when_next,
-)
+from dhan_pipeline.diagnosis.running import CATCHES_UP, latest_capture, refused, unheard_of, when_next
 from dhan_pipeline.diagnosis.stored import SYNC
 from dhan_pipeline.errors import PipelineError, in_words
 from dhan_pipeline.feeds.by_source import decoder, feed_of, instrument_mark
@@ -37,7 +28,6 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.journal.latest import look_back
 from dhan_pipeline.journal.stretch import Stretch
-from dhan_pipeline.journal.writer import somebody_writes
 from dhan_pipeline.quality.calendar import capture_expected
 from dhan_pipeline.quality.gap_words import ADVICE
 from dhan_pipeline.quality.measures import SILENCE_ERROR_S
@@ -350,12 +340,8 @@ def _capture(way: _Way) -> Finding:
         return warn("capture", "Not known: it is the database that tells.", "Mend `writer` first.")
     if way.capture is None:
         if capture_expected(way.settings, way.clock):
-            if somebody_writes(way.settings.journal_dir, way.settings.capture_number):
-                return bad("capture", UNHEARD, LET_HEAR)
-            found = f"Capture {way.settings.capture_number} does not run, and should."
-            if journal_is_full(way.settings):
-                return bad("capture", f"{found} The journal's disk is full.", "Make room: it then starts by itself.")
-            return bad("capture", found, START)
+            none = f"Capture {way.settings.capture_number} does not run, and should."
+            return unheard_of(way.settings, way.clock, none)
         return ok("capture", f"None has to run now. {when_next(way.settings, way.clock)}")
     since = to_second(way.capture.started_at)
     found = f"Process {way.capture.pid} on {way.capture.host} runs since {since}."
@@ -488,7 +474,7 @@ def _rejected(way: _Way) -> Finding:
         return ok("rejected", "None of its packets was rejected today.")
     count, last_ns = sum(each.packets for each in rejected), max(each.last_ns for each in rejected)
     reasons = ", ".join(f"{each.reason} ({each.packets:,})" for each in rejected)
-    found = f"{count:,} of its packets were rejected today, the last at {beside(ist(last_ns), way.now)}: {reasons}."
+    found = f"Rejected today: {counted(count, 'packet')} of it, the last at {beside(ist(last_ns), way.now)}: {reasons}."
     fix = "Run `dhan-pipeline sync-instruments --download`, then `dhan-pipeline redrive`: they become ticks."
     if not any("unknown" in each.reason for each in rejected):
         fix = "Look at their bytes with `dhan-pipeline decode`; after a fix, `dhan-pipeline redrive` takes them again."
@@ -504,7 +490,7 @@ def _writer(way: _Way) -> Finding:
         return ok("writer", "No capture runs, so none has anything to write.")
     status = way.capture.status
     behind_s, blocks = status.get("backlog_seconds") or 0.0, status.get("backlog_blocks", 0)
-    found = f"It is {behind_s:,.1f} s behind what was received ({blocks:,} blocks wait)."
+    found = f"It is {behind_s:,.1f} s behind what was received ({counted(blocks, 'block')} to store)."
     if "queue_depth" in status:
         return _workers(status, found, behind_s > _BEHIND_S)
     if problem := status.get("store_problem"):
@@ -522,7 +508,7 @@ def _workers(status: dict[str, Any], found: str, behind: bool) -> Finding:
         return (bad if behind else warn)("writer", f"{found} RabbitMQ is away, or has not been asked yet.", fix)
     if not workers:
         return bad("writer", f"{found} No worker runs.", "Run `dhan-pipeline worker`.")
-    found += f" {depth:,} messages wait in RabbitMQ for {workers} workers."
+    found += f" RabbitMQ holds {counted(depth, 'message')} for {counted(workers, 'worker')}."
     if behind:
         return bad(
             "writer", found, "It catches up by itself; look at the messages of the workers, and at the database."

@@ -42,14 +42,11 @@ class SubscriptionList:
         return _state(self._settings.subscriptions_path) != self._seen
 
     def underlyings(self) -> set[int]:
-        """Instrument tokens whose prices the chains of the list follow.
-
-        Raises SubscriptionError where these cannot be read, once; until somebody writes them anew there are none.
-        """
+        """Instrument tokens whose prices the chains of the list follow."""
         if (state := _state(self._settings.chains_path)) != self._chains_seen:
             self._chains_seen = state
-            self._chains, self._centres = [], {}
             self._chains = read_chains(self._settings.chains_path)
+            self._centres = {}
         return {chain.underlying_token for chain in self._chains}
 
     def follow(self, prices: Mapping[int, float]) -> None:

@@ -53,6 +53,21 @@ class Holder:
         return Cause.HOST_DOWN if self.boot and boot and self.boot != boot else Cause.RESTART
 
 
+def held_since(path: Path) -> float | None:
+    """Since when, in Unix seconds, a process that lives has held a lock, as its file says; None where none does."""
+    try:
+        with path.open("rb") as file:
+            holder, since_s = Holder.read(file.fileno()), os.fstat(file.fileno()).st_mtime
+        if holder.pid is None or holder.end is not None or holder.boot != boot_id():
+            return None
+        os.kill(holder.pid, 0)
+    except PermissionError:  # another user's
+        return since_s
+    except OSError:
+        return None
+    return since_s
+
+
 @cache
 def boot_id() -> str:
     """What tells this run of the machine from those before; empty where the system does not say."""

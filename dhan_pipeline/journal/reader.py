@@ -80,6 +80,11 @@ def capture_dir(journal_dir: Path, capture: int) -> Path:
     return journal_dir / f"{capture:02d}"
 
 
+def lock_path(journal_dir: Path, capture: int) -> Path:
+    """The file whose lock the process holds that writes a capture's journal. It need not exist."""
+    return capture_dir(journal_dir, capture) / "lock"
+
+
 def hour_path(journal_dir: Path, capture: int, hour: str) -> Path:
     """The file of an hour, given by its partition key. Raises ValueError for what is not the key of an hour."""
     parse_hour_key(hour)

@@ -16,7 +16,7 @@ from dhan_pipeline.journal.block import Block, next_block_id
 from dhan_pipeline.journal.file import HourFile, close_quietly, is_at, make_dir, sync_dir
 from dhan_pipeline.journal.frame import MESSAGE_LIMIT, encode
 from dhan_pipeline.journal.holder import Holder, boot_id
-from dhan_pipeline.journal.reader import capture_dir, hour_path, list_files
+from dhan_pipeline.journal.reader import capture_dir, hour_path, list_files, lock_path
 from dhan_pipeline.sessions import hour_key, hour_start_ns
 
 #: How long a writer that starts waits for the lock: somebody may only be asking whether it is free.
@@ -52,7 +52,7 @@ class JournalWriter:
         self._journal_dir = journal_dir
         self._capture = capture
         self._dir = capture_dir(journal_dir, capture)
-        self._lock_path = self._dir / "lock"
+        self._lock_path = lock_path(journal_dir, capture)
         self._file: HourFile | None = None
         self._hour_ns = 0
         with _named(self._dir):
@@ -176,7 +176,7 @@ def somebody_writes(journal_dir: Path, capture: int) -> bool:
 def _is_locked(journal_dir: Path, capture: int) -> bool | None:
     """None where it cannot be found out."""
     try:
-        fd = os.open(capture_dir(journal_dir, capture) / "lock", os.O_RDONLY)
+        fd = os.open(lock_path(journal_dir, capture), os.O_RDONLY)
     except OSError as error:
         return False if isinstance(error, FileNotFoundError) else None
     try:

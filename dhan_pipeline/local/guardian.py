@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from dhan_pipeline.errors import PipelineError
+from dhan_pipeline.journal.holder import Holder, boot_id
+from dhan_pipeline.settings import UP_LOCK
 from dhan_pipeline.store import embedded
 
 #: How long processes may take to end when asked: a capture stores what it has received. Then they are killed.
@@ -58,7 +60,7 @@ def guarded(data_dir: Path, postgres_bin_dir: Path | None = None) -> Iterator[Gu
     There is a folder `logs` in it. Raises LocalError where a demo or `up` runs in it, or where what a killed one has
     left does not end.
     """
-    with _lock(data_dir / "up.lock") as ours, _lock(data_dir / "guardian.lock") as last:
+    with _lock(data_dir / UP_LOCK) as ours, _lock(data_dir / "guardian.lock") as last:
         if not _taken(ours, within_s=0):
             raise LocalError(
                 f"A demo, or `dhan-pipeline up`, runs already in {data_dir}; stop it, or choose another data directory."
@@ -67,6 +69,7 @@ def guarded(data_dir: Path, postgres_bin_dir: Path | None = None) -> Iterator[Gu
             raise LocalError(
                 f"What was started in {data_dir} before, and then killed, does not end; choose another data directory."
             )
+        Holder(os.getpid(), boot_id()).write(ours)
         with (data_dir / "logs" / "guardian.log").open("ab") as log:
             process = subprocess.Popen(
                 [

@@ -15,10 +15,6 @@ from dhan_pipeline.local.services import Services
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect
 
-#: From the start of the daemon, or of a session, to the first word of the capture. One whose run is on its way may take
-#: longer: its programs load for ten seconds of one processor, and what the day has brought so far is read again.
-CAPTURE_START_S = 90.0
-
 #: A capture says how it is once a second. What it said longer ago it says no more.
 _FRESH = timedelta(seconds=5)
 

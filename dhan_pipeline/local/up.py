@@ -26,8 +26,8 @@ from dhan_pipeline.holidays import calendar_problem_left
 from dhan_pipeline.local.guardian import LocalError, guarded
 from dhan_pipeline.local.services import Services, free_port, make_logs
 from dhan_pipeline.local.site import dagster, ingest_runs, live_page, postgres, sync_instruments, write_dagster_home
-from dhan_pipeline.local.terminal import CAPTURE_START_S, LiveLine, interruptible, statuses, stderr_console
-from dhan_pipeline.quality.calendar import LEAD, capture_expected, next_session
+from dhan_pipeline.local.terminal import LiveLine, interruptible, statuses, stderr_console
+from dhan_pipeline.quality.calendar import CAPTURE_START_S, LEAD, capture_expected, next_session
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store import embedded

@@ -4,6 +4,7 @@ Belongs here: queries of Dagster's storage, and what is wrong with a run. Does n
 when it is looked for (`orchestration/alerts.py`).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -67,7 +68,7 @@ def check_signals(
                 owners=tuple(graph.get(key.asset_key).owners),
                 aliases=(key.name, asset),
                 url=f"{ui}/assets/{quote(asset)}?view=checks&checkDetail={quote(key.name)}" if ui else "",
-                value=f"{number:,.6g} {facts.get('unit') or ''}".strip() if isinstance(number, float | int) else "",
+                value=_amount(number, str(facts.get("unit") or "")) if isinstance(number, float | int) else "",
                 limits=str(facts.get("limits") or ""),
             )
         )
@@ -75,6 +76,13 @@ def check_signals(
 
 
 _FACTS = ("value", "unit", "limits")
+
+
+def _amount(number: float, unit: str) -> str:
+    """A number with its unit, which checks write as of many: `1 row`, `2 rows`, `1 tick a minute`."""
+    if number == 1:
+        unit = re.sub(r"(?<=[a-z]{3})s\b", "", unit)
+    return f"{number:,.6g} {unit}".strip()
 
 
 def run_signals(

@@ -11,6 +11,7 @@ from typing import Literal
 
 import dagster as dg
 
+from dhan_pipeline.amounts import counted
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.writer import nobody_writes
 from dhan_pipeline.orchestration.names import (
@@ -117,7 +118,9 @@ def decide(now_s: float, in_session: bool, subscribed: bool, runs: Sequence[Inge
     if newest and newest.ended_s and failures:
         wait_s = newest.ended_s + min(2.0**failures, MAX_BACKOFF_S) - now_s
         if wait_s > 0:
-            return Decision("skip", f"{failures} runs in a row failed; the next one starts in {wait_s:.0f} s.")
+            return Decision(
+                "skip", f"{counted(failures, 'run')} in a row failed; the next one starts in {wait_s:.0f} s."
+            )
     attempt = 1 + max((run.attempt for run in runs if run.attempt is not None), default=0)
     return Decision("launch", "In session, and no ingest run is alive.", attempt=attempt)
 

@@ -23,6 +23,10 @@ SYNC_AT = time(8, 30)
 #: A capture is up and subscribed when the first session opens.
 LEAD = timedelta(minutes=5)
 
+#: From the start of what starts it, or from when it is due, to a capture's first word. One whose run is on its way may
+#: take longer: its programs load for ten seconds of one processor, and what the day has brought so far is read again.
+CAPTURE_START_S = 90.0
+
 #: Where sessions never end, a token that is good for this long is good enough: there is time to act.
 TOKEN_AHEAD = timedelta(hours=2)
 

@@ -594,7 +594,7 @@ def _queue_depth(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
         )
         return CheckOutcome("queue_depth", False, "ERROR", None, "messages", limits, found)
     alone = depth > 0 and not workers
-    found = f"{depth:,} messages wait in RabbitMQ for {workers} workers."
+    found = f"RabbitMQ holds {counted(depth, 'message')} for {counted(workers, 'worker')}."
     if alone:
         found += " Nobody stores them: start one with `dhan-pipeline worker`."
     elif depth > warn:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from psycopg2.extensions import connection
 
+from dhan_pipeline.amounts import counted
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.instruments import ExchangeSegment
 from dhan_pipeline.quality.calendar import capture_expected, feed_expected, token_needed_until
@@ -376,7 +377,7 @@ def _standstill(said: Mapping[str, Any], capture: Capture) -> Iterator[str]:
 
 def _headline(segments: Sequence[Segment], problems: Sequence[str]) -> str:
     if problems:
-        return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        return counted(len(problems), "problem")
     if any(segment.trading for segment in segments):
         return "All is well"
     return "No session is on"

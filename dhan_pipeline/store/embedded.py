@@ -160,6 +160,18 @@ def url(data_dir: Path, bin_dir: Path | None = None) -> str | None:
     return _connect(home) if home.exists() else None
 
 
+def exists(data_dir: Path, bin_dir: Path | None = None) -> bool:
+    """Whether the data directory has a cluster, running or not. Raises EmbeddedPostgresError."""
+    home = _home(data_dir.resolve(), _find_binaries(bin_dir))
+    try:
+        home.stat()
+        return (home / "data").exists()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise EmbeddedPostgresError(f"{home} cannot be used: {error.strerror}.") from None
+
+
 def client_program(name: str, bin_dir: Path | None = None) -> Path | None:
     """A program that came with the server, such as psql: the one that knows its version. None where none did."""
     try:

@@ -112,11 +112,24 @@ def database_url(settings: Settings) -> str:
     return embedded.start(settings.data_dir, settings.postgres_bin_dir).url
 
 
+def require_database(settings: Settings) -> None:
+    """Raises DatabaseError where DATABASE_URL names none, and no embedded one was made yet."""
+    if not settings.database_url and not embedded.exists(settings.data_dir, settings.postgres_bin_dir):
+        raise DatabaseError(
+            f"There is no database below {settings.data_dir.resolve()} yet, and DATABASE_URL names none: `dhan-pipeline"
+            " demo` or `up` makes one, if this is the right folder."
+        )
+
+
 def running_url(settings: Settings) -> str:
-    """The same, but an embedded server that does not run is not started: raises DatabaseError, too."""
+    """The libpq URL of the database in use; an embedded server is neither made nor started. Raises DatabaseError."""
     if settings.database_url:
         return libpq_url(settings.database_url)
-    url = embedded.url(settings.data_dir, settings.postgres_bin_dir)
+    try:
+        require_database(settings)
+        url = embedded.url(settings.data_dir, settings.postgres_bin_dir)
+    except embedded.EmbeddedPostgresError as error:
+        raise DatabaseError(str(error)) from None
     if url is None:
         raise DatabaseError(f"The embedded PostgreSQL below {settings.data_dir} does not run.")
     return url

@@ -18,6 +18,7 @@ import pytest
 from psycopg2.extensions import connection
 from rich.console import Console
 
+from dhan_pipeline.cli.live import names_of
 from dhan_pipeline.cli.watch import _screen
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.gaps import Cause, Gap
@@ -140,6 +141,16 @@ def test_the_page_is_served_until_somebody_ends_it(capture: connection, tmp_path
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "localhost", "::1"])
+def test_on_this_machines_own_address_names_of_others_are_refused(host: str) -> None:
+    assert {"127.0.0.1", "localhost", "::1", "[::1]", host} == set(names_of(host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.9", "pi.lan"])
+def test_on_an_address_that_others_reach_they_may_call_it_as_they_do(host: str) -> None:
+    assert names_of(host) == ["*"]
 
 
 def test_a_port_that_is_taken_is_said(here: Here) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ from psycopg2.extensions import connection
 from pydantic import SecretStr
 
 from dhan_pipeline.clock import Clock
+from dhan_pipeline.diagnosis.account import token_and_plan
 from dhan_pipeline.diagnosis.findings import Finding, red
 from dhan_pipeline.diagnosis.machine import disk, judge_open_files
 from dhan_pipeline.diagnosis.readiness import PROBES, examine
@@ -31,10 +33,11 @@ from dhan_pipeline.feeds.simulator.tokens import (
     make_kite_access_token,
     make_token,
 )
-from dhan_pipeline.journal.reader import hour_path
+from dhan_pipeline.journal.holder import Holder, boot_id
+from dhan_pipeline.journal.reader import hour_path, lock_path
 from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import DAY_NS, hour_key
-from dhan_pipeline.settings import Settings
+from dhan_pipeline.settings import UP_LOCK, Settings
 from dhan_pipeline.store.ledger import write_status
 from dhan_pipeline.transport.inlet import inlet
 from dhan_pipeline.transport.outlet import outlet
@@ -127,7 +130,7 @@ def no_database(site: Site) -> Site:
     return site.change(database_url="postgresql://me:eyJ0@127.0.0.1:1/none")
 
 
-def embedded_that_does_not_run(site: Site) -> Site:
+def no_database_yet(site: Site) -> Site:
     return site.change(database_url=None)
 
 
@@ -189,11 +192,11 @@ def capture_that(**status: object) -> Callable[[Site], Site]:
         (no_feed, "feed", "Connection refused", "DHAN_FEED_URL"),
         (wrong_feed, "feed", "has to be an address with ws://", "DHAN_FEED_URL"),
         (no_database, "database", "The database cannot be used", "DATABASE_URL"),
-        (embedded_that_does_not_run, "database", "does not run", "dhan-pipeline db start"),
+        (no_database_yet, "database", "There is no database below", "dhan-pipeline db start"),
         (
             sql("DELETE FROM schema_migrations WHERE name = '0021_instrument_lives'"),
             "migrations",
-            "1 are to be applied: 0021_instrument_lives",
+            "To be applied: 0021_instrument_lives",
             "dhan-pipeline migrate",
         ),
         (
@@ -211,7 +214,7 @@ def capture_that(**status: object) -> Callable[[Site], Site]:
         (
             sql("UPDATE instruments SET expiry = '2026-03-26' WHERE trading_symbol = 'S2885'"),
             "subscriptions",
-            "1 of 3 have expired, or are not listed any more: S2885.",
+            "Of 3, these have expired, or are not listed any more: S2885.",
             "dhan-pipeline subscriptions",
         ),
         (sql("SELECT 1"), "capture", "None runs, and one should", "ingest_supervisor"),
@@ -237,10 +240,58 @@ def test_each_red_line_says_what_was_found_and_what_to_do(
 
 def test_a_capture_that_the_database_hears_nothing_of_is_not_one_that_does_not_run(site: Site) -> None:
     with closing(JournalWriter(site.settings.journal_dir, 0)):
+        os.utime(lock_path(site.settings.journal_dir, 0), (0, 0))  # for long
         line = look(site)["capture"]
     assert line.state == "bad"
     assert line.found.startswith("One runs on this machine, for its journal is locked, but the database hears nothing")
     assert "DATABASE_URL" in line.fix
+
+
+def test_a_token_file_that_others_may_read_is_worth_a_word(running_site: Site) -> None:
+    path = running_site.settings.dhan_token_file
+    path.chmod(0o644)
+    line = look(running_site)["token"]
+    assert line.state == "warn"
+    assert line.found.endswith(" Others on this machine may read its file (mode 0644).")
+    assert line.fix == f"Run `chmod 600 {path}`."
+    expired_token(running_site)
+    path.chmod(0o640)
+    line = look(running_site)["token"]
+    assert (line.state, line.fix.endswith(f" Run `chmod 600 {path}`.")) == ("bad", True)
+
+
+def test_who_did_not_say_whose_feed_it_is_learns_what_that_means(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATA_SOURCE", raising=False)
+    nothing_set = Settings(_env_file=None, data_dir=site.settings.data_dir, kite_token_file=Path("none.json"))
+    means = "DATA_SOURCE is not set, which means Kite: for Dhan, set it to dhan."
+    for settings in (nothing_set, nothing_set.of("kite")):
+        token, _ = token_and_plan(settings, site.clock)
+        assert token.found.endswith(means)
+    token, _ = token_and_plan(nothing_set.of("dhan").of("kite"), site.clock)
+    assert means not in token.found
+
+
+def test_a_capture_that_is_on_its_way_is_not_red(site: Site) -> None:
+    lock, up = lock_path(site.settings.journal_dir, 0), site.settings.data_dir / UP_LOCK
+    with closing(JournalWriter(site.settings.journal_dir, 0)):
+        line = look(site)["capture"]
+        assert line.state == "warn"
+        assert re.fullmatch(r"It is starting, for [\d.]+ s now; that takes 90 s at most\.", line.found)
+    os.utime(lock, (time.time() - 100, time.time() - 100))
+    assert look(site)["capture"].state == "bad"
+    with up.open("wb") as file:
+        Holder(os.getpid(), boot_id()).write(file.fileno())
+    assert look(site)["capture"].state == "warn"
+
+
+@pytest.mark.parametrize(("time_of_day", "state"), [("08:55:30", "warn"), ("08:57:00", "bad")])
+def test_a_capture_that_has_just_become_due_is_not_red(
+    tmp_path: Path, database_url: str, conn: connection, time_of_day: str, state: str
+) -> None:
+    with well(tmp_path, database_url, conn, at(f"2026-11-20T{time_of_day}")) as site:
+        line = look(site.change(sessions="exchange"))["capture"]
+    assert line.state == state
+    assert line.found.startswith("It is starting, for less than 90 s now") == (state == "warn")
 
 
 def test_what_only_deserves_a_word_is_not_red(running_site: Site) -> None:
@@ -394,7 +445,7 @@ def test_rabbitmq_needs_workers(site: Site, rabbitmq_url: str) -> None:
             return without, taken, await asyncio.to_thread(line)
 
     without, taken, buried = asyncio.run(with_workers())
-    assert (without.state, "1 messages wait" in without.found) == ("bad", True)
+    assert (without.state, "holds 1 message, and 0 dead letters; " in without.found) == ("bad", True)
     assert without.fix == "Run `dhan-pipeline worker`."
     assert taken.state == "ok"
     assert (buried.state, "redrive --list" in buried.fix) == ("warn", True)

@@ -1,10 +1,8 @@
 from pathlib import Path
 
-import pytest
-
 from dhan_pipeline.ingest.listed import SubscriptionList
 from dhan_pipeline.settings import Settings
-from dhan_pipeline.subscriptions import Resolution, SubscriptionError
+from dhan_pipeline.subscriptions import Resolution
 from dhan_pipeline.windows import write_resolution
 from dhan_pipeline_tests.test_windows import INDEX, listed, make_chain
 
@@ -53,17 +51,3 @@ def test_while_no_price_is_known_a_window_keeps_its_place(tmp_path: Path) -> Non
     own.follow({})
     assert not own.changed()
     assert not followed(own, 24_020.0)  # nearer to 24,000, yet not by enough to leave 24,050
-
-
-def test_chains_that_cannot_be_read_are_told_once_and_nothing_follows_the_price(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, data_source="dhan", data_dir=tmp_path)
-    write_resolution(settings, Resolution(listed(CHAIN, CENTRE_24_000), [], [CHAIN]))
-    own = SubscriptionList(settings)
-    own.read()
-    assert followed(own, 24_040.0)
-    settings.chains_path.write_text("nonsense\n1\n")
-    with pytest.raises(SubscriptionError, match="cannot be read, so nothing follows the price"):
-        own.underlyings()
-    assert own.underlyings() == set()
-    own.follow({INDEX.instrument_token: 24_000.0})
-    assert not own.changed()

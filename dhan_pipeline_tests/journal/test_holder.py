@@ -15,7 +15,7 @@ from dhan_pipeline.gaps import Cause
 from dhan_pipeline.journal import file as file_module
 from dhan_pipeline.journal import writer as writer_module
 from dhan_pipeline.journal.block import Block
-from dhan_pipeline.journal.holder import boot_id
+from dhan_pipeline.journal.holder import boot_id, held_since
 from dhan_pipeline.journal.reader import read_blocks
 from dhan_pipeline.journal.writer import JournalWriter, LockHeldError
 
@@ -59,7 +59,9 @@ def test_the_lock_file_says_who_holds_it_and_how_it_ended(lock: Path) -> None:
     writer = JournalWriter(lock.parent.parent, 0)
     assert lock.read_text().split() == [str(os.getpid()), boot_id()]
     assert lock.stat().st_size == 128
+    assert held_since(lock) == lock.stat().st_mtime
     writer.close(Cause.STOP)
+    assert held_since(lock) is None
     assert lock.read_text().split() == [str(os.getpid()), boot_id(), "stop"]
     assert lock.stat().st_size == 128
     assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() == boot_id()
@@ -78,7 +80,9 @@ def test_a_process_that_was_killed_did_not_say_how_it_ended(tmp_path: Path) -> N
         process.stdout.readline()
         with pytest.raises(LockHeldError, match=f"process {process.pid} holds"):
             JournalWriter(tmp_path, 0)
+        assert held_since(tmp_path / "00" / "lock") is not None
         process.send_signal(signal.SIGKILL)
+    assert held_since(tmp_path / "00" / "lock") is None
     assert previous(tmp_path / "00" / "lock") is Cause.RESTART
 
 

@@ -475,7 +475,7 @@ def test_the_ticks_of_an_hour_are_shown_with_its_gaps() -> None:
             {"queue_depth": 12, "workers": 3, "dead_letters": 0},
             True,
             "WARN",
-            "12 messages wait",
+            "RabbitMQ holds 12 messages",
         ),
         ({"queue_depth": 5001, "workers": 3, "dead_letters": 0}, False, "WARN", "do not keep up"),
         ({"queue_depth": 10_001, "workers": 3, "dead_letters": 0}, False, "ERROR", "do not keep up"),

@@ -54,13 +54,6 @@ def test_a_gap_is_there_from_its_beginning_and_keeps_its_instruments(conn: conne
     )
 
 
-@pytest.mark.parametrize("tokens", [(), (7,), (2**62, 1, 2**40 + 5), tuple(range(5000))])
-def test_instruments_read_back_however_many_they_are(conn: connection, tokens: tuple[int, ...]) -> None:
-    apply(conn, (OPENED.gap_id, replace(OPENED, instruments=tokens)))
-    [gap] = read_gaps(conn, START_NS, START_NS + SECOND_NS)
-    assert tuple(gap.instruments.tolist()) == tokens
-
-
 def test_a_process_that_begins_ends_what_the_one_before_left_open_where_the_journal_ended(conn: connection) -> None:
     since_ns = START_NS + 20 * SECOND_NS
     started = Started(7, since_ns, Cause.RESTART, since_ns)

@@ -21,6 +21,7 @@ from dhan_pipeline.feeds.auth import (
     read_variables,
     write_token_file,
 )
+from dhan_pipeline.feeds.errors import CredentialsError
 from dhan_pipeline.sessions import IST
 from dhan_pipeline.settings import Settings
 
@@ -57,7 +58,14 @@ def get_kite_credentials(settings: Settings | None = None) -> Credentials:
     fields = read_token_file(path, "KITE_TOKEN_FILE", ("access_token", "api_key"))
     if fields is None:
         values = {"KITE_API_KEY": settings.kite_api_key, "KITE_ACCESS_TOKEN": settings.kite_access_token}
-        api_key, token = read_variables("kite", path, values)
+        try:
+            api_key, token = read_variables("kite", path, values)
+        except CredentialsError as error:
+            if "data_source" in settings.model_fields_set:
+                raise
+            raise CredentialsError(
+                f"{error} DATA_SOURCE is not set, which means Kite: for Dhan, set it to dhan."
+            ) from None
         return Credentials(api_key, SecretStr(token), None, "the variable KITE_ACCESS_TOKEN")
     made_at = read_time(fields, "login_time", path, "KITE_TOKEN_FILE") or _written_at(path)
     expires_at = token_expiry(made_at) if made_at else None

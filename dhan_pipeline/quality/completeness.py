@@ -14,6 +14,7 @@ from typing import Any
 
 from psycopg2.extensions import connection
 
+from dhan_pipeline.amounts import counted
 from dhan_pipeline.instruments import segment_of
 from dhan_pipeline.quality.due import Due, trading_minutes, trading_now
 from dhan_pipeline.quality.outcome import CheckOutcome, below
@@ -114,7 +115,7 @@ def hour_completeness(hour: str, found: Completeness | None, settings: Settings)
     due = found.came + sum(found.missing.values())
     if not due:
         return _outcome(f"Nothing that is subscribed traded continuously in {hour}, so nothing was due.", settings)
-    sentence = f"Ticks came of {found.came:,} of the {due:,} instruments of which some were due in {hour}."
+    sentence = f"{found.came:,} of the {counted(due, 'instrument')} that traded continuously in {hour} sent ticks."
     if found.missing:
         sentence += f" {_nothing_of(found.missing)}"
     if found.quiet:
@@ -132,7 +133,10 @@ def live_completeness(status: Mapping[str, Any], settings: Settings) -> CheckOut
     due, came = (sum(counts) for counts in zip(*trading.values(), strict=True)) if trading else (0, 0)
     if not due:
         return _outcome("Nothing that is subscribed trades continuously, so nothing is due.", settings)
-    sentence = f"Ticks have come of {came:,} of the {due:,} instruments that trade since the capture started."
+    sentence = (
+        f"{came:,} of the {counted(due, 'instrument')} that trade continuously now have sent ticks since the capture"
+        " started."
+    )
     missing = {name: subscribed - heard for name, (subscribed, heard) in trading.items() if subscribed > heard}
     if missing:
         sentence += f" {_nothing_of(missing)} `completeness` of `ticks` names them when the hour is over."

@@ -267,7 +267,7 @@ def _latency(
     limits = f"target below 500 ms, warning above {warn:g} ms, critical above {error:g} ms"
     if p99_ms is None:
         return CheckOutcome("latency_p99", True, "WARN", None, "ms", limits, unknown)
-    description = found.format(value=f"{p99_ms:,.0f} ms")
+    description = found.format(value=f"{p99_ms:,.0f} ms" if p99_ms < 10_000 else duration(p99_ms / 1000))
     if p99_ms > warn:
         description += f" {why[0].upper()}{why[1:]}. Nothing is lost, the journal holds what waits."
     others = [

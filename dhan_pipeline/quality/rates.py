@@ -7,7 +7,7 @@ nothing is due, so nothing is judged; nor is it known to be due where nobody wro
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dhan_pipeline.amounts import duration
+from dhan_pipeline.amounts import counted, duration
 from dhan_pipeline.quality.due import trading_now
 from dhan_pipeline.quality.held_up import held_up
 from dhan_pipeline.quality.outcome import CheckOutcome, below
@@ -33,8 +33,8 @@ def hour_tick_rate(
         return _tick_rate(None, None, settings, f"Nothing that is subscribed traded continuously in {hour}.", picture)
     rate, instruments = (sum(numbers) / len(minutes) for numbers in zip(*minutes, strict=True))
     found = (
-        f"{rate:,.0f} ticks a minute came of {instruments:,.0f} instruments in the {len(minutes)} minutes of {hour}"
-        " in which they traded continuously."
+        f"{rate:,.0f} ticks a minute came of {counted(round(instruments), 'instrument')} in the"
+        f" {counted(len(minutes), 'minute')} of continuous trading in {hour}."
     )
     return _tick_rate(rate, instruments, settings, found, picture)
 
@@ -52,7 +52,7 @@ def live_tick_rate(status: Mapping[str, Any], settings: Settings) -> CheckOutcom
         return _tick_rate(rate, None, settings, found)
     if not instruments:
         return _tick_rate(rate, None, settings, "Nothing that is subscribed trades continuously: no tick is due.")
-    found = f"{rate:,.0f} ticks came in the last minute, of {instruments:,.0f} instruments that trade."
+    found = f"{rate:,.0f} ticks came in the last minute, of {counted(instruments, 'instrument')} in continuous trading."
     return _tick_rate(rate, instruments, settings, found)
 
 
@@ -65,8 +65,8 @@ def _tick_rate(
     passed = rate is None or instruments is None or rate >= warn * scale
     if not passed:
         found += (
-            f" At least {_number(warn * scale)} are due of so many: look at `gaps` and `silent_instruments` first. If"
-            " nothing is missing, the market is quiet or the list is: options far from the money need a lower"
+            f" At least {_number(warn * scale)} a minute are due of so many: look at `gaps` and `silent_instruments`"
+            " first. If nothing is missing, the market is quiet or the list is: options far from the money need a lower"
             " TICK_RATE_WARN."
         )
     return CheckOutcome(
@@ -89,7 +89,7 @@ def hour_insert_rate(
         rate = flow.waited_ticks / flow.waited_s
         found = (
             f"For {duration(flow.waited_s)} of {hour} ticks waited more than {WAITING_S:g} s to be stored, and"
-            f" {rate:,.0f} of them a second were."
+            f" were, at {_number(rate)} a second."
         )
         in_session = [count for count in trading or () if count]
         return _insert_rate(rate, sum(in_session) / len(in_session) if in_session else None, settings, found, why)
@@ -150,10 +150,10 @@ def _limits(
     """The limits of so many instruments that trade; where that is not known, those of `rate_instruments`."""
     of = float(settings.rate_instruments) if instruments is None else instruments
     low, high, warns, fails = (_number(limit * _scale(of, settings)) for limit in (*target, warn, error))
-    which = "every " if instruments is None else ""
+    which = f"every {of:,.0f} instruments" if instruments is None else counted(round(of), "instrument")
     return (
-        f"of {which}{of:,.0f} instruments that trade: target {low} to {high} {unit}, warning below {warns}, critical"
-        f" below {fails}"
+        f"of {which} in continuous trading: target {low} to {high} {unit}, warning below {warns},"
+        f" critical below {fails}"
     )
 
 

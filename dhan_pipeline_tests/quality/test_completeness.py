@@ -58,7 +58,7 @@ def test_an_hour_in_which_something_came_of_all_is_complete(conn: connection) ->
     assert found == Completeness(subscribed=4, came=4)
     outcome = hour_completeness(HOUR, found, SETTINGS)
     assert (outcome.passed, outcome.value, outcome.table) == (True, 100.0, "")
-    assert outcome.description == f"Ticks came of 4 of the 4 instruments of which some were due in {HOUR}."
+    assert outcome.description == f"4 of the 4 instruments that traded continuously in {HOUR} sent ticks."
 
 
 def test_who_was_never_heard_is_missing_and_named(conn: connection) -> None:

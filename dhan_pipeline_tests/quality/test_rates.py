@@ -43,7 +43,7 @@ def state(outcome: CheckOutcome) -> tuple[bool, str, float | None]:
 def test_an_hour_is_judged_by_its_ticks_a_minute_of_trading(a_minute: int, passed: bool, severity: str) -> None:
     outcome = hour_tick_rate(HOUR, flow(a_minute), FROM_THE_OPEN, SETTINGS)
     assert state(outcome) == (passed, severity, a_minute)
-    assert "of 1,000 instruments in the 45 minutes of 2026-11-20T09:00" in outcome.description
+    assert "of 1,000 instruments in the 45 minutes of continuous trading in 2026-11-20T09:00" in outcome.description
     assert ("TICK_RATE_WARN" in outcome.description) is not passed
 
 
@@ -57,13 +57,14 @@ def test_a_small_watch_list_has_small_floors() -> None:
     assert hour_tick_rate(HOUR, flow(200), twenty, SETTINGS).passed
     outcome = hour_tick_rate(HOUR, flow(199), twenty, SETTINGS)
     assert state(outcome) == (False, "WARN", 199)
-    assert "At least 200 are due of so many" in outcome.description
+    assert "At least 200 a minute are due of so many" in outcome.description
     assert outcome.limits == (
-        "of 20 instruments that trade: target 300 to 500 ticks a minute, warning below 200, critical below 100"
+        "of 20 instruments in continuous trading: target 300 to 500 ticks a minute, warning below 200,"
+        " critical below 100"
     )
     assert hour_tick_rate(HOUR, flow(1), None, SETTINGS).limits == (
-        "of every 1,000 instruments that trade: target 15,000 to 25,000 ticks a minute, warning below 10,000, critical"
-        " below 5,000"
+        "of every 1,000 instruments in continuous trading: target 15,000 to 25,000 ticks a minute, warning below"
+        " 10,000, critical below 5,000"
     )
     assert live_tick_rate(status(shares=2, options=0, ticks_per_minute=20.0), SETTINGS).passed
 
@@ -94,7 +95,7 @@ def test_outside_of_continuous_trading_no_tick_is_due(at: str) -> None:
 def test_in_the_closing_auction_only_what_trades_on_is_judged() -> None:
     outcome = live_tick_rate(status("15:20:00", ticks_per_minute=3_999.0), SETTINGS)
     assert (outcome.passed, outcome.severity) == (False, "WARN")
-    assert "of 400 instruments that trade" in outcome.description
+    assert "of 400 instruments in continuous trading" in outcome.description
 
 
 def test_a_feed_that_never_closes_is_always_judged() -> None:
@@ -155,6 +156,6 @@ def test_limits_are_settings() -> None:
     strict = SETTINGS.model_copy(update={"tick_rate_warn": 50_000.0, "rate_instruments": 500, "insert_rate_warn": 1e6})
     outcome = live_tick_rate(status(), strict)
     assert state(outcome) == (False, "WARN", 18_000)
-    assert "of 1,000 instruments that trade" in outcome.limits
+    assert "of 1,000 instruments in continuous trading" in outcome.limits
     assert "warning below 100,000, critical below 10,000" in outcome.limits
     assert not live_insert_rate(status(backlog_seconds=6.0), strict).passed

@@ -129,6 +129,7 @@ def test_wire_formats_do_no_input_and_output(feed: str) -> None:
     ("module", "absent"),
     [
         ("cli", {"dagster", "pandas", "psycopg2", "sqlalchemy", "pyarrow", "numpy"}),
+        ("pipeline_definitions", {"pandas"}),
         ("ingest.run", {"dagster", "pandas", "dhan_pipeline.research"}),
         ("errors", {"numpy", "pyarrow", "psycopg2", "dhan_pipeline.research"}),
         ("feeds.dhan.explain", {"dagster", "pandas", "psycopg2"}),

@@ -15,7 +15,6 @@ import dagster as dg
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.feeds.masters import download_master, parse_master
 from dhan_pipeline.holidays import calendar_problem_left
 from dhan_pipeline.orchestration.columns import file_schema, table_schema
 from dhan_pipeline.orchestration.metadata import Metadata, of_each_source, table
@@ -46,6 +45,8 @@ def scrip_master(context: dg.AssetExecutionContext, settings: dg.ResourceParam[S
 
 
 def _scrip_master(settings: Settings) -> Metadata:
+    from dhan_pipeline.feeds.masters import download_master, parse_master  # and with it pandas, which others need not
+
     path = download_master(settings)
     master = parse_master(settings.source, path)
     segments = ((segment, f"{count:,}") for segment, count in master.segment_counts.items())
@@ -82,6 +83,8 @@ def instruments(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Se
 
 
 def _instruments(settings: Settings) -> Metadata:
+    from dhan_pipeline.feeds.masters import parse_master  # as above
+
     master = parse_master(settings.source, settings.master_path)
     result = sync_to_database(database_url(settings), master, source=settings.source)
     return {

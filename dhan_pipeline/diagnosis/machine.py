@@ -64,6 +64,8 @@ def calendar(settings: Settings, clock: Clock) -> Sequence[Finding]:
     if problem is None:
         return [ok("calendar", f"The holidays of {today.year} are known.")]
     fix = "After an upgrade, run `dhan-pipeline sync-instruments --download`: it takes over what is known then."
+    if problems():
+        fix = "Correct that file: it is read again at once. docs/operations.md has an example."
     return [(warn if calendar_known(today) and not problems() else bad)("calendar", problem, fix)]
 
 

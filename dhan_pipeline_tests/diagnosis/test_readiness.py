@@ -16,10 +16,11 @@ import pytest
 from psycopg2.extensions import connection
 from pydantic import SecretStr
 
+from dhan_pipeline import special_days
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.account import token_and_plan
 from dhan_pipeline.diagnosis.findings import Finding, red
-from dhan_pipeline.diagnosis.machine import disk, judge_open_files
+from dhan_pipeline.diagnosis.machine import calendar, disk, judge_open_files
 from dhan_pipeline.diagnosis.readiness import PROBES, examine
 from dhan_pipeline.diagnosis.running import rabbitmq
 from dhan_pipeline.feeds.dhan.auth import save_token
@@ -361,6 +362,18 @@ def test_a_year_whose_holidays_nobody_knows_is_red(tmp_path: Path, database_url:
         line = look(site.change(sessions="exchange"))["calendar"]
     assert line.state == "bad"
     assert "knows no holidays of 2035" in line.found
+
+
+def test_of_a_line_that_cannot_be_read_in_the_sites_own_calendar_it_is_said_to_correct_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "sessions.csv"
+    own.write_text("date,equity\n2026-13-29,closed\n")
+    monkeypatch.setattr(special_days, "_of_site", (own,))
+    [line] = calendar(Settings(_env_file=None), at("2026-11-20T08:45:00"))
+    assert line.state == "bad"
+    assert "line 2: 2026-13-29 is no date" in line.found
+    assert line.fix.startswith("Correct that file")
 
 
 @pytest.mark.parametrize(("soft", "state"), [(-1, "ok"), (1024, "ok"), (1000, "warn"), (200, "bad")])

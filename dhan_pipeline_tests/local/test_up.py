@@ -155,7 +155,7 @@ def exchange(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def until_ticks_are_stored(database_url: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     with closing(connect(database_url)) as conn:
         conn.autocommit = True
         while not count_ticks(conn):

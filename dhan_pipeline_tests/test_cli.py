@@ -392,7 +392,7 @@ def test_a_gap_that_lasts_has_no_end(with_gaps: dict[str, str], here: Here) -> N
 
 def test_where_there_are_no_gaps_that_is_said(database_url: str, here: Here) -> None:
     done = here("gaps", "--day", "2026-11-19", database_url=database_url)
-    assert done.stdout == "There is no gap in session from 2026-11-19 00:00 to 2026-11-20 00:00 IST.\n"
+    assert done.stdout == "No capture has ever reported to this database, so no gap is known.\n"
     assert json.loads(here("gaps", "--json", database_url=database_url).stdout)["gaps"] == []
 
 

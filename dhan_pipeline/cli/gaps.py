@@ -56,9 +56,10 @@ def gaps(
     settings = read_settings()
     with open_database(settings) as url, closing(connect(url)) as conn:
         stored = read_gaps(conn, start_ns, end_ns)
+        captures = statuses(conn)
         silent = [
             capture
-            for capture in statuses(conn)
+            for capture in captures
             if end_ns == now_ns and capture.source in settings.sources and capture.age_s > SILENT_S
         ]
     found = parts(stored, start_ns, end_ns, settings.sessions == "always")
@@ -106,8 +107,10 @@ def gaps(
                 "; ".join(part for part in (gap.detail, gap.recovery) if part),
             )
         Console().print(table)
-    else:
+    elif captures:
         print(f"There is no gap in session {between}.")
+    else:
+        print("No capture has ever reported to this database, so no gap is known.")
     if outside := len(stored) - len(found):
         print(f"{outside} more {'was' if outside == 1 else 'were'} outside sessions.")
     for capture in silent:

@@ -20,8 +20,8 @@ from dhan_pipeline.clock import Clock
 from dhan_pipeline.diagnosis.asking import asked_database, start_database
 from dhan_pipeline.diagnosis.findings import Finding, bad, ok, warn
 from dhan_pipeline.diagnosis.running import CATCHES_UP, latest_capture, refused, unheard_of, when_next
-from dhan_pipeline.diagnosis.stored import SYNC
-from dhan_pipeline.errors import PipelineError, in_words
+from dhan_pipeline.diagnosis.stored import MIGRATE, SYNC
+from dhan_pipeline.errors import LACKS_TABLES, PipelineError, in_words
 from dhan_pipeline.feeds.by_source import decoder, feed_of, instrument_mark
 from dhan_pipeline.feeds.client import shard
 from dhan_pipeline.gaps import Cause
@@ -211,18 +211,20 @@ def _guarded_instrument(
     clock: Clock,
     listed: Sequence[Subscription] | SubscriptionError,
 ) -> tuple[Finding, int | None]:
+    fix = start_database(settings)
     try:
         if conn is not None:
             return _instrument(conn, settings, symbol, clock)
     except Exception as error:
         away = in_words(error)
+        fix = MIGRATE if away == LACKS_TABLES else "Mend that, and ask again."
     # Without the database, the resolved list still knows the symbols that it has.
     known = listed if not isinstance(listed, SubscriptionError) else ()
     for subscription in known:
         if symbol.strip().casefold() in (subscription.symbol.casefold(), str(subscription.instrument_token)):
             words = f"{subscription.symbol}, by the resolved list, since the database cannot be asked."
             return warn("instrument", words, "Mend `writer` first."), subscription.instrument_token
-    return bad("instrument", f"What {symbol} is cannot be said: {away}", start_database(settings)), None
+    return bad("instrument", f"What {symbol} is cannot be said: {away}", fix), None
 
 
 def _instrument(conn: connection, settings: Settings, symbol: str, clock: Clock) -> tuple[Finding, int | None]:
@@ -231,7 +233,8 @@ def _instrument(conn: connection, settings: Settings, symbol: str, clock: Clock)
     try:
         (token,) = resolve_symbols(conn, [symbol], source=source)
     except SymbolError as error:
-        return bad("instrument", in_words(error), _HOW_TO_FIND), None
+        found = in_words(error)
+        return bad("instrument", found, SYNC if "; run: " in found else _HOW_TO_FIND), None
     matches = find_instruments(conn, symbol, source=source)
     row = matches[matches["instrument_token"] == token].iloc[0]
     what = f"{row['trading_symbol']} ({segment_of(token).name}, token {token})"
@@ -341,7 +344,9 @@ def _capture(way: _Way) -> Finding:
     if way.capture is None:
         if capture_expected(way.settings, way.clock):
             none = f"Capture {way.settings.capture_number} does not run, and should."
-            return unheard_of(way.settings, way.clock, none)
+            finding = unheard_of(way.settings, way.clock, none)
+            # A market that is closed breaks no link: it is for the sake of others that one should run.
+            return finding if way.open or finding.state != "bad" else warn("capture", finding.found, finding.fix)
         return ok("capture", f"None has to run now. {when_next(way.settings, way.clock)}")
     since = to_second(way.capture.started_at)
     found = f"Process {way.capture.pid} on {way.capture.host} runs since {since}."

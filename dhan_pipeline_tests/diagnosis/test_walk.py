@@ -362,6 +362,26 @@ def test_a_market_that_is_closed_breaks_no_link(way: Way) -> None:
     assert {link.name: link.found for link in told.links}["session"].endswith("It opens Mon 2026-11-23 09:00 IST.")
 
 
+def test_a_capture_that_should_run_for_others_breaks_no_link_of_a_market_that_is_closed(way: Way) -> None:
+    way.execute("DELETE FROM captures")
+    way.clock.at_ns = int(datetime(2026, 11, 20, 16, 1, tzinfo=IST).timestamp()) * SECOND_NS
+    told = way.walk()
+    assert told.broken is None
+    assert told.verdict.startswith("No link is broken: NSE_EQ is closed, and ")
+    [capture] = [link for link in told.links if link.name == "capture"]
+    assert (capture.state, capture.found) == ("warn", "Capture 0 does not run, and should.")
+
+
+def test_without_instruments_and_without_tables_the_command_that_brings_them_is_named(way: Way) -> None:
+    way.execute("DELETE FROM instruments")
+    [link] = way.walk("S2885").links
+    assert link.found.startswith("The database has no instruments of dhan yet")
+    assert link.fix.startswith("Run `dhan-pipeline sync-instruments --download`")
+    way.execute("DROP TABLE instruments CASCADE")
+    [link] = way.walk("NSE:S9").links
+    assert link.fix == "Run `dhan-pipeline migrate`."
+
+
 def test_an_instrument_that_is_quiet_is_worth_a_word(way: Way) -> None:
     way.clock.at_ns += 90 * SECOND_NS
     way.reports(last_packet_at=(NOW + timedelta(seconds=89)).isoformat())

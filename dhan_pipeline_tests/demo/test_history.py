@@ -47,7 +47,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 def test_the_hour_before_is_captured_of_both_brokers_and_both_have_the_same_ticks(
     settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("HOURS", 1), ("SECONDS_AN_HOUR", 2.0), ("RATE", 2000.0)):
+    for name, value in (("HOURS", 1), ("SECONDS_AN_HOUR", 4.0), ("RATE", 2000.0)):
         monkeypatch.setattr(history, name, value)
     now_ns = Clock().now_ns()
     before = hour_key(now_ns - HOUR_NS)

@@ -1,5 +1,6 @@
-"""Amounts as people say them: a duration, a count with its noun, the first of many names."""
+"""Amounts as people say them: a duration, a count with its noun, a number with its unit, the first of many names."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -23,6 +24,13 @@ def _two(amount: int, size: int, large: str, small: str) -> str:
 def counted(count: int, one: str, many: str = "") -> str:
     """A count with its noun: `1 gap`, `2 gaps`; `many` where that is more than `one` with an s."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def measured(number: float, unit: str) -> str:
+    """A number with its unit, which is written as of many: `1 row`, `2 rows`, `1 tick a minute`."""
+    if number == 1:
+        unit = re.sub(r"(?<=[a-z]{3})s\b", "", unit)
+    return f"{number:,.6g} {unit}".strip()
 
 
 def first_of(names: Sequence[str], most: int = 5, between: str = ", ") -> str:

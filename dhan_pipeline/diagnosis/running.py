@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
 import psycopg2
 from psycopg2.extensions import connection
@@ -34,6 +35,9 @@ _LET_HEAR = (
     "Look at the lines `database` and `disk` of `dhan-pipeline doctor`, and whether both have the same DATABASE_URL."
 )
 CATCHES_UP = "Mend that, such as with room on its disk: the capture then catches up by itself."
+
+#: What a capture may take after its first word until all its connections are up.
+_CONNECTING = timedelta(seconds=20)
 
 
 def capture(settings: Settings, clock: Clock) -> Sequence[Finding]:
@@ -110,6 +114,8 @@ def _running(settings: Settings, clock: Clock, capture: CaptureStatus) -> Findin
     if problem := status.get("store_problem"):
         return bad("capture", f"{found} {refused(problem)}", CATCHES_UP)
     if up < connections and feed_expected(settings, clock):
+        if capture.updated_at - capture.started_at < _CONNECTING:
+            return warn("capture", found, "It has just started, and connects: ask again in a minute.")
         fix = "It connects again by itself; `dhan-pipeline gaps` says why each connection was lost."
         return bad("capture", found, fix)
     return ok("capture", found)

@@ -4,7 +4,6 @@ Belongs here: queries of Dagster's storage, and what is wrong with a run. Does n
 when it is looked for (`orchestration/alerts.py`).
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +17,7 @@ from dagster._core.storage.dagster_run import RunRecord
 
 from dhan_pipeline.alerts.signals import Signal
 from dhan_pipeline.alerts.transitions import Level, Patience, Reading, Standing, unchanged
-from dhan_pipeline.amounts import duration
+from dhan_pipeline.amounts import duration, measured
 from dhan_pipeline.errors import redacted
 from dhan_pipeline.orchestration.names import OWNERS, ROLE_TAG
 
@@ -68,7 +67,7 @@ def check_signals(
                 owners=tuple(graph.get(key.asset_key).owners),
                 aliases=(key.name, asset),
                 url=f"{ui}/assets/{quote(asset)}?view=checks&checkDetail={quote(key.name)}" if ui else "",
-                value=_amount(number, str(facts.get("unit") or "")) if isinstance(number, float | int) else "",
+                value=measured(number, str(facts.get("unit") or "")) if isinstance(number, float | int) else "",
                 limits=str(facts.get("limits") or ""),
             )
         )
@@ -76,13 +75,6 @@ def check_signals(
 
 
 _FACTS = ("value", "unit", "limits")
-
-
-def _amount(number: float, unit: str) -> str:
-    """A number with its unit, which checks write as of many: `1 row`, `2 rows`, `1 tick a minute`."""
-    if number == 1:
-        unit = re.sub(r"(?<=[a-z]{3})s\b", "", unit)
-    return f"{number:,.6g} {unit}".strip()
 
 
 def run_signals(

@@ -176,7 +176,7 @@ def huge_day(site: Site) -> Site:
 def capture_that(**status: object) -> Callable[[Site], Site]:
     def change(site: Site) -> Site:
         write_status(site.conn, 0, "dhan", STATUS | status)
-        return site
+        return sql("UPDATE captures SET started_at = started_at - interval '1 minute'")(site)
 
     return change
 
@@ -293,6 +293,12 @@ def test_a_capture_that_has_just_become_due_is_not_red(
         line = look(site.change(sessions="exchange"))["capture"]
     assert line.state == state
     assert line.found.startswith("It is starting, for less than 90 s now") == (state == "warn")
+
+
+def test_a_capture_that_has_just_started_may_still_connect(site: Site) -> None:
+    write_status(site.conn, 0, "dhan", STATUS | {"connections_up": 0})
+    line = look(site)["capture"]
+    assert (line.state, line.fix) == ("warn", "It has just started, and connects: ask again in a minute.")
 
 
 def test_what_only_deserves_a_word_is_not_red(running_site: Site) -> None:

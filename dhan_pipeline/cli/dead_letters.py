@@ -12,6 +12,7 @@ _LISTED = 100
 
 def list_dead_letters(url: str, as_json: bool) -> None:
     """Print the oldest dead letters, a line each. Raises BrokerError."""
+    from dhan_pipeline.times import to_second
     from dhan_pipeline.transport.dead_letters import dead_letters
 
     letters = asyncio.run(dead_letters(url, _LISTED))
@@ -28,7 +29,7 @@ def list_dead_letters(url: str, as_json: bool) -> None:
             print_json(facts)
         return
     for letter in letters:
-        died = f"{letter.died:%Y-%m-%d %H:%M:%S} UTC" if letter.died else ""
+        died = to_second(letter.died) if letter.died else ""
         print(f"{died:<23}  lane {letter.lane}  {len(letter.body):>9,} bytes  {letter.reason}")
     if not letters:
         print("There are no dead letters.")

@@ -58,7 +58,7 @@ def dead_letter(rabbitmq_url: str) -> str:
 def test_dead_letters_are_listed(here: Here, dead_letter: str) -> None:
     for _ in range(2):
         assert here("redrive", "--list", rabbitmq_url=dead_letter).stdout == (
-            "2026-11-20 09:00:05 UTC  lane 2      1,500 bytes  The message is damaged.\n"
+            "2026-11-20 14:30:05 IST  lane 2      1,500 bytes  The message is damaged.\n"
         )
     facts = json.loads(here("redrive", "--list", "--json", rabbitmq_url=dead_letter).stdout)
     assert facts == {

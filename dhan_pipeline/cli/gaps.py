@@ -114,9 +114,10 @@ def gaps(
     if outside := len(stored) - len(found):
         print(f"{outside} more {'was' if outside == 1 else 'were'} outside sessions.")
     for capture in silent:
+        how = "was stopped at" if capture.status.get("stopped") else "has said nothing since"
         print(
-            f"Capture {capture.capture} ({capture.source}) has said nothing since"
-            f" {to_second(capture.updated_at)}. What it misses is noted when it runs again."
+            f"Capture {capture.capture} ({capture.source}) {how} {to_second(capture.updated_at)}."
+            " What it misses is noted when it runs again."
         )
 
 

@@ -96,11 +96,14 @@ def _line(statuses: Sequence[dict[str, Any]]) -> str:
     rate, ticks, rejected = (
         sum(status[name] for status in statuses) for name in ("messages_per_second", "ticks", "rejected")
     )
-    p50_ms, p99_ms, backlog_s = (
-        max(status[name] or 0 for status in statuses)
-        for name in ("latency_p50_ms", "latency_p99_ms", "backlog_seconds")
+    p50, p99 = (
+        f"{max(known):>4.0f} ms"
+        if (known := [status[name] for status in statuses if status[name] is not None])
+        else "-"
+        for name in ("latency_p50_ms", "latency_p99_ms")
     )
+    backlog_s = max(status["backlog_seconds"] or 0 for status in statuses)
     return (
-        f"{rate:>9,.0f} messages/s  {ticks:>11,} ticks stored  {rejected:>4,} rejected  p50 {p50_ms:>4.0f} ms  "
-        f"p99 {p99_ms:>4.0f} ms  backlog {backlog_s:.1f} s  "
+        f"{rate:>9,.0f} messages/s  {ticks:>11,} ticks stored  {rejected:>4,} rejected  "
+        f"p50 {p50:>7}  p99 {p99:>7}  backlog {backlog_s:.1f} s  "
     )

@@ -85,6 +85,9 @@ def test_a_capture_that_is_silent_now_is_told_for_nobody_notes_its_gap_yet(broke
         {"source": "dhan", "capture": 0, "since": "2026-11-20T11:00:00.500000+05:30"}
     ]
     assert "has said nothing" not in ask("--day", "2026-11-20").stdout
+    with broker, broker.cursor() as cursor:
+        cursor.execute("UPDATE captures SET status = '{\"stopped\": true}'")
+    assert ask().stdout.splitlines()[-1] == told.replace("has said nothing since", "was stopped at")
 
 
 def test_all_gaps_are_recovered_so_none_are_chosen(broker: connection) -> None:

@@ -161,20 +161,23 @@ class GapKeeper:
         now_ns = self._clock.now_ns()
         horizon_ns = now_ns - int(RECENT_S * 1e9 * self._clock.speed)
         self._ended = [(gap, seconds) for gap, seconds in self._ended if (gap.ended_ns or 0) > horizon_ns]
-        open_s, recent_s, stopped_s = [0.0], [0.0], [0.0]
+        lasting, recent, stopped = [(0.0, "")], [(0.0, "")], [(0.0, "")]
         starting = now_ns - self._began_ns < _STARTING_S * 1e9 * self._clock.speed
         for gap in (*self._open.values(), *self._shed, *self._silent.values()):
             if gap.cause is not Cause.SILENT or not _is_of_one(gap):
-                of = stopped_s if starting and gap.cause is Cause.STOP else open_s
-                of.append(self._seconds(gap, now_ns))
+                of = stopped if starting and gap.cause is Cause.STOP else lasting
+                of.append((self._seconds(gap, now_ns), gap.cause.value))
         for gap, seconds in self._ended:
-            (stopped_s if gap.cause is Cause.STOP else recent_s).append(seconds)
+            (stopped if gap.cause is Cause.STOP else recent).append((seconds, gap.cause.value))
+        open_s, open_cause = max(lasting)
+        recent_s, recent_cause = max(recent)
         silent = sorted(token for instruments in self._silent for token in instruments)
         return {
             "gaps": self.count,
-            "gap_open_s": max(open_s),
-            "gap_recent_s": max(recent_s),
-            "gap_stopped_s": max(stopped_s),
+            "gap_open_s": open_s,
+            "gap_recent_s": recent_s,
+            "gap_cause": open_cause if open_s else recent_cause,
+            "gap_stopped_s": max(stopped)[0],
             "silent": silent[:20],
             "silent_count": len(silent),
         }

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from dhan_pipeline.amounts import counted, duration
+from dhan_pipeline.gaps import Cause
 from dhan_pipeline.quality.completeness import Completeness, hour_completeness, live_completeness
 from dhan_pipeline.quality.gap_words import ADVICE, connection_number, gap_in_words, gaps_table
 from dhan_pipeline.quality.gaps import GapPart
@@ -448,8 +449,8 @@ def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
         found = "No connection has missed a second of the last five minutes in session."
     else:
         found = ""
-    if of_faults > settings.gap_s_warn:
-        found += " The messages of the ingest run and `dhan-pipeline gaps` say why."
+    if of_faults > settings.gap_s_warn and (cause := status.get("gap_cause")):
+        found += f" Cause: {cause}. {ADVICE[Cause(cause)]}"
     if stopped_s:
         found += (
             f" The capture was asked to stop, and missed {duration(stopped_s)} of the session until it was started"

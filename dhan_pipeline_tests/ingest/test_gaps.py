@@ -170,7 +170,7 @@ def test_instruments_that_find_no_room_are_a_gap_that_lasts(kept: Kept) -> None:
     kept.gaps.shed(TOKENS)
     assert (kept.last.cause, kept.last.instruments, kept.last.ended_ns) == (Cause.LIMIT, tuple(TOKENS), None)
     kept.later(7)
-    assert kept.gaps.status()["gap_open_s"] == 7.0
+    assert (kept.gaps.status()["gap_open_s"], kept.gaps.status()["gap_cause"]) == (7.0, "limit")
 
 
 def test_a_silent_segment_lasts_like_the_gap_of_a_connection(kept: Kept) -> None:
@@ -196,7 +196,8 @@ def test_a_pause_of_a_lively_connection_is_a_gap_that_is_told_when_it_is_over(ke
     [gap] = kept.notes
     assert isinstance(gap, Gap)
     assert (gap.started_ns, gap.ended_ns, gap.cause, gap.instruments) == (since_ns, until_ns, Cause.STALL, (TOKEN,))
-    assert (kept.gaps.count, kept.gaps.status()["gap_recent_s"]) == (1, 8.0)
+    status = kept.gaps.status()
+    assert (kept.gaps.count, status["gap_recent_s"], status["gap_cause"]) == (1, 8.0, "stall")
 
 
 def test_an_outage_is_no_pause_of_its_own_however_close_its_beginning_is_to_the_last_message(kept: Kept) -> None:
@@ -239,7 +240,7 @@ def test_the_status_tells_the_seconds_in_session_of_the_oldest_open_gap_and_of_t
     status = kept.gaps.status()
     assert (status["gap_open_s"], status["gap_recent_s"], status["gaps"]) == (0.0, 4.0, 2)
     kept.later(301)
-    assert kept.gaps.status()["gap_recent_s"] == 0.0
+    assert (kept.gaps.status()["gap_recent_s"], kept.gaps.status()["gap_cause"]) == (0.0, "")
 
 
 def test_a_stop_that_was_asked_for_is_told_apart_unless_the_capture_does_not_come_back() -> None:

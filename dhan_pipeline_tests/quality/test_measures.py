@@ -330,7 +330,8 @@ def test_a_segment_that_fell_silent_is_judged_like_a_connection_that_was_lost() 
 
 def test_an_open_gap_of_the_session_is_judged_while_it_lasts_and_one_that_ended_for_a_while() -> None:
     assert live("gaps").passed
-    assert live("gaps", gap_open_s=61.0).severity == "ERROR"
+    lasts = live("gaps", gap_open_s=61.0, gap_cause="token")
+    assert (lasts.severity, "Cause: token. Have a new token in time" in lasts.description) == ("ERROR", True)
     recent = live("gaps", gap_recent_s=7.0)
     assert (recent.passed, recent.severity, recent.value) == (False, "WARN", 7.0)
 

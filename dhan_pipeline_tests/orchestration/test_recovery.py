@@ -143,10 +143,10 @@ def test_a_recovery_that_failed_is_not_tried_again_at_once(
     ("changes", "said"),
     [
         ({"database_url": "postgresql://127.0.0.1:1/none"}, "The database cannot be used: "),
-        ({"database_url": None}, "The embedded PostgreSQL below "),
+        ({"database_url": None}, "There is no database below "),
         ({"dhan_token_file": Path("/nowhere/token.json")}, "DHAN_ACCESS_TOKEN"),
     ],
-    ids=["away", "not started", "no credentials"],
+    ids=["away", "none yet", "no credentials"],
 )
 def test_the_sensor_says_why_it_does_nothing(
     broker: tuple[RestServer, Settings],

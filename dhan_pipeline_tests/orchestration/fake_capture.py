@@ -19,7 +19,13 @@ OPEN_HOUR = "2026-11-20T11:00"
 
 
 def say(event: str, **facts: object) -> None:
-    print(json.dumps({"event": event, **facts}), flush=True)
+    write_line(json.dumps({"event": event, **facts}) + "\n")
+
+
+def write_line(line: str) -> None:
+    """At once and in one piece: three threads say something, and `print` would write the line's end by itself."""
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def status() -> None:
@@ -101,7 +107,7 @@ def say_what_is_written(path: Path) -> None:
     with path.open() as lines:
         while True:
             if line := lines.readline():
-                print(line, end="", flush=True)
+                write_line(line)
             else:
                 time.sleep(0.05)
 

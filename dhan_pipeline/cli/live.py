@@ -10,9 +10,6 @@ import typer
 from dhan_pipeline.cli.common import open_database, read_settings
 from dhan_pipeline.errors import PipelineError
 
-#: Every address of this machine.
-_ALL = ("0.0.0.0", "::")  # noqa: S104
-
 
 def live(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Where it is; 0: any free port.")] = 3001,
@@ -42,7 +39,8 @@ def live(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         port = listener.getsockname()[1]
-        name = socket.gethostname() if host in _ALL else f"[{host}]" if ":" in host else host
+        everywhere = (address := _address(host)) is not None and address.is_unspecified
+        name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
         print(f"The live page is on http://{name}:{port}; Ctrl-C ends it.", flush=True)
         server.run([listener])
 
@@ -53,11 +51,17 @@ def names_of(host: str) -> list[str]:
     On a loopback address only a browser of this machine gets to it: one that is lured to another name for it is sent
     by somebody else's page. Whoever has it listen elsewhere wants others to see it, and knows what they call us.
     """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
+    address = _address(host)
+    loopback = host == "localhost" or (address is not None and address.is_loopback)
     return ["127.0.0.1", "localhost", "::1", "[::1]", host] if loopback else ["*"]
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

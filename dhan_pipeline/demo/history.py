@@ -31,13 +31,13 @@ CAPTURE = 1
 _MARGIN_NS = 240_000_000_000
 
 
-def capture_history(settings: Settings, database_url: str, console: Console, now_ns: int | None = None) -> None:
+def capture_history(settings: Settings, database_url: str, console: Console, now_ns: int) -> None:
     """Capture those of the last complete hours that come after the last one in the journal, of all sources at once.
 
     Hours that one source has already are not captured of another one: that would be another market, and a comparison
     of the two would find nothing but differences. `now_ns` is in ns since the Unix epoch, UTC.
     """
-    end_ns = hour_start_ns(Clock().now_ns() if now_ns is None else now_ns)
+    end_ns = hour_start_ns(now_ns)
     held = _held(settings)
     start_ns = max(end_ns - HOURS * HOUR_NS, parse_hour_key(held[-1]) + HOUR_NS if held else 0)
     if start_ns < end_ns:

@@ -67,7 +67,7 @@ def run_demo(
 
         def before_capture(_: dg.DagsterInstance) -> None:
             sync_instruments(services, environment)
-            capture_history(settings, database_url, console)
+            capture_history(settings, database_url, console, Clock().now_ns())
 
         console.print("Dagster starts, and syncs some 200,000 instruments.")
         started_s: float | None = None

@@ -441,19 +441,20 @@ def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
     open_s, recent_s, stopped_s = (status.get(f"gap_{name}_s", 0.0) for name in ("open", "recent", "stopped"))
     of_faults = max(open_s, recent_s)
     seconds = max(of_faults, stopped_s)
+    found = []
     if open_s > 0:
-        found = f"Packets have been missing for {open_s:,.1f} s of the session; a lost connection reconnects by itself."
+        found.append(
+            f"Packets have been missing for {open_s:,.1f} s of the session; a lost connection reconnects by itself."
+        )
     elif recent_s > 0:
-        found = f"The longest gap of the last five minutes took {recent_s:,.1f} s of the session, and is over."
+        found.append(f"The longest gap of the last five minutes took {recent_s:,.1f} s of the session, and is over.")
     elif not stopped_s:
-        found = "No connection has missed a second of the last five minutes in session."
-    else:
-        found = ""
+        found.append("No connection has missed a second of the last five minutes in session.")
     if of_faults > settings.gap_s_warn and (cause := status.get("gap_cause")):
-        found += f" Cause: {cause}. {ADVICE[Cause(cause)]}"
+        found.append(f"Cause: {cause}. {ADVICE[Cause(cause)]}")
     if stopped_s:
-        found += (
-            f" The capture was asked to stop, and missed {duration(stopped_s)} of the session until it was started"
+        found.append(
+            f"The capture was asked to stop, and missed {duration(stopped_s)} of the session until it was started"
             " again: what came meanwhile is in no journal, and no rebuild brings it back."
         )
     return CheckOutcome(
@@ -463,7 +464,7 @@ def _live_gaps(status: Mapping[str, Any], settings: Settings) -> CheckOutcome:
         seconds,
         "seconds",
         f"{_gap_limits(settings)}; after a stop that was asked for, a warning",
-        found.strip(),
+        " ".join(found),
     )
 
 

@@ -108,10 +108,13 @@ class Backlog:
                     self._leave_memory()
             self._ready.notify()
 
-    def take(self, timeout_s: float) -> list[Block]:
-        """The next blocks in order, at most a batch; empty when none came within the timeout."""
+    def take(self, timeout_s: float, unless: Callable[[], bool] = lambda: False) -> list[Block]:
+        """The next blocks in order, at most a batch; empty when none came within the timeout.
+
+        None are waited for where `unless` says so; who makes it say so later calls `wake`.
+        """
         with self._ready:
-            if not self._pending and not self._closed:
+            if not self._pending and not self._closed and not unless():
                 self.awaited = True
                 self._ready.wait(timeout_s)
                 self.awaited = False
@@ -123,6 +126,11 @@ class Backlog:
         """No block will be put any more: `take` no longer waits."""
         with self._ready:
             self._closed = True
+            self._ready.notify()
+
+    def wake(self) -> None:
+        """End the waiting of `take`."""
+        with self._ready:
             self._ready.notify()
 
     def taken_through_ns(self) -> int | None:

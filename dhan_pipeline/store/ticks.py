@@ -165,7 +165,11 @@ class StoredBlocks:
 
 
 def write_blocks(
-    conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redrives: int | None = None
+    conn: connection,
+    blocks: Sequence[StoredBlocks],
+    clock: Clock,
+    redrives: int | None = None,
+    turn: Callable[[], object] | None = None,
 ) -> list[int]:
     """Store those of a capture's blocks that are not stored yet, in one transaction, and commit. Returns their ids.
 
@@ -173,20 +177,28 @@ def write_blocks(
     block writes nothing, and its notes change nothing. A missing partition is made. Raises psycopg2.Error, having
     stored nothing; RedrivenError where `redrives`, the capture's number when its state was made, is no longer the
     ledger's; WrittenDirectlyError for parts while the capture writes whole blocks itself.
+
+    `turn` is called when all rows are in: it returns once the transaction may commit, or raises.
     """
     if not blocks:
         return []
     try:
-        return _write(conn, blocks, clock, redrives)
+        return _write(conn, blocks, clock, redrives, turn)
     except errors.CheckViolation:  # no partition holds the rows
         for start_ns in {part.hour_ns for part in blocks}:
             ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
     except errors.UniqueViolation:  # another transaction stored some of them meanwhile: those are skipped now
         pass
-    return _write(conn, blocks, clock, redrives)
+    return _write(conn, blocks, clock, redrives, turn)
 
 
-def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redrives: int | None) -> list[int]:
+def _write(
+    conn: connection,
+    blocks: Sequence[StoredBlocks],
+    clock: Clock,
+    redrives: int | None,
+    turn: Callable[[], object] | None,
+) -> list[int]:
     capture, share = blocks[0].capture, blocks[0].share
     block_ids = [block_id for part in blocks for block_id in part.stretch.block_ids.tolist()]
     with conn, conn.cursor() as cur:
@@ -201,6 +213,8 @@ def _write(conn: connection, blocks: Sequence[StoredBlocks], clock: Clock, redri
             new.append(part.rows if skip.isdisjoint(part.stretch.block_ids.tolist()) else _rows(part, skip))
             skip.update(part.stretch.block_ids.tolist())
             _copy(cur, new[-1])
+        if turn is not None:
+            turn()
         # Measured after the rows are in, so that the latency leaves out nothing but the commit itself.
         now, now_ns = clock.now(), clock.now_ns()
         for rows in new:

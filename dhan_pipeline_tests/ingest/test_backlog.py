@@ -162,6 +162,21 @@ def test_closing_wakes_the_writer_that_waits(writer: JournalWriter, tmp_path: Pa
     assert taken == [[]]
 
 
+def test_the_writer_stops_waiting_once_there_is_something_else_to_do(writer: JournalWriter, tmp_path: Path) -> None:
+    backlog = new_backlog(writer, tmp_path)
+    backlog.start_after(None)
+    assert backlog.take(NO_TIME) == []
+    done = threading.Event()
+    taken: list[list[Block]] = []
+    thread = threading.Thread(target=lambda: taken.append(backlog.take(60.0, unless=done.is_set)))
+    thread.start()
+    done.set()
+    backlog.wake()
+    thread.join(10)
+    assert taken == [[]]
+    assert backlog.take(60.0, unless=done.is_set) == []
+
+
 @pytest.mark.parametrize("memory_limit", [1, 700, 3000, 1 << 30])
 def test_nothing_is_lost_repeated_or_reordered_while_one_puts_and_one_takes(
     writer: JournalWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: int

@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -256,19 +257,62 @@ def test_a_catch_up_is_faster_than_what_arrives_meanwhile(
     put, left = len(blocks), []
     take = writing.backlog.take
 
-    def take_while_more_arrives(timeout_s: float) -> list[Block]:
+    def take_while_more_arrives(timeout_s: float, **unless: Callable[[], bool]) -> list[Block]:
         nonlocal put
         if len(left) < 20:  # blocks of 20 ms: so many arrive in the time that a commit may take
             put += len(writing.put(10 * 5, at_ns=journal.last_received_ns))
         left.append(put - writing.writer.counts.blocks)
-        return take(timeout_s)
+        return take(timeout_s, **unless)
 
     writing.backlog.take = take_while_more_arrives  # type: ignore[method-assign]
     with running(writing.writer, writing.backlog):
         until(lambda: len(left) > 20 and writing.all_committed)
-    # The second batch is taken while the first is being committed, and so on.
+    # The second batch is taken while the first is being committed, and so on: two are under way.
     assert left[:10] == [645, *range(650, 0, -59)][:10]
     assert max(left[12:20]) <= 128
+    assert_stored_exactly_once(settings, database_url)
+
+
+@pytest.mark.parametrize("first", ["is stored", "is lost", "is held up"])
+def test_rows_of_the_next_go_in_beside_a_transaction_and_are_committed_after_it_or_not_at_all(
+    writing: Writing, settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    if first == "is held up":  # until the next gives way, as where it waits for a lock of the next
+        monkeypatch.setattr(writer_module, "_TURN_S", 0.05)
+    write_blocks = writer_module.ticks.write_blocks
+    rows_are_in, gave_way = threading.Event(), threading.Event()
+    firsts = iter([True])
+    committed: list[int] = []
+    seen: list[Any] = []
+
+    def write(*arguments: Any, turn: Callable[[], object] | None = None) -> list[int]:
+        def rows_in() -> None:
+            assert turn is not None
+            rows_are_in.set()
+            try:
+                turn()
+            except TimeoutError:
+                gave_way.set()
+                raise
+
+        if next(firsts, False):
+            seen.append(rows_are_in.wait(10))
+            seen.append(query(database_url, "SELECT count(*) FROM ticks"))
+            if first == "is lost":
+                arguments[0].close()
+            if first == "is held up":
+                seen.append(gave_way.wait(10))
+        written = write_blocks(*arguments, turn=turn and rows_in)
+        committed.extend(written)
+        return written
+
+    monkeypatch.setattr(writer_module.ticks, "write_blocks", write)
+    writing.put(10 * 640)
+    with running(writing.writer, writing.backlog):
+        until(lambda: writing.all_committed)
+    assert seen in ([True, [(0,)]], [True, [(0,)], True])
+    assert committed == sorted(committed)
+    assert len(writing.warnings) == (first != "is stored")
     assert_stored_exactly_once(settings, database_url)
 
 
@@ -499,8 +543,7 @@ def test_a_database_whose_disk_is_full_hears_of_it_and_gets_all_once_there_is_ro
             until(lambda number=number: query(database_url, "SELECT status FROM captures") == [({"messages": number},)])
         assert not writing.all_committed
         execute("DROP TRIGGER full_disk ON tick_rows")
-        until(lambda: writing.all_committed)
-        assert writing.writer.facts() == {"store_problem": None}
+        until(lambda: writing.all_committed and writing.writer.facts() == {"store_problem": None})
     assert_stored_exactly_once(settings, database_url)
 
 

@@ -18,6 +18,7 @@ from dhan_pipeline.journal.block import NUMBER_BITS
 from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
 from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.partitions import HOUR_LOCK, REDRIVE_COUNT_LOCK, WRITER_LOCK, instant
+from dhan_pipeline.store.prepared import prepare
 
 #: Real seconds over which rates and latencies count as recent.
 RECENT_S = 10
@@ -248,16 +249,25 @@ def begin_blocks(
     ends, nobody rebuilds the hours, and nobody counts another redrive.
     """
     with conn.cursor() as cursor:
+        prepare(
+            cursor,
+            "lock_blocks",
+            "integer, integer[]",
+            f"SELECT pg_advisory_xact_lock_shared({HOUR_LOCK}, hour), "
+            f"pg_advisory_xact_lock_shared({REDRIVE_COUNT_LOCK}, $1) FROM unnest($2) AS hour",
+        )
+        prepare(
+            cursor,
+            "stored_blocks",
+            "integer, bigint[], integer",
+            "SELECT coalesce((SELECT redrives FROM redrives WHERE capture = $1), 0), "
+            "ARRAY(SELECT block_id FROM ingest_ledger WHERE block_id = ANY($2) "
+            "AND ($3 IS NULL OR part = $3 OR parts = 1))",
+        )
         # One message to the server; yet each of the two statements sees what was committed when it began.
         cursor.execute(
-            "SELECT pg_advisory_xact_lock_shared(%(hour_lock)s, hour), "
-            "pg_advisory_xact_lock_shared(%(redrive_lock)s, %(capture)s) FROM unnest(%(hours)s) AS hour; "
-            "SELECT coalesce((SELECT redrives FROM redrives WHERE capture = %(capture)s), 0), "
-            "ARRAY(SELECT block_id FROM ingest_ledger WHERE block_id = ANY(%(blocks)s) "
-            "AND (%(part)s IS NULL OR part = %(part)s OR parts = 1))",
+            "EXECUTE lock_blocks (%(capture)s, %(hours)s); EXECUTE stored_blocks (%(capture)s, %(blocks)s, %(part)s)",
             {
-                "hour_lock": HOUR_LOCK,
-                "redrive_lock": REDRIVE_COUNT_LOCK,
                 "capture": capture,
                 "hours": [start_ns // HOUR_NS for start_ns in sorted(starts_ns)],
                 "blocks": list(block_ids),

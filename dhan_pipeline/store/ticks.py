@@ -39,6 +39,7 @@ from dhan_pipeline.store.ledger import (
     share_capture,
 )
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
+from dhan_pipeline.store.prepared import prepare
 from dhan_pipeline.store.timescale import unpack_without_limit
 from dhan_pipeline.ticks import POSITION_BITS, Enriched, TickBatch
 
@@ -70,10 +71,11 @@ _BOOKS = {
 _TIMES = ("hour", "first_received", "last_received")
 
 # An array a column, in words: of 800 blocks, each takes 12 us. As a row of values it takes 55, and alone no less.
+_BOOKS_TYPES = ", ".join(("timestamptz", "timestamptz", *(f"{kind}[]" for kind in _BOOKS.values()), "real[]"))
 _ADD_BOOKS = (
     f"INSERT INTO ingest_ledger ({', '.join(_BOOKS)}, latency_ms, stored_at, rebuilt_at) SELECT "
     + ", ".join(f"'epoch'::timestamptz + {name} * interval '1 us'" if name in _TIMES else name for name in _BOOKS)
-    + f", latency_ms, %s, %s FROM unnest({', '.join(f'%s::{kind}[]' for kind in _BOOKS.values())}, %s::real[])"
+    + f", latency_ms, $1, $2 FROM unnest({', '.join(f'${number}' for number in range(3, len(_BOOKS) + 4))})"
     + f" AS books ({', '.join(_BOOKS)}, latency_ms)"
 )
 _RENEW_BOOKS = f"{_ADD_BOOKS} ON CONFLICT (block_id, part) DO UPDATE SET " + ", ".join(
@@ -219,7 +221,7 @@ def _write(
         now, now_ns = clock.now(), clock.now_ns()
         for rows in new:
             latency_ms = (now_ns - 1000 * rows.books["first_received"]) / (1e6 * clock.speed)
-            cur.execute(_ADD_BOOKS, (now, None, *map(_words, rows.books.values()), _words(latency_ms)))
+            _write_books(cur, "add_books", _ADD_BOOKS, (now, None), rows, _words(latency_ms))
         # Also of blocks that a rebuild stored before: it has no eye for notes.
         for part in blocks:
             apply_notes(cur, capture, part.notes)
@@ -437,7 +439,7 @@ def _renew(cur: cursor, new: Iterable[Rows], now: datetime, table: str = "tick_r
     ticks = 0
     for rows in new:
         _copy(cur, rows, table)
-        cur.execute(_RENEW_BOOKS, (now, now, *map(_words, rows.books.values()), None))
+        _write_books(cur, "renew_books", _RENEW_BOOKS, (now, now), rows, None)
         ticks += int(rows.books["ticks"].sum())
     return ticks
 
@@ -509,6 +511,15 @@ def _of_blocks(batch: TickBatch, block_ids: NDArray[np.int64]) -> TickBatch:
     keep = np.isin(batch.columns["tick_id"] >> POSITION_BITS, block_ids)
     columns = {name: values[keep] for name, values in batch.columns.items()}
     return replace(batch, columns=columns, scale=None if batch.scale is None else batch.scale[keep])
+
+
+def _write_books(
+    cur: cursor, name: str, statement: str, times: tuple[datetime, datetime | None], rows: Rows, latency_ms: str | None
+) -> None:
+    """Write the ledger's rows of blocks, by the statement of that name."""
+    prepare(cur, name, _BOOKS_TYPES, statement)
+    values = (*times, *map(_words, rows.books.values()), latency_ms)
+    cur.execute(f"EXECUTE {name} ({', '.join(['%s'] * len(values))})", values)
 
 
 def _words(values: NDArray[Any]) -> str:

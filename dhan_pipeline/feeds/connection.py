@@ -38,6 +38,8 @@ PacketsDue = Callable[[Collection[ExchangeSegment]], bool]
 _HEAD_END = b"\r\n\r\n"
 _DATA_OPCODES = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WHOLE_BINARY_FRAME = 0x82
+#: From this size on a frame's header is ten bytes, and no longer two or four.
+_LONG_FRAME = 1 << 16
 #: Frames of equal size in a row from which on it pays to look for more of them.
 _FEWEST_ALIKE = 8
 
@@ -299,12 +301,11 @@ def _retry_after_s(header: str | None) -> float:
 
 def _alike(data: bytes, start: int, body: int, end: int) -> tuple[bytes, int]:
     """The payloads of the frame at `start` and of those that follow it with the same header, and how many there are."""
-    size = end - start
-    frames = np.frombuffer(data, np.uint8, (len(data) - start) // size * size, start).reshape(-1, size)
-    head = frames[:, : body - start]
-    same = (head == head[0]).all(axis=1)
-    count = len(frames) if same.all() else int(same.argmin())
-    return frames[:count, body - start :].tobytes(), count
+    size, head = end - start, body - start
+    heads = np.ndarray((len(data) - start) // size, f"u{head}", data, start, size)
+    same = heads == heads[0]
+    count = len(same) if np.count_nonzero(same) == len(same) else int(same.argmin())
+    return np.ndarray((count, size - head), np.uint8, data, body, (size, 1)).tobytes(), count
 
 
 class _Socket(ClientConnection):
@@ -471,7 +472,7 @@ class _Socket(ClientConnection):
                 ahead = start + far * (end - start)
                 if length == ending_size:
                     self._hear_of_ending(data[body:end])
-                elif data[ahead : ahead + body - start] == data[start:body]:
+                elif data[ahead : ahead + body - start] == data[start:body] and length < _LONG_FRAME:
                     payload, count = _alike(data, start, body, end)
                     if length > heartbeat_size:
                         message = payload[-length:] if length else b""

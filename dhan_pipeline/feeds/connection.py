@@ -38,8 +38,6 @@ PacketsDue = Callable[[Collection[ExchangeSegment]], bool]
 _HEAD_END = b"\r\n\r\n"
 _DATA_OPCODES = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WHOLE_BINARY_FRAME = 0x82
-#: From this size on a frame's header is ten bytes, and no longer two or four.
-_LONG_FRAME = 1 << 16
 #: Frames of equal size in a row from which on it pays to look for more of them.
 _FEWEST_ALIKE = 8
 
@@ -302,7 +300,7 @@ def _retry_after_s(header: str | None) -> float:
 def _alike(data: bytes, start: int, body: int, end: int) -> tuple[bytes, int]:
     """The payloads of the frame at `start` and of those that follow it with the same header, and how many there are."""
     size, head = end - start, body - start
-    heads = np.ndarray((len(data) - start) // size, f"u{head}", data, start, size)
+    heads = np.ndarray((len(data) - start) // size, f"V{head}", data, start, size)
     same = heads == heads[0]
     count = len(same) if np.count_nonzero(same) == len(same) else int(same.argmin())
     return np.ndarray((count, size - head), np.uint8, data, body, (size, 1)).tobytes(), count
@@ -472,7 +470,7 @@ class _Socket(ClientConnection):
                 ahead = start + far * (end - start)
                 if length == ending_size:
                     self._hear_of_ending(data[body:end])
-                elif data[ahead : ahead + body - start] == data[start:body] and length < _LONG_FRAME:
+                elif data[ahead : ahead + body - start] == data[start:body]:
                     payload, count = _alike(data, start, body, end)
                     if length > heartbeat_size:
                         message = payload[-length:] if length else b""

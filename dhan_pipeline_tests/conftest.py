@@ -45,12 +45,16 @@ _numbers = count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that may take longest, so that no process is left with one of them at the end."""
+    """Begin with the files that may take longest, so that no process is left with one of them at the end.
+
+    Then come those that are of the whole: they wait for processes, which leaves time for the others' computing.
+    """
     longest: dict[Path, float] = {}
     for item in items:
         mark = item.get_closest_marker("timeout")
         longest[item.path] = max(longest.get(item.path, 0.0), mark.args[0] if mark else 0.0)
-    items.sort(key=lambda item: -longest[item.path])
+    whole = Path(__file__).parent
+    items.sort(key=lambda item: (-longest[item.path], item.path.parent != whole))
 
 
 @pytest.fixture

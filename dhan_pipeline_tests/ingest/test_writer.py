@@ -250,8 +250,9 @@ def test_an_outage_is_told_once_and_caught_up_with(
 
 
 def test_a_catch_up_is_faster_than_what_arrives_meanwhile(
-    settings: Settings, database_url: str, journal: JournalWriter
+    settings: Settings, database_url: str, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(writer_module, "_LARGE_MESSAGES", 500)
     writing = Writing(settings, database_url, journal)
     blocks = writing.put(10 * 640)
     put, left = len(blocks), []
@@ -277,6 +278,7 @@ def test_a_catch_up_is_faster_than_what_arrives_meanwhile(
 def test_rows_of_the_next_go_in_beside_a_transaction_and_are_committed_after_it_or_not_at_all(
     writing: Writing, settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
+    monkeypatch.setattr(writer_module, "_LARGE_MESSAGES", 500)
     if first == "is held up":  # until the next gives way, as where it waits for a lock of the next
         monkeypatch.setattr(writer_module, "_TURN_S", 0.05)
     write_blocks = writer_module.ticks.write_blocks

@@ -15,7 +15,7 @@ from dhan_pipeline.cli.common import JsonOption, open_database, print_json, read
 if TYPE_CHECKING:
     from dhan_pipeline.settings import Settings
     from dhan_pipeline.store.differences import Difference
-    from dhan_pipeline.store.ticks import HourRebuild
+    from dhan_pipeline.store.rebuilds import HourRebuild
 
 
 def replay(

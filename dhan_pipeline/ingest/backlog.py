@@ -19,11 +19,11 @@ from dhan_pipeline.sessions import hour_key, hour_start_ns
 log = logging.getLogger(__name__)
 
 #: Payload that may wait in memory: half a second at 200k full packets a second, or a minute at 2k.
-MEMORY_LIMIT_BYTES = 16 << 20
+MEMORY_LIMIT_BYTES = 8 << 20
 
 #: Blocks handed out at once: bounds a transaction, and the memory of a catch-up.
 BATCH_BLOCKS = 64
-BATCH_BYTES = 3 << 19
+BATCH_BYTES = 3 << 18
 
 #: So often ids of blocks are forgotten that were taken.
 _FORGET_BLOCKS = 4096

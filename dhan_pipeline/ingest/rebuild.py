@@ -18,7 +18,8 @@ from dhan_pipeline.sources import SOURCES, Source, source_of_capture
 from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
-from dhan_pipeline.store.ticks import HourRebuild, JournalIncompleteError, StoredBlocks, replace_hour
+from dhan_pipeline.store.rebuilds import HourRebuild, JournalIncompleteError, replace_hour
+from dhan_pipeline.store.ticks import StoredBlocks
 
 
 class HourRefusedError(PipelineError):

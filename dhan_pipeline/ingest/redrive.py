@@ -24,7 +24,8 @@ from dhan_pipeline.sources import SOURCES, source_of_capture
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.instruments import load_tokens
-from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, replace_blocks
+from dhan_pipeline.store.rebuilds import JournalIncompleteError, replace_blocks
+from dhan_pipeline.store.ticks import StoredBlocks
 
 
 @dataclass(frozen=True, slots=True)

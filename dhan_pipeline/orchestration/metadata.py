@@ -18,7 +18,7 @@ from dhan_pipeline.quality.pictures import ticks_picture
 from dhan_pipeline.sessions import IST, parse_hour_key
 from dhan_pipeline.sources import Source
 from dhan_pipeline.store.differences import Difference
-from dhan_pipeline.store.ticks import HourRebuild
+from dhan_pipeline.store.rebuilds import HourRebuild
 
 Metadata = dict[str, Any]
 

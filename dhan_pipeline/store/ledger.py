@@ -289,6 +289,16 @@ def count_redrive(conn: connection, capture: int) -> None:
         )
 
 
+def ledger_hours(conn: connection, first_block_id: int, before_block_id: int) -> list[int]:
+    """Starts (ns) of the hours that stored blocks from the first id on and below the other lie in, in order."""
+    with conn.cursor() as cur:
+        cur.execute(
+            "SELECT DISTINCT hour FROM ingest_ledger WHERE block_id >= %s AND block_id < %s ORDER BY hour",
+            (first_block_id, before_block_id),
+        )
+        return [int(hour.timestamp()) * 1_000_000_000 for (hour,) in cur.fetchall()]
+
+
 def hours(conn: connection) -> list[str]:
     """Partition keys of the hours that hold stored blocks, in order."""
     with conn.cursor() as cursor:

@@ -1,12 +1,9 @@
-"""Writes ticks: blocks as they come, each exactly once, and whole hours anew.
+"""Writes ticks: blocks as they come, each exactly once. `rebuilds` writes them anew.
 
 A block's rows, its rejected packets and its ledger row share one transaction, so the ledger row proves all of them.
 """
 
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -21,21 +18,16 @@ from psycopg2.extras import execute_values
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.errors import PipelineError
-from dhan_pipeline.journal.block import NUMBER_BITS, split_block_id
+from dhan_pipeline.journal.block import NUMBER_BITS
 from dhan_pipeline.journal.notes import Note
 from dhan_pipeline.journal.stretch import Stretch
-from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns, parse_hour_key
-from dhan_pipeline.store import differences, digests
+from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns
 from dhan_pipeline.store.copy import STORED, tick_copy
-from dhan_pipeline.store.differences import Difference, Differences
 from dhan_pipeline.store.gaps import apply_notes
 from dhan_pipeline.store.ledger import (
     begin_blocks,
-    count_redrive,
-    hour_bounds,
-    last_block,
-    last_ledger_block,
     last_whole_block,
+    ledger_hours,
     share_capture,
 )
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
@@ -44,12 +36,6 @@ from dhan_pipeline.store.timescale import unpack_without_limit
 from dhan_pipeline.ticks import POSITION_BITS, Enriched, TickBatch
 
 _COPY = f"COPY {{}} ({', '.join(STORED)}) FROM STDIN (FORMAT binary)"
-
-#: First number of the advisory lock, beside those of `partitions`, that lets one redrive of a capture run at a time.
-_REDRIVE_LOCK = 0x6468_0004
-
-#: What the thread of a rebuild adds to its niceness. Linux keeps one for each thread.
-_NICENESS = 10
 
 #: What the ledger says of a block, and as what the server is told. Times are microseconds since the Unix epoch.
 _BOOKS = {
@@ -82,17 +68,6 @@ _RENEW_BOOKS = f"{_ADD_BOOKS} ON CONFLICT (block_id, part) DO UPDATE SET " + ", 
     f"{name} = excluded.{name}" for name in (*_BOOKS, "rebuilt_at") if name not in ("block_id", "capture", "hour")
 )
 
-# Blocks that came in parts become whole in the ledger before they are renewed, so that what has yet to come of them is
-# skipped. When they were first stored stays; and how long that took, where all of their parts were there.
-_MERGE_PARTS = """
-WITH gone AS (DELETE FROM ingest_ledger WHERE parts > 1 AND {condition} RETURNING *)
-INSERT INTO ingest_ledger (block_id, capture, hour, messages, packets, ticks, state, control, rejected, payload_bytes,
-    first_received, last_received, stored_at, latency_ms)
-SELECT block_id, min(capture), min(hour), 0, 0, 0, 0, 0, 0, 0, min(first_received), max(last_received), min(stored_at),
-    CASE WHEN count(*) = min(parts) THEN max(latency_ms) END
-FROM gone GROUP BY block_id
-"""
-
 
 class RedrivenError(PipelineError):
     """Rejected packets of the capture were driven again since: the rows of later blocks may be others now."""
@@ -100,10 +75,6 @@ class RedrivenError(PipelineError):
 
 class WrittenDirectlyError(PipelineError):
     """A capture writes its blocks itself, so no worker may."""
-
-
-class JournalIncompleteError(PipelineError):
-    """The journal lacks blocks whose rows the database holds, so a rebuild would lose them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +134,7 @@ class StoredBlocks:
     @cached_property
     def rows(self) -> Rows:
         """What they become; whoever asks ahead of time spares `write_blocks` from making it."""
-        return _rows(self)
+        return rows_of(self)
 
 
 def write_blocks(
@@ -212,16 +183,16 @@ def _write(
             raise RedrivenError("Rejected packets of this capture were driven again.")
         new: list[Rows] = []
         for part in blocks:
-            new.append(part.rows if skip.isdisjoint(part.stretch.block_ids.tolist()) else _rows(part, skip))
+            new.append(part.rows if skip.isdisjoint(part.stretch.block_ids.tolist()) else rows_of(part, skip))
             skip.update(part.stretch.block_ids.tolist())
-            _copy(cur, new[-1])
+            copy_rows(cur, new[-1])
         if turn is not None:
             turn()
         # Measured after the rows are in, so that the latency leaves out nothing but the commit itself.
         now, now_ns = clock.now(), clock.now_ns()
         for rows in new:
             latency_ms = (now_ns - 1000 * rows.books["first_received"]) / (1e6 * clock.speed)
-            _write_books(cur, "add_books", _ADD_BOOKS, (now, None), rows, _words(latency_ms))
+            write_books(cur, rows, now, latency_ms=latency_ms)
         # Also of blocks that a rebuild stored before: it has no eye for notes.
         for part in blocks:
             apply_notes(cur, capture, part.notes)
@@ -238,7 +209,7 @@ def withdraw_parts(conn: connection, capture: int) -> None:
     first = capture << NUMBER_BITS if whole is None else whole + 1
     before = (capture + 1) << NUMBER_BITS
     with conn, conn.cursor() as cur:
-        for start_ns in _hours(conn, first, before):
+        for start_ns in ledger_hours(conn, first, before):
             cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
         cur.execute(
             "WITH gone AS (DELETE FROM ingest_ledger WHERE block_id >= %s AND block_id < %s AND parts > 1 RETURNING *) "
@@ -255,196 +226,7 @@ def withdraw_parts(conn: connection, capture: int) -> None:
             cur.execute("DELETE FROM rejected_packets WHERE block_id = ANY(%s)", (block_ids,))
 
 
-@dataclass(frozen=True, slots=True)
-class HourRebuild:
-    """What a rebuild of an hour found, and left."""
-
-    hour: str
-    rows: int
-    """That the journal says; so does `digest`."""
-    digest: str
-    digest_before: str
-    """Of the rows that were there."""
-    differences: Differences
-    """Between these and those."""
-
-    @property
-    def same(self) -> bool:
-        """Whether the rows were those that the journal says already."""
-        return not (self.differences.added or self.differences.removed or self.differences.changed)
-
-
-def replace_hour(
-    conn: connection,
-    hour: str,
-    blocks: Iterable[StoredBlocks],
-    clock: Clock,
-    *,
-    compare_only: bool = False,
-    each_row: Callable[[Sequence[Difference]], object] | None = None,
-) -> HourRebuild:
-    """Make the rows of an hour, of every capture, those of `blocks`, in one transaction.
-
-    Only rows that differ are written: an hour that is right already keeps every row. With `compare_only` nothing is
-    changed at all. `each_row` gets the differences of one row after another. What was found and left goes on record in
-    `hour_digests`, and the ledger keeps when each block was first stored.
-
-    Readers see the old rows or the new ones, and never wait; writers of the same hour wait, of others they do not.
-    `blocks` is consumed in another thread, one at most before it is needed.
-
-    Raises JournalIncompleteError where the ledger has blocks of the hour that are not among `blocks`, ValueError for a
-    block of another hour, and whatever `blocks` raises; nothing is changed then.
-    """
-    start, end = hour_bounds(hour)
-    start_ns = parse_hour_key(hour)
-    if not compare_only:
-        ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
-    with conn, conn.cursor() as cur:
-        digests.lock_hour(conn, hour)
-        with _rows_ahead(_of_hour(part, hour) for part in blocks) as new:
-            before = digests.hour_digest(conn, hour)
-            # Nothing to compare with: straight into the table.
-            directly = not before.rows and not compare_only
-            if not directly:
-                differences.begin(conn)
-            cur.execute("DELETE FROM rejected_packets WHERE received >= %s AND received < %s", (start, end))
-            cur.execute(_MERGE_PARTS.format(condition="hour = %s"), (start,))
-            now = clock.now()
-            _renew(cur, new, now, "tick_rows" if directly else differences.RENEWED)
-        cur.execute(
-            "SELECT count(*) FROM ingest_ledger WHERE hour = %s AND rebuilt_at IS DISTINCT FROM %s", (start, now)
-        )
-        if lost := cur.fetchall()[0][0]:
-            raise JournalIncompleteError(
-                f"The journal lacks {lost} blocks of {hour} whose ticks the database holds; nothing was changed."
-            )
-        if directly:
-            after = digests.hour_digest(conn, hour)
-            found = Differences(added=after.rows)
-        else:
-            after = digests.table_digest(conn, differences.RENEWED)
-            found = Differences() if after == before else differences.compare(conn, hour, each_row)
-        if compare_only:
-            conn.rollback()
-        else:
-            if before.rows:
-                digests.record_capture(conn, hour, before, now)
-            if not directly and after != before:
-                unpack_without_limit(cur)
-                differences.apply(conn, hour)
-            digests.record(conn, hour, "rebuild", after, now, (found.added, found.removed, found.changed))
-    return HourRebuild(hour, after.rows, after.digest, before.digest, found)
-
-
-def replace_blocks(
-    conn: connection,
-    first_block_id: int,
-    before_block_id: int,
-    renew: Callable[[int, int], Iterable[StoredBlocks]],
-    clock: Clock,
-) -> int:
-    """Replace the rows of one capture's stored blocks from the first id on, in one transaction. Returns the new rows.
-
-    `before_block_id` ends the day, and so what its blocks say about later ones. `renew` makes the blocks from an id to
-    another as the journal has them, in another thread; it is asked twice. The writer goes on meanwhile: while it is in
-    that day, it waits only until those blocks are replaced that it stored since, and then gets RedrivenError.
-
-    Raises JournalIncompleteError where the ledger has blocks of that range that are not among the renewed, and whatever
-    `renew` raises; nothing is changed then.
-    """
-    capture, _ = split_block_id(first_block_id)
-    starts_ns = _hours(conn, first_block_id, before_block_id)
-    conn.commit()
-    for start_ns in starts_ns:
-        ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
-    now = clock.now()
-    with conn, conn.cursor() as cur:
-        cur.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_REDRIVE_LOCK, capture))
-        rows = 0
-        first = first_block_id
-        for writer_waits in (False, True):
-            if writer_waits and (last_block(conn, capture) or 0) < before_block_id:
-                count_redrive(conn, capture)
-            last = last_ledger_block(conn, first, before_block_id)
-            if last is not None:
-                rows += _replace_blocks(conn, first, last, renew(first, last), now)
-                # Before the writer waits, for it takes a second a million rows; afterwards the open hour is left.
-                for start_ns in _hours(conn, first, last + 1):
-                    digests.record_redrive(conn, hour_key(start_ns), clock.now())
-                first = last + 1
-    return rows
-
-
-def _hours(conn: connection, first_block_id: int, before_block_id: int) -> list[int]:
-    """Starts (ns) of the hours that stored blocks from the first id on and below the other lie in, in order."""
-    with conn.cursor() as cur:
-        cur.execute(
-            "SELECT DISTINCT hour FROM ingest_ledger WHERE block_id >= %s AND block_id < %s ORDER BY hour",
-            (first_block_id, before_block_id),
-        )
-        return [int(hour.timestamp()) * 1_000_000_000 for (hour,) in cur.fetchall()]
-
-
-def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[StoredBlocks], now: datetime) -> int:
-    with _rows_ahead(blocks) as new, conn.cursor() as cur:
-        unpack_without_limit(cur)
-        for start_ns in _hours(conn, first, last + 1):
-            # Shared: it keeps out who rebuilds the hour, and not the writer, who only adds newer blocks.
-            cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
-            cur.execute(
-                "DELETE FROM tick_rows WHERE time >= %s AND time < %s AND tick_id >= %s AND tick_id < %s",
-                (instant(start_ns), instant(start_ns + HOUR_NS), first << POSITION_BITS, (last + 1) << POSITION_BITS),
-            )
-        cur.execute("DELETE FROM rejected_packets WHERE block_id BETWEEN %s AND %s", (first, last))
-        cur.execute(_MERGE_PARTS.format(condition="block_id BETWEEN %s AND %s"), (first, last))
-        rows = _renew(cur, new, now)
-        cur.execute(
-            "SELECT count(*) FROM ingest_ledger WHERE block_id BETWEEN %s AND %s AND rebuilt_at IS DISTINCT FROM %s",
-            (first, last, now),
-        )
-        if lost := cur.fetchall()[0][0]:
-            raise JournalIncompleteError(
-                f"The journal lacks {lost} blocks whose ticks the database holds; nothing was changed."
-            )
-    return rows
-
-
-def _of_hour(part: StoredBlocks, hour: str) -> StoredBlocks:
-    if part.hour != hour:
-        raise ValueError(f"block {part.stretch.block_ids[0]} belongs to {part.hour}, not to {hour}")
-    return part
-
-
-@contextmanager
-def _rows_ahead(blocks: Iterable[StoredBlocks]) -> Iterator[Iterator[Rows]]:
-    """What blocks become, each made by a thread while the server takes the one before.
-
-    Most of the work of a rebuild is done there, at low priority: a capture on the same machine goes first.
-    """
-    made = map(_rows, blocks)
-    with ThreadPoolExecutor(1, "rebuild", os.nice, (_NICENESS,)) as pool:
-        following = pool.submit(next, made, None)
-
-        def each() -> Iterator[Rows]:
-            nonlocal following
-            while (rows := following.result()) is not None:
-                following = pool.submit(next, made, None)
-                yield rows
-
-        yield each()
-
-
-def _renew(cur: cursor, new: Iterable[Rows], now: datetime, table: str = "tick_rows") -> int:
-    """Write what blocks become, whether or not they were stored before. Returns the rows of ticks, now in `table`."""
-    ticks = 0
-    for rows in new:
-        _copy(cur, rows, table)
-        _write_books(cur, "renew_books", _RENEW_BOOKS, (now, now), rows, None)
-        ticks += int(rows.books["ticks"].sum())
-    return ticks
-
-
-def _rows(part: StoredBlocks, skip: Collection[int] = ()) -> Rows:
+def rows_of(part: StoredBlocks, skip: Collection[int] = ()) -> Rows:
     """What blocks become, but for some of them."""
     books, ticks, rejected = _books(part), part.enriched.ticks, part.enriched.rejected
     if skip:
@@ -513,12 +295,19 @@ def _of_blocks(batch: TickBatch, block_ids: NDArray[np.int64]) -> TickBatch:
     return replace(batch, columns=columns, scale=None if batch.scale is None else batch.scale[keep])
 
 
-def _write_books(
-    cur: cursor, name: str, statement: str, times: tuple[datetime, datetime | None], rows: Rows, latency_ms: str | None
+def write_books(
+    cur: cursor,
+    rows: Rows,
+    stored_at: datetime,
+    *,
+    latency_ms: NDArray[np.float64] | None = None,
+    rebuilt_at: datetime | None = None,
 ) -> None:
-    """Write the ledger's rows of blocks, by the statement of that name."""
+    """Insert the ledger's rows of blocks; of a rebuild those that are there are renewed, and keep `stored_at`."""
+    name, statement = ("add_books", _ADD_BOOKS) if rebuilt_at is None else ("renew_books", _RENEW_BOOKS)
     prepare(cur, name, _BOOKS_TYPES, statement)
-    values = (*times, *map(_words, rows.books.values()), latency_ms)
+    latency = None if latency_ms is None else _words(latency_ms)
+    values = (stored_at, rebuilt_at, *map(_words, rows.books.values()), latency)
     cur.execute(f"EXECUTE {name} ({', '.join(['%s'] * len(values))})", values)
 
 
@@ -527,7 +316,7 @@ def _words(values: NDArray[Any]) -> str:
     return f"{{{str(values.tolist())[1:-1]}}}"
 
 
-def _copy(cur: cursor, rows: Rows, table: str = "tick_rows") -> None:
+def copy_rows(cur: cursor, rows: Rows, table: str = "tick_rows") -> None:
     """Insert ticks and rejected packets."""
     if rows.ticks:
         # In one piece: for each, the interpreter would have to be had from the thread that makes the next.

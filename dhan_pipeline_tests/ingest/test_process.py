@@ -21,7 +21,7 @@ from dhan_pipeline.journal.writer import JournalWriter
 from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.copy import tick_copy
-from dhan_pipeline.store.ticks import StoredBlocks, _rows
+from dhan_pipeline.store.ticks import StoredBlocks, rows_of
 from dhan_pipeline_tests.ingest.feed import (
     EQUITY,
     FUTURE,
@@ -237,7 +237,7 @@ def cut(draw: st.DrawFn) -> list[list[Block]]:
 
 def everything(parts: list[StoredBlocks]) -> tuple[Any, ...]:
     """What blocks become in the database: the ledger's rows, rejected packets, notes, and the ticks mode by mode."""
-    rows = [_rows(part) for part in parts]
+    rows = [rows_of(part) for part in parts]
     batches = sorted((batch for part in parts for batch in part.enriched.ticks), key=lambda batch: batch.mode)
     return (
         {name: np.concatenate([part.books[name] for part in rows]).tolist() for name in rows[0].books},

@@ -28,7 +28,7 @@ from dhan_pipeline.store.differences import Difference
 from dhan_pipeline.store.digests import Digest, hour_digest
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.ledger import hour_totals
-from dhan_pipeline.store.ticks import JournalIncompleteError
+from dhan_pipeline.store.rebuilds import JournalIncompleteError
 from dhan_pipeline.ticks import Decoded, RawTicks
 from dhan_pipeline_tests.ingest import kite_feed
 from dhan_pipeline_tests.ingest.feed import (

@@ -22,7 +22,8 @@ from dhan_pipeline.sessions import HOUR_NS
 from dhan_pipeline.settings import Settings
 from dhan_pipeline.store.digests import hour_digest
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.ticks import JournalIncompleteError, StoredBlocks, replace_blocks
+from dhan_pipeline.store.rebuilds import JournalIncompleteError, replace_blocks
+from dhan_pipeline.store.ticks import StoredBlocks
 from dhan_pipeline_tests.ingest import kite_feed
 from dhan_pipeline_tests.ingest.feed import (
     BOTH_SOURCES,

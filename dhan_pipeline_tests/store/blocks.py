@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from psycopg2.extensions import connection
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.journal.block import make_block_id
@@ -79,3 +80,15 @@ def make_block(
         offsets=np.array([0, 0, 162 * ticks]),
     )
     return StoredBlocks(stretch, enriched)
+
+
+def fetch(conn: connection, query: str) -> list[tuple[Any, ...]]:
+    """All that a query finds, in a transaction of its own."""
+    with conn, conn.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchall()
+
+
+def count(conn: connection, table: str) -> int:
+    """Rows of a table."""
+    return int(fetch(conn, f"SELECT count(*) FROM {table}")[0][0])

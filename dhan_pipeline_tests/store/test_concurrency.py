@@ -14,7 +14,8 @@ from dhan_pipeline.sessions import HOUR_NS, parse_hour_key
 from dhan_pipeline.store import ledger, ticks
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.partitions import ensure_partitions
-from dhan_pipeline.store.ticks import RedrivenError, replace_hour, write_blocks
+from dhan_pipeline.store.rebuilds import replace_hour
+from dhan_pipeline.store.ticks import RedrivenError, write_blocks
 from dhan_pipeline_tests.ingest.feed import query, until
 from dhan_pipeline_tests.store.blocks import make_block
 

@@ -11,7 +11,8 @@ from dhan_pipeline.store import differences
 from dhan_pipeline.store.differences import EXAMPLES, Difference, Differences
 from dhan_pipeline.store.digests import hour_digest, records
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.ticks import HourRebuild, replace_hour, write_blocks
+from dhan_pipeline.store.rebuilds import HourRebuild, replace_hour
+from dhan_pipeline.store.ticks import write_blocks
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 
 HOUR = "2026-11-20T09:00"

@@ -6,7 +6,8 @@ from psycopg2.extensions import connection
 
 from dhan_pipeline.store import digests
 from dhan_pipeline.store.digests import Digest, hour_digest, table_digest
-from dhan_pipeline.store.ticks import replace_blocks, replace_hour, write_blocks
+from dhan_pipeline.store.rebuilds import replace_blocks, replace_hour
+from dhan_pipeline.store.ticks import write_blocks
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 
 HOUR, NEXT_HOUR = "2026-11-20T09:00", "2026-11-20T10:00"

@@ -12,15 +12,8 @@ from dhan_pipeline.journal.block import make_block_id
 from dhan_pipeline.store import ledger
 from dhan_pipeline.store.digests import lock_hour
 from dhan_pipeline.store.engine import connect
-from dhan_pipeline.store.ticks import (
-    Share,
-    StoredBlocks,
-    WrittenDirectlyError,
-    replace_blocks,
-    replace_hour,
-    withdraw_parts,
-    write_blocks,
-)
+from dhan_pipeline.store.rebuilds import replace_blocks, replace_hour
+from dhan_pipeline.store.ticks import Share, StoredBlocks, WrittenDirectlyError, withdraw_parts, write_blocks
 from dhan_pipeline_tests.ingest.feed import query, until
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 

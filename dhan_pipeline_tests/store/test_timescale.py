@@ -12,7 +12,8 @@ from dhan_pipeline.store import digests, timescale
 from dhan_pipeline.store.digests import Digest, hour_digest
 from dhan_pipeline.store.engine import connect
 from dhan_pipeline.store.partitions import drop_expired, ensure_partitions, partition_starts
-from dhan_pipeline.store.ticks import replace_blocks, replace_hour, write_blocks
+from dhan_pipeline.store.rebuilds import replace_blocks, replace_hour
+from dhan_pipeline.store.ticks import write_blocks
 from dhan_pipeline_tests.store.blocks import StandingClock, make_block
 from dhan_pipeline_tests.store.chunks import compress
 

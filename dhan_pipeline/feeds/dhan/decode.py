@@ -6,7 +6,7 @@ several equal packets are expanded by arithmetic. Only what remains (mixed, grow
 packet, by the rules of `framing`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,14 @@ _SIZES[list(SIZES)] = list(SIZES.values())
 #: Token of each segment's security id 0; adding a security id makes its token.
 _SEGMENT_TOKENS = dhan_tokens(np.arange(256), np.zeros(256))
 
-#: Where a column is found in the levels of a full packet.
-_DEPTH_COLUMNS: dict[str, str | None] = {
+#: Columns of each kind of packet outside of its depth, all but its trade time.
+_COLUMNS = {
+    code: [field.name for field in LAYOUTS[code].fields[len(HEADER.fields) :] if field.name != "last_trade_time"]
+    for code in _MODES
+}
+
+#: Columns of depth, each with its field of a level.
+_DEPTH_COLUMNS = {
     "bid_prices": "bid_price",
     "bid_quantities": "bid_quantity",
     "bid_orders": "bid_orders",
@@ -56,44 +62,9 @@ _DEPTH_COLUMNS: dict[str, str | None] = {
     "ask_orders": "ask_orders",
 }
 
-
-def _column_fields(code: int) -> dict[str, str | None]:
-    """Columns of a kind of packet, each with its field in the levels of depth, None for those outside of them."""
-    columns: dict[str, str | None] = {field.name: None for field in LAYOUTS[code].fields[len(HEADER.fields) :]}
-    return columns | _DEPTH_COLUMNS if LAYOUTS[code].levels else columns
-
-
-_COLUMN_FIELDS = {code: _column_fields(code) for code in _MODES}
-
 _NO_INTS = np.empty(0, np.int64)
 _NO_OPEN_INTEREST = StateUpdates(_NO_INTS, _NO_INTS, _NO_INTS, np.empty(0, np.uint32), _NO_INTS, _NO_INTS)
 _NO_PREVIOUS_CLOSE = StateUpdates(_NO_INTS, _NO_INTS, _NO_INTS, np.empty(0, np.float32), _NO_INTS, _NO_INTS)
-
-
-class _Columns(Mapping[str, NDArray[Any]]):
-    """Columns of packets of one kind, made when asked for: a view into the packets costs little, but not nothing."""
-
-    __slots__ = ("_fields", "_offset_s", "_rows")
-
-    def __init__(self, rows: NDArray[np.void], fields: Mapping[str, str | None], offset_s: int) -> None:
-        self._rows = rows
-        self._fields = fields
-        self._offset_s = offset_s
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        depth_field = self._fields[name]
-        if depth_field is not None:
-            return self._rows["depth"][depth_field]
-        if name == "last_trade_time":
-            raw = self._rows[name]
-            return np.where(raw > NEVER_TRADED_S, raw.astype(np.int64) - self._offset_s, 0)
-        return self._rows[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
 
 
 def decode(
@@ -137,7 +108,7 @@ def decode(
         rows = _rows(payload, starts, kind)
         tokens = _SEGMENT_TOKENS.take(rows["exchange_segment"]) + rows["security_id"]
         if kind in _MODES:
-            columns = _Columns(rows, _COLUMN_FIELDS[kind], trade_time_offset_s)
+            columns = _columns(rows, kind, trade_time_offset_s)
             ticks.append(RawTicks(_MODES[kind], positions, messages, tokens, columns, starts, sizes))
         elif kind == ResponseCode.OPEN_INTEREST:
             open_interest = StateUpdates(positions, messages, tokens, rows["oi"], starts, sizes)
@@ -174,6 +145,20 @@ def _rows(payload: bytes, start: Ints, kind: int) -> NDArray[np.void]:
     # Every place in the payload, seen as a packet that might begin there; indexing copies the chosen ones only.
     windows = np.ndarray((len(payload) - size + 1,), f"V{size}", payload, strides=(1,))
     return windows[start].view(dtype)
+
+
+def _columns(rows: NDArray[np.void], kind: int, trade_time_offset_s: int) -> dict[str, NDArray[Any]]:
+    """The columns of ticks of one kind."""
+    columns: dict[str, NDArray[Any]] = {name: rows[name] for name in _COLUMNS[kind]}
+    if LAYOUTS[kind].levels:
+        depth = rows["depth"]
+        columns |= {name: depth[field] for name, field in _DEPTH_COLUMNS.items()}
+    time = rows["last_trade_time"].astype(np.int64)
+    never = time <= NEVER_TRADED_S
+    time -= trade_time_offset_s
+    time[never] = 0
+    columns["last_trade_time"] = time
+    return columns
 
 
 def _split(

@@ -5,7 +5,7 @@ enriched at once. Whatever a row takes from another packet of its instrument com
 place in the journal, and never from one after it, be it in the same block.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,13 +72,6 @@ class _Layout:
         self.wire = slice(0 if session else 1, self.height)
         self.wire_names = self.names[self.wire]
 
-        self.quantities: tuple[str, ...] = ()
-        if session:
-            self.quantities += ("last_traded_quantity", "volume_traded", "total_buy_quantity", "total_sell_quantity")
-        if depth:
-            self.quantities += ("oi", "oi_day_high", "oi_day_low")
-            self.quantities += ("bid_quantities", "bid_orders", "ask_quantities", "ask_orders")
-
 
 _LAYOUTS: dict[Mode, _Layout] = {
     Mode.TICKER: _Layout(session=False, depth=False),
@@ -113,28 +106,35 @@ class _Places:
 
     def __init__(self, decoded: Decoded, block_ids: Ints, first_messages: Ints) -> None:
         self._block_ids = block_ids
-        starts = decoded.message.searchsorted(first_messages)  # of each block's first packet, and the end
-        self.packets: Ints = starts[1:] - starts[:-1]
-        self._block = np.arange(len(block_ids)).repeat(self.packets)
-        """Index of the block that each packet is in."""
-        place = decoded.place
-        self._place: Ints = np.arange(len(self._block)) - starts[:-1].take(self._block) if place is None else place
-        """Place of each packet in its block."""
-        self.tick_ids: Ints = (block_ids << POSITION_BITS).take(self._block) + self._place
-        """The place of each packet as a tick id."""
+        self._place = decoded.place
+        self._starts = decoded.message.searchsorted(first_messages)  # of each block's first packet, and the end
+        self.packets: Ints = self._starts[1:] - self._starts[:-1]
+        # Of a block, the tick id at place 0; or where places go on from block to block, at position 0.
+        self._first_ids = block_ids << POSITION_BITS
+        if self._place is None:
+            self._first_ids -= self._starts[:-1]
 
-    def count(self, positions: list[Ints]) -> Ints:
-        """How many of the positions are in each block."""
-        if not positions:
-            return np.zeros(len(self._block_ids), np.int64)
-        all_ = positions[0] if len(positions) == 1 else np.concatenate(positions)
-        return np.bincount(self._block.take(all_), minlength=len(self._block_ids))
+    def count(self, position: Ints) -> Ints:
+        """How many of the positions, which ascend, are in each block."""
+        ends = position.searchsorted(self._starts)
+        counts: Ints = ends[1:] - ends[:-1]
+        return counts
+
+    def count_all(self, positions: Iterable[Ints]) -> Ints:
+        """The sum of their counts."""
+        return sum((self.count(each) for each in positions if len(each)), np.zeros(len(self._block_ids), np.int64))
+
+    def tick_ids(self, position: Ints, counts: Ints) -> Ints:
+        """The tick id at each position. `counts`: how many of them are in each block."""
+        place = position if self._place is None else self._place.take(position)
+        return self._first_ids.repeat(counts) + place
 
     def of(self, rejection: Rejection) -> Rejection:
         """The same with its block, and its position among the packets of that block."""
-        at = self._block[rejection.position]
-        place = int(self._place[rejection.position])
-        return replace(rejection, position=place, block_id=int(self._block_ids[at]))
+        position = rejection.position
+        at = int(self._starts.searchsorted(position, side="right")) - 1
+        place = position - self._starts[at] if self._place is None else self._place[position]
+        return replace(rejection, position=int(place), block_id=int(self._block_ids[at]))
 
 
 def enrich(
@@ -160,12 +160,13 @@ def enrich(
         previous_close, open_interest, updates = _read_state(decoded, instruments, rejected)
         _set_previous_close(accepted, previous_close, state)
         received_us = received_ns // 1000
-        ticks, positions = [], []
+        ticks, counts = [], np.zeros(len(block_ids), np.int64)
         for rows in accepted:
             rows, columns = _timed(rows, received_us, decoded.payload, rejected)
             if len(rows.index):
-                positions.append(rows.raw.position)
-                columns["tick_id"] = places.tick_ids.take(rows.raw.position)
+                of_mode = places.count(rows.raw.position)
+                counts += of_mode
+                columns["tick_id"] = places.tick_ids(rows.raw.position, of_mode)
                 ticks.append(_batch(rows, columns, instruments, state, open_interest))
     _set_open_interest(open_interest, state)
     if rejected:
@@ -176,9 +177,9 @@ def enrich(
         ticks=ticks,
         rejected=[places.of(rejection) for rejection in rejected],
         packets=places.packets,
-        rows=places.count(positions),
-        state=places.count([positions for positions in updates if len(positions)]),
-        control=places.count(list(decoded.control_positions.values())),
+        rows=counts,
+        state=places.count_all(updates),
+        control=places.count_all(decoded.control_positions.values()),
         kinds=kinds,
     )
 
@@ -243,7 +244,7 @@ def _clean(raw: RawTicks, instruments: InstrumentIndex, payload: bytes, rejected
         rounded, average = prices[layout.average], raw.columns["average_traded_price"]
         finer = rounded.astype(average.dtype) != average
         if np.count_nonzero(finer):
-            rounded[finer] = np.rint(average[finer].astype(np.float64) * 1e4) / 1e4
+            np.copyto(rounded, np.rint(average.astype(np.float64) * 1e4) / 1e4, where=finer)
     if lowest < 1:  # else none is zero, not even after rounding
         np.copyto(wire, np.nan, where=wire == 0)
     return _Rows(raw, layout, index, scale, prices)
@@ -349,14 +350,14 @@ def _timed(
 ) -> tuple[_Rows, dict[str, NDArray[Any]]]:
     """The rows whose trade time is not in the future, and both of their times; the others are rejected."""
     time = received_us.take(rows.raw.message)
-    trade_time = np.multiply(rows.raw.columns["last_trade_time"], 1_000_000, dtype=np.int64)
+    trade_time = rows.raw.columns["last_trade_time"] * 1_000_000
     future = trade_time > time + FUTURE_TOLERANCE_US
     if np.count_nonzero(future):
         _reject(rows.raw, future, FUTURE_TRADE_TIME, payload, rejected)
         keep = ~future
         time, trade_time = time[keep], trade_time[keep]
         rows = _Rows(_select(rows.raw, keep), rows.layout, rows.index[keep], rows.scale[keep], rows.prices[:, keep])
-    np.copyto(trade_time, NULL_INT, where=trade_time <= 0)
+    trade_time[trade_time <= 0] = NULL_INT
     return rows, {"time": time, "last_trade_time": trade_time}
 
 
@@ -369,11 +370,10 @@ def _batch(
 ) -> TickBatch:
     """The rows with all columns that are stored, beside those that are there."""
     raw, layout, index, prices = rows.raw, rows.layout, rows.index, rows.prices
+    columns = {**raw.columns, **columns}
     columns.update(zip(layout.names, prices, strict=False))
     columns["instrument_token"] = raw.instrument_token
     columns["tradable"] = instruments.tradable.take(index)
-    for name in layout.quantities:
-        columns[name] = raw.columns[name]
     if layout.depth:
         columns["bid_prices"] = prices[layout.bid : layout.ask].T
         columns["ask_prices"] = prices[layout.ask :].T

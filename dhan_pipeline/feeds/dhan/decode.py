@@ -83,17 +83,20 @@ def decode(
     size = offsets[1:] - start
     position = message = np.arange(len(start))
     rejected: list[Rejection] = []
-    code = _first_bytes(payload, start)
-    regular = np.count_nonzero(_SIZES.take(code) == size) == len(size)
-    if not regular or (text is not None and np.count_nonzero(text)):
-        start, size, code, message, rejected = _split(payload, start, size, code, text)
-        position = np.arange(len(start))
+    if text is not None and not np.count_nonzero(text):
+        text = None
+    codes = b"" if text is not None else _code_of_all(payload, start, size)
+    if not codes:
+        code = _first_bytes(payload, start)
+        if text is not None or np.count_nonzero(_SIZES.take(code) == size) < len(size):
+            start, size, code, message, rejected = _split(payload, start, size, code, text)
+            position = np.arange(len(start))
+        codes = code.tobytes()
+    alike = codes.count(codes[:1]) == len(codes)
 
     ticks: list[RawTicks] = []
     control: dict[str, Ints] = {}
     open_interest, previous_close = _NO_OPEN_INTEREST, _NO_PREVIOUS_CLOSE
-    codes = code.tobytes()
-    alike = codes.count(codes[:1]) == len(codes)
     for kind in codes[:1] if alike else sorted(set(codes)):
         if kind in _CONTROL:
             control[_CONTROL[kind]] = position if alike else (code == kind).nonzero()[0]
@@ -126,6 +129,16 @@ def split_packets(payload: bytes, start: Ints, size: Ints, text: NDArray[np.bool
     if np.array_equal(_SIZES.take(code), size) and not text.any():
         return start, size, code, np.arange(len(start))
     return _split(payload, start, size, code, text)[:4]
+
+
+def _code_of_all(payload: bytes, start: Ints, size: Ints) -> bytes:
+    """The first byte of every message, if all are one packet of the same kind; else nothing."""
+    first = start.item(0) if len(start) else len(payload)
+    known = SIZES.get(payload[first], 0) if first < len(payload) else 0
+    if not known or np.count_nonzero(size == known) < len(size):
+        return b""
+    codes = payload[first : first + known * len(size) : known]
+    return codes[:1] if codes.count(codes[:1]) == len(size) else b""
 
 
 def _first_bytes(payload: bytes, start: Ints) -> Codes:

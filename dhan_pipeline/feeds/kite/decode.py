@@ -204,8 +204,9 @@ def _columns(rows: NDArray[np.void], index: Ints, mode: Mode) -> Columns:
     if mode is not Mode.FULL:
         columns["last_trade_time"] = np.zeros(len(rows), np.int64)
         return columns
-    traded = rows["last_trade_time"]
-    columns["last_trade_time"] = np.where(traded > NEVER_TRADED_S, traded, 0)
+    time = rows["last_trade_time"].astype(np.int64)
+    time[time <= NEVER_TRADED_S] = 0
+    columns["last_trade_time"] = time
     depth = rows["depth"]
     for name, field in _DEPTH.items():
         values = depth[field] / divisor[:, None] if name == "prices" else depth[field]

@@ -110,9 +110,8 @@ class _Places:
         self._starts = decoded.message.searchsorted(first_messages)  # of each block's first packet, and the end
         self.packets: Ints = self._starts[1:] - self._starts[:-1]
         # Of a block, the tick id at place 0; or where places go on from block to block, at position 0.
-        self._first_ids = block_ids << POSITION_BITS
-        if self._place is None:
-            self._first_ids -= self._starts[:-1]
+        first_ids: Ints = block_ids << POSITION_BITS
+        self._first_ids = first_ids - self._starts[:-1] if self._place is None else first_ids
 
     def count(self, position: Ints) -> Ints:
         """How many of the positions, which ascend, are in each block."""
@@ -165,7 +164,7 @@ def enrich(
             rows, columns = _timed(rows, received_us, decoded.payload, rejected)
             if len(rows.index):
                 of_mode = places.count(rows.raw.position)
-                counts += of_mode
+                counts = counts + of_mode
                 columns["tick_id"] = places.tick_ids(rows.raw.position, of_mode)
                 ticks.append(_batch(rows, columns, instruments, state, open_interest))
     _set_open_interest(open_interest, state)

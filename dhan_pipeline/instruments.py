@@ -153,9 +153,11 @@ for _segment in ExchangeSegment:
 def _keys(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
     """Tokens with the segment before the id, as Dhan's have them: ids of one segment lie close together, in a page."""
     is_kite = tokens < 1 << _SEGMENT_SHIFT
-    if not is_kite.any():
+    count = np.count_nonzero(is_kite)
+    if not count:
         return tokens
-    return np.where(is_kite, (tokens & 0xFF) << _SEGMENT_SHIFT | tokens >> 8, tokens)
+    keys = (tokens & 0xFF) << _SEGMENT_SHIFT | tokens >> 8
+    return keys if count == len(tokens) else np.where(is_kite, keys, tokens)
 
 
 def segments_of(tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -246,8 +248,7 @@ class InstrumentIndex:
         if not len(self.tokens):
             return np.full(len(tokens), -1, np.int32)
         keys = _keys(tokens) if self._has_kite else tokens
-        slot = self._shift.take(keys >> _SEGMENT_SHIFT, mode="clip")
-        slot += keys
+        slot = self._shift.take(keys >> _SEGMENT_SHIFT, mode="clip") + keys
         index = self._table.take(slot, mode="clip")
         missing = self._keys.take(index) != keys
         if np.count_nonzero(missing):

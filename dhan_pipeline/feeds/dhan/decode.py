@@ -167,10 +167,8 @@ def _columns(rows: NDArray[np.void], kind: int, trade_time_offset_s: int) -> dic
         depth = rows["depth"]
         columns |= {name: depth[field] for name, field in _DEPTH_COLUMNS.items()}
     time = rows["last_trade_time"].astype(np.int64)
-    never = time <= NEVER_TRADED_S
-    time -= trade_time_offset_s
-    time[never] = 0
-    columns["last_trade_time"] = time
+    time[time <= NEVER_TRADED_S] = trade_time_offset_s
+    columns["last_trade_time"] = time - trade_time_offset_s
     return columns
 
 

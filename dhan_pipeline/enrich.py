@@ -80,7 +80,7 @@ _LAYOUTS: dict[Mode, _Layout] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rows:
     """Acceptable ticks of one mode, with clean prices."""
 
@@ -210,25 +210,27 @@ def _accept(decoded: Decoded, instruments: InstrumentIndex, rejected: list[Rejec
 def _clean(raw: RawTicks, instruments: InstrumentIndex, payload: bytes, rejected: list[Rejection]) -> _Rows:
     """The acceptable ones, with the decimals that the exchange meant, and NaN for no price."""
     layout = _LAYOUTS[raw.mode]
-    columns = raw.columns
     index = instruments.lookup(raw.instrument_token).astype(np.int64)
+    # Here and below: `item` of `argmin` takes a third of the time of `min`, 0.3 us for a small block.
+    if index.item(index.argmin()) < 0:
+        unknown = index < 0
+        _reject(raw, unknown, UNKNOWN_INSTRUMENT, payload, rejected)
+        raw, index = _select(raw, ~unknown), index[~unknown]
+    scale = instruments.scale.take(index)
     prices = np.empty((layout.height, len(index)))
+    if not len(index):
+        return _Rows(raw, layout, index, scale, prices)
+
     if not layout.session:
         prices[layout.close] = np.nan
     for at, name in enumerate(layout.wire_names, layout.wire.start):
-        prices[at] = columns[name]
+        prices[at] = raw.columns[name]
     if layout.depth:
-        prices[layout.bid : layout.ask] = columns["bid_prices"].T
-        prices[layout.ask :] = columns["ask_prices"].T
-
-    unknown = index < 0
-    if np.count_nonzero(unknown):
-        _reject(raw, unknown, UNKNOWN_INSTRUMENT, payload, rejected)
-        raw, index, prices = _select(raw, ~unknown), index[~unknown], prices[:, ~unknown]
-    scale = instruments.scale.take(index)
+        prices[layout.bid : layout.ask] = raw.columns["bid_prices"].T
+        prices[layout.ask :] = raw.columns["ask_prices"].T
     wire = prices[layout.wire]
-    lowest = np.minimum.reduce(wire, axis=None, initial=np.inf)
-    if not (lowest >= 0 and np.maximum.reduce(wire, axis=None, initial=0.0) < _SAFE_PRICE):
+    lowest, highest = wire.item(wire.argmin()), wire.item(wire.argmax())  # each is NaN if one is
+    if not (lowest >= 0 and highest < _SAFE_PRICE):
         impossible: NDArray[np.bool_] = np.logical_or.reduce(~(wire >= 0) | ~(np.rint(wire * scale) < _PRICE_LIMIT))
         _reject(raw, impossible, IMPOSSIBLE_PRICE, payload, rejected)
         keep = ~impossible
@@ -350,8 +352,9 @@ def _timed(
     """The rows whose trade time is not in the future, and both of their times; the others are rejected."""
     time = received_us.take(rows.raw.message)
     trade_time = rows.raw.columns["last_trade_time"] * 1_000_000
-    future = trade_time > time + FUTURE_TOLERANCE_US
-    if np.count_nonzero(future):
+    ahead = trade_time - time
+    if ahead.item(ahead.argmax()) > FUTURE_TOLERANCE_US:
+        future = ahead > FUTURE_TOLERANCE_US
         _reject(rows.raw, future, FUTURE_TRADE_TIME, payload, rejected)
         keep = ~future
         time, trade_time = time[keep], trade_time[keep]

@@ -28,8 +28,8 @@ from dhan_pipeline.ticks import DEPTH_LEVELS, NULL_INT, Decoded, Mode, RawTicks,
 Ints = NDArray[np.int64]
 Columns = dict[str, NDArray[Any]]
 
-#: Stand in for the size of what is no packet that can be read.
-HEARTBEAT, TEXT, REJECTED = 0, -1, -2
+#: Stand in for the size of what is no packet that can be read. Like the sizes of packets, they fit a byte.
+HEARTBEAT, TEXT, REJECTED = 0, 1, 2
 
 _CONTROL = {"heartbeat": HEARTBEAT, "text": TEXT}
 
@@ -51,9 +51,8 @@ _COLUMNS = {
 _INDEX_PRICES = {name: name for name in ("instrument_token", *_PRICES) if name != "average_traded_price"}
 _INDEX_FIELDS = {Mode.QUOTE: _INDEX_PRICES, Mode.FULL: _INDEX_PRICES | {"last_trade_time": "exchange_timestamp"}}
 
-#: The depth's columns, each with its field of a level; `_SIDES` says which levels are whose.
-_DEPTH = {"prices": "price", "quantities": "quantity", "orders": "orders"}
-_SIDES = {"bid": slice(DEPTH_LEVELS), "ask": slice(DEPTH_LEVELS, None)}
+#: Fields of a level of depth other than its price, by the names of their columns: of the bids, and of the asks.
+_DEPTH = {"quantity": ("bid_quantities", "ask_quantities"), "orders": ("bid_orders", "ask_orders")}
 
 #: Whether a packet of a length, of 16 bits, can be read.
 _KNOWN = np.zeros(1 << 16, np.bool_)
@@ -73,22 +72,25 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
     may be read-only views of `payload`.
     """
     start, size, message, rejected = split_packets(payload, offsets, text)
-    first = size[:1].tolist()
-    alike = np.count_nonzero(size == first) == len(size)
-    found = set(first if alike else np.unique(size).tolist())
+    kinds = size.astype(np.uint8).tobytes()
+    alike = kinds.count(kinds[:1]) == len(kinds)
     every = np.arange(len(size))
     ticks: list[RawTicks] = []
-    for mode, kinds in _MODES.items():
-        if found.isdisjoint(kinds):
+    for mode, (kind, index_kind) in _MODES.items():
+        if kind not in kinds and index_kind not in kinds:
             continue
         position, starts, sizes, messages = every, start, size, message
         if not alike:
-            position = np.isin(size, kinds).nonzero()[0]
+            position = ((size == kind) | (size == index_kind)).nonzero()[0]
             starts, sizes, messages = start[position], size[position], message[position]
-        rows, index = _rows(payload, starts, sizes, mode)
+        index = _NO_INTS
+        if index_kind != kind and index_kind in kinds:
+            index = (sizes == index_kind).nonzero()[0]
+        rows = _rows(payload, starts, index, mode) if len(index) else _view(payload, starts, kind)
         tokens = rows["instrument_token"].astype(np.int64)
-        ticks.append(RawTicks(mode, position, messages, tokens, _columns(rows, index, mode), starts, sizes))
-    control = {name: (size == kind).nonzero()[0] for name, kind in _CONTROL.items() if kind in found}
+        columns = _columns(rows, tokens, index, mode)
+        ticks.append(RawTicks(mode, position, messages, tokens, columns, starts, sizes))
+    control = {name: (size == kind).nonzero()[0] for name, kind in _CONTROL.items() if kind in kinds}
     return Decoded(payload, message, ticks, _NOTHING, _NOTHING, control, rejected)
 
 
@@ -158,44 +160,48 @@ def _numbers(octets: NDArray[np.uint8], at: Ints) -> Ints:
 def _side_by_side(begin: Ints, count: Ints, size: Ints) -> tuple[Ints, Ints, Ints]:
     """Message, start and size of packets by the size of each; message i begins at `begin[i]` and has `count[i]`."""
     message = np.arange(len(begin)).repeat(count)
-    before = (size + LENGTH_SIZE).cumsum() - size  # bytes of all packets up to this one's, its length included
+    start = (size + LENGTH_SIZE).cumsum() - size  # if each message were nothing but packets, from 0 on
     first = count.cumsum() - count
-    skipped = before.take(first.repeat(count)) - LENGTH_SIZE  # those of earlier messages
-    return message, begin[message] + COUNT_SIZE + before - skipped, size
+    skipped = begin + (COUNT_SIZE + LENGTH_SIZE) - start.take(first, mode="clip") if len(start) else first
+    return message, start + skipped.repeat(count), size
 
 
 def _view(payload: bytes, start: Ints, kind: int) -> NDArray[np.void]:
-    """The packets at `start`, all of one kind, as an array: the payload itself where they are evenly apart."""
+    """The packets at `start`, all of one kind, as an array: the payload itself where they are side by side."""
     dtype = LAYOUTS[kind].dtype
-    step = int(start[1] - start[0]) if len(start) > 1 else kind
-    if np.count_nonzero(start[1:] - start[:-1] == step) == len(start) - 1:
-        return np.ndarray(len(start), dtype, payload, int(start[0]), (step,))
+    first, step = int(start[0]), LENGTH_SIZE + kind
+    if int(start[-1]) - first == (len(start) - 1) * step:
+        return np.ndarray(len(start), dtype, payload, first, (step,))
     # Every place in the payload, seen as a packet that might begin there; indexing copies the chosen ones only.
     windows = np.ndarray((len(payload) - kind + 1,), f"V{kind}", payload, strides=(1,))
     return windows[start].view(dtype)
 
 
-def _rows(payload: bytes, start: Ints, size: Ints, mode: Mode) -> tuple[NDArray[np.void], Ints]:
-    """The packets of a mode, those of indices laid out as the others, and where these are."""
+def _rows(payload: bytes, start: Ints, index: Ints, mode: Mode) -> NDArray[np.void]:
+    """The packets of a mode, those of indices, which are at `index`, laid out as the others."""
     kind, index_kind = _MODES[mode]
-    index = (size == index_kind).nonzero()[0] if index_kind != kind else _NO_INTS
-    if not len(index):
-        return _view(payload, start, kind), index
     rows = np.zeros(len(start), LAYOUTS[kind].dtype)
-    others = (size == kind).nonzero()[0]
+    others = np.delete(np.arange(len(start)), index)
     if len(others):
         rows.view(f"V{kind}")[others] = _view(payload, start[others], kind).view(f"V{kind}")
     packets = _view(payload, start[index], index_kind)
     for name, wire in _INDEX_FIELDS[mode].items():
         rows[name][index] = packets[wire]
-    return rows, index
+    return rows
 
 
-def _columns(rows: NDArray[np.void], index: Ints, mode: Mode) -> Columns:
+def _columns(rows: NDArray[np.void], tokens: Ints, index: Ints, mode: Mode) -> Columns:
     """The columns of the packets of a mode; those at `index` are of an index."""
-    divisor = DIVISOR_TABLE.take(rows["instrument_token"] & 0xFF)
-    prices, quantities = _COLUMNS[mode]
-    columns: Columns = {name: rows[name] / divisor for name in prices}
+    names, quantities = _COLUMNS[mode]
+    bid, ask = len(names), len(names) + DEPTH_LEVELS
+    prices = np.empty((ask + DEPTH_LEVELS if mode is Mode.FULL else bid, len(rows)))
+    for at, name in enumerate(names):
+        prices[at] = rows[name]
+    if mode is Mode.FULL:
+        depth = rows["depth"]
+        prices[bid:] = depth["price"].T
+    prices /= DIVISOR_TABLE.take(tokens & 0xFF)
+    columns: Columns = dict(zip(names, prices, strict=False))
     for name in quantities:
         columns[name] = rows[name]
         if len(index):
@@ -207,8 +213,8 @@ def _columns(rows: NDArray[np.void], index: Ints, mode: Mode) -> Columns:
     time = rows["last_trade_time"].astype(np.int64)
     time[time <= NEVER_TRADED_S] = 0
     columns["last_trade_time"] = time
-    depth = rows["depth"]
-    for name, field in _DEPTH.items():
-        values = depth[field] / divisor[:, None] if name == "prices" else depth[field]
-        columns |= {f"{side}_{name}": values[:, levels] for side, levels in _SIDES.items()}
+    columns["bid_prices"], columns["ask_prices"] = prices[bid:ask].T, prices[ask:].T
+    for field, (of_bids, of_asks) in _DEPTH.items():
+        values = depth[field]
+        columns[of_bids], columns[of_asks] = values[:, :DEPTH_LEVELS], values[:, DEPTH_LEVELS:]
     return columns

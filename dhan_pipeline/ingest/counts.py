@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dhan_pipeline.clock import Clock
 from dhan_pipeline.ingest.latency import LatencyHistogram
@@ -43,18 +44,23 @@ class Counts:
         self.batches += bool(ids)
         for part in stored:
             stretch, enriched = part.stretch, part.enriched
-            new = np.array([block_id in ids for block_id in stretch.block_ids.tolist()])
-            of_new = new.repeat(np.diff(stretch.first_messages))
-            self.latency.add((now_ns - stretch.received_ns[of_new]) / (1e6 * clock.speed))
-            self.packets += int(enriched.packets[new].sum())
-            self.ticks += int(enriched.rows[new].sum())
-            self.state += int(enriched.state[new].sum())
-            self.control += int(enriched.control[new].sum())
-            rejected = [rejection.reason for rejection in enriched.rejected if rejection.block_id in ids]
-            self.rejected += len(rejected)
-            self.reasons.update(rejected)
-            if new.all():  # else some of them were counted when they were stored the first time
+            block_ids = stretch.block_ids.tolist()
+            new: slice | NDArray[np.bool_] = slice(None)
+            of_new = new
+            if ids.issuperset(block_ids):
                 self.kinds.update(enriched.kinds)
+            else:  # some of them were counted when they were stored the first time, and their kinds with them
+                new = np.array([block_id in ids for block_id in block_ids])
+                of_new = new.repeat(np.diff(stretch.first_messages))
+            self.latency.add((now_ns - stretch.received_ns[of_new]) / (1e6 * clock.speed))
+            self.packets += sum(enriched.packets[new].tolist())
+            self.ticks += sum(enriched.rows[new].tolist())
+            self.state += sum(enriched.state[new].tolist())
+            self.control += sum(enriched.control[new].tolist())
+            if enriched.rejected:
+                rejected = [rejection.reason for rejection in enriched.rejected if rejection.block_id in ids]
+                self.rejected += len(rejected)
+                self.reasons.update(rejected)
         if stored:
             self.hours |= {part.hour for part in stored}
             self.committed_through_ns = max(self.committed_through_ns, stored[-1].last_received_ns)

@@ -21,8 +21,7 @@ class LatencyHistogram:
 
     def add(self, latency_ms: NDArray[np.float64]) -> None:
         """Count each latency, in milliseconds."""
-        with np.errstate(divide="ignore"):
-            bins = np.log10(np.maximum(latency_ms, LOWEST_MS) / LOWEST_MS) * BINS_PER_DECADE
+        bins = np.log10(np.maximum(latency_ms, LOWEST_MS) / LOWEST_MS) * BINS_PER_DECADE
         self.counts += np.bincount(np.minimum(bins.astype(np.int64), _BINS - 1), minlength=_BINS)
 
     def percentile(self, percent: float) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhan_pipeline.enrich import DERIVED
-from dhan_pipeline.ticks import COLUMNS, DEPTH_LEVELS, NULL_INT, Kind, Mode, TickBatch
+from dhan_pipeline.ticks import COLUMNS, DEPTH_LEVELS, NULL_INT, Column, Kind, Mode, TickBatch
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # no flags, no extension
 _TRAILER = b"\xff\xff"
@@ -50,12 +50,10 @@ _PLAIN = [column for column in COLUMNS if column.name not in (*DEPTH_PRICES, *DE
 #: Columns of `tick_rows`, in the order of the stream.
 STORED = (*(column.name for column in _PLAIN), "depth")
 
-_VALUES = [(column.name, column.kind, column.required) for column in _PLAIN if column.name != "mode"]
-
 
 @cache
-def _template(mode: Mode, present: frozenset[str]) -> NDArray[np.void]:
-    """One row with everything but the values: its dtype says where they go."""
+def _template(mode: Mode, present: frozenset[str]) -> tuple[NDArray[np.void], list[Column]]:
+    """One row with everything but the values: its dtype says where they go. And the columns that have values."""
     fields: list[tuple[str, Any]] = [("fields", ">i2")]
     constants: dict[str, Any] = {"fields": len(STORED)}
     for column in _PLAIN:
@@ -78,7 +76,7 @@ def _template(mode: Mode, present: frozenset[str]) -> NDArray[np.void]:
     template = np.zeros(1, fields)
     for name, value in constants.items():
         template[name] = value
-    return template
+    return template, [column for column in _PLAIN if column.name in present]
 
 
 def tick_copy(batches: Sequence[TickBatch]) -> bytes:
@@ -93,9 +91,9 @@ def tick_copy(batches: Sequence[TickBatch]) -> bytes:
             groups.setdefault((batch.mode, frozenset(batch.columns)), []).append(batch)
     parts: list[bytearray | memoryview] = []
     for (mode, names), group in groups.items():
-        template = _template(mode, names)
+        template, plain = _template(mode, names)
         for batch in _merged(group):
-            parts.extend(_rows(template, piece) for piece in _pieces(batch))
+            parts.extend(_rows(template, plain, piece) for piece in _pieces(batch))
     return b"".join((_HEADER, *parts, _TRAILER))
 
 
@@ -128,18 +126,17 @@ def _pieces(batch: TickBatch) -> Iterator[TickBatch]:
         yield TickBatch(batch.mode, columns, None if batch.scale is None else batch.scale[some])
 
 
-def _rows(template: NDArray[np.void], batch: TickBatch) -> bytearray | memoryview:
+def _rows(template: NDArray[np.void], plain: list[Column], batch: TickBatch) -> bytearray | memoryview:
     """The bytes of rows, at least one."""
     columns = batch.columns
     laid_out = bytearray(template.tobytes()) * len(batch)
     rows: NDArray[np.void] = np.ndarray(len(batch), template.dtype, laid_out)
     kept = None
-    for name, kind, required in _VALUES:
-        values = columns.get(name)
-        if values is None:
-            continue
-        rows[name] = values - EPOCH_US if kind == "timestamptz" else values
-        if required or values.dtype.kind == "u":
+    for column in plain:
+        name = column.name
+        values = columns[name]
+        rows[name] = values - EPOCH_US if column.kind == "timestamptz" else values
+        if column.required or values.dtype.kind == "u":
             continue
         if values.item(values.argmin()) > NULL_INT:  # it would be NaN if one were
             continue

@@ -121,7 +121,11 @@ class _Places:
 
     def count_all(self, positions: Iterable[Ints]) -> Ints:
         """The sum of their counts."""
-        return sum((self.count(each) for each in positions if len(each)), np.zeros(len(self._block_ids), np.int64))
+        counts = np.zeros(len(self._block_ids), np.int64)
+        for each in positions:
+            if len(each):
+                counts = counts + self.count(each)
+        return counts
 
     def tick_ids(self, position: Ints, counts: Ints) -> Ints:
         """The tick id at each position. `counts`: how many of them are in each block."""
@@ -171,7 +175,7 @@ def enrich(
     if rejected:
         rejected.sort(key=lambda rejection: rejection.position)
     kinds = {str(batch.mode): len(batch) for batch in ticks} | decoded.control
-    kinds |= zip(("previous_close", "open_interest"), map(len, updates), strict=True)
+    kinds["previous_close"], kinds["open_interest"] = map(len, updates)
     return Enriched(
         ticks=ticks,
         rejected=[places.of(rejection) for rejection in rejected],

@@ -215,7 +215,7 @@ def _clean(raw: RawTicks, instruments: InstrumentIndex, payload: bytes, rejected
     """The acceptable ones, with the decimals that the exchange meant, and NaN for no price."""
     layout = _LAYOUTS[raw.mode]
     index = instruments.lookup(raw.instrument_token).astype(np.int64)
-    # Here and below: `item` of `argmin` takes a third of the time of `min`, 0.3 us for a small block.
+    # Here and below: `argmin` takes 0.3 us where `min` takes 1.1, which is 5 % of all for a small block.
     if index.item(index.argmin()) < 0:
         unknown = index < 0
         _reject(raw, unknown, UNKNOWN_INSTRUMENT, payload, rejected)

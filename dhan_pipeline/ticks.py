@@ -117,13 +117,13 @@ class Rejection:
 class RawTicks:
     """Decoded ticks of one mode, as the wire said: zero-copy views where possible, shape (n,) or (n, 5).
 
-    Prices are float32 or float64, not yet rounded; 0 means none. `last_trade_time` is UTC seconds, 0 for never.
+    Prices are float32 or float64, not yet rounded; 0 means none. `last_trade_time` is int64, UTC seconds, 0 for never.
     Names are those of `COLUMNS`; a column that the mode does not carry is absent.
     """
 
     mode: Mode
     position: NDArray[np.int64]
-    """Place among the packets that were decoded together."""
+    """Place among the packets that were decoded together, ascending."""
     message: NDArray[np.int64]
     instrument_token: NDArray[np.int64]
     columns: Mapping[str, NDArray[Any]]
@@ -141,7 +141,7 @@ class StateUpdates:
     """Packets that say something about later ticks of their instrument: open interest, or previous close."""
 
     position: NDArray[np.int64]
-    """Place among the packets that were decoded together."""
+    """Place among the packets that were decoded together, ascending."""
     message: NDArray[np.int64]
     instrument_token: NDArray[np.int64]
     value: NDArray[Any]

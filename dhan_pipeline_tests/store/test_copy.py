@@ -1,4 +1,5 @@
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
@@ -195,6 +196,17 @@ def bits(value: Any) -> Any:
 def test_no_rows_make_an_empty_stream(conn: connection) -> None:
     assert tick_copy([]) == b"PGCOPY\n\xff\r\n\0" + bytes(8) + b"\xff\xff"
     assert stored(conn, []) == []
+
+
+def test_a_batch_without_rows_leaves_no_trace() -> None:
+    rows = [make_row(tick_id, Mode.FULL) for tick_id in range(3)]
+    nothing = [batch_of(rows, mode) for mode in Mode]
+    nothing = [
+        replace(batch, columns={name: values[:0] for name, values in batch.columns.items()}) for batch in nothing
+    ]
+    assert tick_copy(nothing) == tick_copy([])
+    batch = batch_of(rows, Mode.FULL)
+    assert tick_copy([*nothing[:2], batch]) == tick_copy([batch])
 
 
 def test_a_ticker_row_is_these_bytes() -> None:

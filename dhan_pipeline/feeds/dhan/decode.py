@@ -85,6 +85,7 @@ def decode(
     rejected: list[Rejection] = []
     if text is not None and not np.count_nonzero(text):
         text = None
+    # One code that all packets have, or the code of each.
     codes = b"" if text is not None else _code_of_all(payload, start, size)
     if not codes:
         code = _first_bytes(payload, start)
@@ -106,8 +107,8 @@ def decode(
         if alike:
             positions, messages, starts, sizes = position, message, start, size
         else:
-            at = (code == kind).nonzero()[0]
-            positions, messages, starts, sizes = position[at], message[at], start[at], size[at]
+            positions = (code == kind).nonzero()[0]
+            messages, starts, sizes = message[positions], start[positions], size[positions]
         rows = _rows(payload, starts, kind)
         tokens = _SEGMENT_TOKENS.take(rows["exchange_segment"]) + rows["security_id"]
         if kind in _MODES:

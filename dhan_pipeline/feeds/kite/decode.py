@@ -86,7 +86,7 @@ def decode(payload: bytes, offsets: Ints, text: NDArray[np.bool_] | None = None)
         index = _NO_INTS
         if index_kind != kind and index_kind in kinds:
             index = (sizes == index_kind).nonzero()[0]
-        rows = _rows(payload, starts, index, mode) if len(index) else _view(payload, starts, kind)
+        rows = _rows(payload, starts, sizes, index, mode) if len(index) else _view(payload, starts, kind)
         tokens = rows["instrument_token"].astype(np.int64)
         columns = _columns(rows, tokens, index, mode)
         ticks.append(RawTicks(mode, position, messages, tokens, columns, starts, sizes))
@@ -167,21 +167,21 @@ def _side_by_side(begin: Ints, count: Ints, size: Ints) -> tuple[Ints, Ints, Int
 
 
 def _view(payload: bytes, start: Ints, kind: int) -> NDArray[np.void]:
-    """The packets at `start`, all of one kind, as an array: the payload itself where they are side by side."""
+    """The packets at `start`, all of one kind, as an array: the payload itself where they are evenly apart."""
     dtype = LAYOUTS[kind].dtype
-    first, step = int(start[0]), LENGTH_SIZE + kind
-    if int(start[-1]) - first == (len(start) - 1) * step:
-        return np.ndarray(len(start), dtype, payload, first, (step,))
+    step = int(start[1] - start[0]) if len(start) > 1 else kind
+    if np.count_nonzero(start[1:] - start[:-1] == step) == len(start) - 1:
+        return np.ndarray(len(start), dtype, payload, int(start[0]), (step,))
     # Every place in the payload, seen as a packet that might begin there; indexing copies the chosen ones only.
     windows = np.ndarray((len(payload) - kind + 1,), f"V{kind}", payload, strides=(1,))
     return windows[start].view(dtype)
 
 
-def _rows(payload: bytes, start: Ints, index: Ints, mode: Mode) -> NDArray[np.void]:
+def _rows(payload: bytes, start: Ints, size: Ints, index: Ints, mode: Mode) -> NDArray[np.void]:
     """The packets of a mode, those of indices, which are at `index`, laid out as the others."""
     kind, index_kind = _MODES[mode]
     rows = np.zeros(len(start), LAYOUTS[kind].dtype)
-    others = np.delete(np.arange(len(start)), index)
+    others = (size == kind).nonzero()[0]
     if len(others):
         rows.view(f"V{kind}")[others] = _view(payload, start[others], kind).view(f"V{kind}")
     packets = _view(payload, start[index], index_kind)

@@ -113,7 +113,10 @@ class Rejection:
     """The block that it came in; -1 until it is enriched."""
 
 
-@dataclass(frozen=True, slots=True)
+# What follows is made for every block, and so not frozen: that takes 0.1 us a field, 5 % of decoding and enriching 256.
+
+
+@dataclass(slots=True)
 class RawTicks:
     """Decoded ticks of one mode, as the wire said: zero-copy views where possible, shape (n,) or (n, 5).
 
@@ -136,7 +139,7 @@ class RawTicks:
         return len(self.position)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StateUpdates:
     """Packets that say something about later ticks of their instrument: open interest, or previous close."""
 
@@ -154,7 +157,7 @@ class StateUpdates:
         return len(self.position)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoded:
     """Everything a feed made of a block, or of several. `packets = ticks + state + control + rejected`, always."""
 
@@ -181,7 +184,7 @@ class Decoded:
         return {name: len(positions) for name, positions in self.control_positions.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TickBatch:
     """Enriched ticks of one mode: a column of `COLUMNS` each, NULL_INT or NaN where absent.
 
@@ -199,7 +202,7 @@ class TickBatch:
         return len(self.columns["tick_id"])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Enriched:
     """Blocks, ready to be stored: the rows of all, and the counts of each that the ledger keeps, shape (blocks,)."""
 

@@ -27,7 +27,7 @@ _RECEIVED, _CONNECTION, _TEXT, _OFFSETS, _PAYLOAD = 1, 3, 5, 7, 8
 _LENGTH_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would be a third of `join` of one block
 class Stretch:
     """Consecutive blocks of one capture and one hour, with their messages as if they were those of one block.
 

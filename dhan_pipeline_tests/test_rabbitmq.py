@@ -134,7 +134,7 @@ def nobody_commits(database_url: str) -> Iterator[connection]:
 
 IN_THE_MIDDLE = """
 SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO ingest_ledger%%'
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'EXECUTE add_books%%'
 """
 
 

@@ -26,6 +26,7 @@ from psycopg2.extras import execute_batch, execute_values
 
 from benchmarks.material import START_NS, HandClock, Packets, database, instrument_tokens, temporary_dir
 from benchmarks.report import ROUNDS, arguments, publish, take_turns, wrong
+from dhan_pipeline.enrich import derived
 from dhan_pipeline.ingest.process import BlockProcessor
 from dhan_pipeline.journal.reader import JournalReader
 from dhan_pipeline.journal.stretch import joined
@@ -127,8 +128,9 @@ def rows_of(block: StoredBlocks) -> list[Row]:
 
 def _columns(batch: TickBatch) -> list[Sequence[Any]]:
     columns: list[Sequence[Any]] = []
+    stored = {**batch.columns, **derived(batch.columns)}
     for column in COLUMNS:
-        values = batch.columns.get(column.name)
+        values = stored.get(column.name)
         if column.name == "mode":
             columns.append([str(batch.mode)] * len(batch))
         elif values is None:

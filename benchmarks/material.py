@@ -168,7 +168,9 @@ def database(tokens: NDArray[np.int64] | None = None) -> Iterator[Settings]:
             if tokens is not None:
                 _add_instruments(url, tokens)
             # Validated, not read: nothing of the environment changes what is measured.
-            yield Settings.model_validate({"data_dir": folder, "database_url": url, "sessions": "always"})
+            yield Settings.model_validate(
+                {"data_source": "dhan", "data_dir": folder, "database_url": url, "sessions": "always"}
+            )
         finally:
             embedded.stop(folder)
 

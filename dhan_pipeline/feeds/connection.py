@@ -3,7 +3,7 @@
 Receiving is where a capture spends its time, so whole binary frames, which is all that a feed sends at a rate, are cut
 out of the stream here; every other byte (handshake, ping, pong, close, text, fragments) goes to `websockets` untouched.
 Frames of equal size side by side, which a busy feed sends, are cut with one copy. With 200,000 messages a second of 162
-bytes that takes 4 % of a core, against 13 % with picows and 89 % for `async for message in connection`; with 10,000 it
+bytes that takes 3 % of a core, against 14 % with picows and 89 % for `async for message in connection`; with 10,000 it
 takes 2, 2 and 6 % (benchmarks/receive.py).
 """
 

@@ -18,7 +18,7 @@ from dhan_pipeline.sessions import hour_key, hour_start_ns
 
 log = logging.getLogger(__name__)
 
-#: Payload that may wait in memory: half a second at 200k full packets a second, or a minute at 2k.
+#: Payload that may wait in memory: a quarter of a second at 200k full packets a second, or 25 seconds at 2k.
 MEMORY_LIMIT_BYTES = 8 << 20
 
 #: Blocks handed out at once: bounds a transaction, and the memory of a catch-up.

@@ -42,7 +42,7 @@ LEARN_S = 30.0
 _POLL_S = 0.5
 
 #: Transactions of so many messages are stored side by side. That halves the p50 at 200,000 ticks/s, to 26 ms; a smaller
-#: one is over before the next is there, and a thread for it costs a sixth of what it takes here.
+#: one is over before the next is there, and a thread for it costs a fifth of what it takes here.
 _LARGE_MESSAGES = 1500
 
 #: Longest wait of a transaction for the one before it. A server that lets the second go first, and waits for it, gets

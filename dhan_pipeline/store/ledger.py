@@ -289,7 +289,7 @@ def count_redrive(conn: connection, capture: int) -> None:
         )
 
 
-def ledger_hours(conn: connection, first_block_id: int, before_block_id: int) -> list[int]:
+def hours_of_blocks(conn: connection, first_block_id: int, before_block_id: int) -> list[int]:
     """Starts (ns) of the hours that stored blocks from the first id on and below the other lie in, in order."""
     with conn.cursor() as cur:
         cur.execute(

@@ -18,7 +18,7 @@ from dhan_pipeline.journal.block import split_block_id
 from dhan_pipeline.sessions import HOUR_NS, hour_key, parse_hour_key
 from dhan_pipeline.store import differences, digests
 from dhan_pipeline.store.differences import Difference, Differences
-from dhan_pipeline.store.ledger import count_redrive, hour_bounds, last_block, last_ledger_block, ledger_hours
+from dhan_pipeline.store.ledger import count_redrive, hour_bounds, hours_of_blocks, last_block, last_ledger_block
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.store.ticks import Rows, StoredBlocks, copy_rows, rows_of, write_books
 from dhan_pipeline.store.timescale import unpack_without_limit
@@ -144,7 +144,7 @@ def replace_blocks(
     `renew` raises; nothing is changed then.
     """
     capture, _ = split_block_id(first_block_id)
-    starts_ns = ledger_hours(conn, first_block_id, before_block_id)
+    starts_ns = hours_of_blocks(conn, first_block_id, before_block_id)
     conn.commit()
     for start_ns in starts_ns:
         ensure_partitions(conn, start_ns, start_ns + HOUR_NS)
@@ -160,7 +160,7 @@ def replace_blocks(
             if last is not None:
                 rows += _replace_blocks(conn, first, last, renew(first, last), now)
                 # Before the writer waits, for it takes a second a million rows; afterwards the open hour is left.
-                for start_ns in ledger_hours(conn, first, last + 1):
+                for start_ns in hours_of_blocks(conn, first, last + 1):
                     digests.record_redrive(conn, hour_key(start_ns), clock.now())
                 first = last + 1
     return rows
@@ -169,7 +169,7 @@ def replace_blocks(
 def _replace_blocks(conn: connection, first: int, last: int, blocks: Iterable[StoredBlocks], now: datetime) -> int:
     with _rows_ahead(blocks) as new, conn.cursor() as cur:
         unpack_without_limit(cur)
-        for start_ns in ledger_hours(conn, first, last + 1):
+        for start_ns in hours_of_blocks(conn, first, last + 1):
             # Shared: it keeps out who rebuilds the hour, and not the writer, who only adds newer blocks.
             cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
             cur.execute(

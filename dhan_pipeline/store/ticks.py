@@ -24,12 +24,7 @@ from dhan_pipeline.journal.stretch import Stretch
 from dhan_pipeline.sessions import HOUR_NS, hour_key, hour_start_ns
 from dhan_pipeline.store.copy import STORED, tick_copy
 from dhan_pipeline.store.gaps import apply_notes
-from dhan_pipeline.store.ledger import (
-    begin_blocks,
-    last_whole_block,
-    ledger_hours,
-    share_capture,
-)
+from dhan_pipeline.store.ledger import begin_blocks, hours_of_blocks, last_whole_block, share_capture
 from dhan_pipeline.store.partitions import HOUR_LOCK, ensure_partitions, instant
 from dhan_pipeline.store.prepared import prepare
 from dhan_pipeline.store.timescale import unpack_without_limit
@@ -209,7 +204,7 @@ def withdraw_parts(conn: connection, capture: int) -> None:
     first = capture << NUMBER_BITS if whole is None else whole + 1
     before = (capture + 1) << NUMBER_BITS
     with conn, conn.cursor() as cur:
-        for start_ns in ledger_hours(conn, first, before):
+        for start_ns in hours_of_blocks(conn, first, before):
             cur.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (HOUR_LOCK, start_ns // HOUR_NS))
         cur.execute(
             "WITH gone AS (DELETE FROM ingest_ledger WHERE block_id >= %s AND block_id < %s AND parts > 1 RETURNING *) "
